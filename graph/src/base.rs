@@ -1,0 +1,504 @@
+//! The base folder and the description of the model in it.
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    Error,
+    attention::{self, Direction, Site},
+    decompose,
+    facts::{Fact, Facts},
+    inputs::{self, Inputs, RENAMING, Size},
+    onnx::{ModelProto, TensorProto, data_type},
+    wiring::Wiring,
+};
+
+/// The sizes at which a base is walked: they differ in every symbol.
+pub const SIZES: [Size; 2] = [
+    Size {
+        batch: 2,
+        sequence: 7,
+        decoder_sequence: 5,
+        past: 3,
+    },
+    Size {
+        batch: 3,
+        sequence: 11,
+        decoder_sequence: 6,
+        past: 4,
+    },
+];
+
+/// Domain of the base id.
+const BASE_DOMAIN: &[u8] = b"preface-base-v1\0";
+
+/// What kind of language model a base is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Every token sees every token (BERT and its like).
+    Encoder,
+    /// A token sees those before it (GPT-2, Llama and their like).
+    Decoder,
+    /// A decoder that reads an encoder's output (T5 and its like).
+    EncoderDecoder,
+}
+
+/// How a base knows where a token stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PositionRule {
+    /// A learned table of positions.
+    Learned,
+    /// Rotation of queries and keys.
+    Rotary,
+    /// A bias by distance.
+    Relative,
+    /// No sign of any.
+    Unknown,
+}
+
+/// How a soft prompt can enter a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FormKind {
+    /// Rows before the text's embeddings.
+    Embeddings,
+    /// Keys and values before the text's at every layer.
+    KeyValues,
+}
+
+/// Keys and values of one layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerGeometry {
+    /// Heads of the keys and values.
+    pub kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+}
+
+/// What is known of a base model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// Encoder, decoder or both.
+    pub kind: Kind,
+    /// Width of the model.
+    pub hidden: usize,
+    /// Rows of the token-embedding table.
+    pub vocabulary: usize,
+    /// Keys and values of each layer that a prefix joins, in order.
+    pub layers: Vec<LayerGeometry>,
+    /// How positions are known.
+    pub position_rule: PositionRule,
+    /// Tokens that the positions leave room for; `None` where nothing bounds them.
+    pub max_positions: Option<usize>,
+    /// The forms that a prompt can take.
+    pub forms: Vec<FormKind>,
+    /// Numbers in all float tensors.
+    pub parameters: usize,
+    /// Names of the graph's inputs.
+    pub inputs: Inputs,
+    /// The value that heads read: hidden rows `[batch, sequence, hidden]`.
+    pub hidden_rows: String,
+    /// The value with the rows that the embedding Gather looks up.
+    pub embedding_rows: String,
+    /// The initializer that holds the token-embedding table.
+    pub embedding_table: String,
+    /// Every attention site in the order of the graph.
+    pub sites: Vec<Site>,
+    /// SHA-256 of the tensors, 64 hexadecimal digits: DESIGN section 3.
+    pub base_id: String,
+    /// SHA-256 of `tokenizer.json`, 64 hexadecimal digits.
+    pub tokenizer_id: String,
+}
+
+/// A base folder, opened and understood.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// The folder that holds the model and the files beside it.
+    pub folder: PathBuf,
+    /// The model file.
+    pub path: PathBuf,
+    /// The model, its constants hoisted and its composite operators written out.
+    pub model: ModelProto,
+    /// What is known of it.
+    pub description: Description,
+    /// Facts about its values at [`SIZES`].
+    pub facts: Facts,
+    /// The bytes of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+}
+
+impl Base {
+    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either.
+    ///
+    /// # Errors
+    /// When a file is missing or cannot be read, or the model is no language model that takes a soft prompt.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path =
+            find(folder, &["model.onnx", "onnx/model.onnx"]).ok_or_else(|| Error::NoModel {
+                folder: folder.into(),
+            })?;
+        let tokenizer_path = find(folder, &["tokenizer.json", "onnx/tokenizer.json"]);
+        let tokenizer_path = tokenizer_path.ok_or_else(|| Error::NoTokenizer {
+            folder: folder.into(),
+        })?;
+        let tokenizer = read(&tokenizer_path)?;
+        let mut model = read_model(&path)?;
+        let data_folder = path.parent().unwrap_or(folder).to_owned();
+        let base_id = base_id(&model, &data_folder)?;
+        let (description, facts) = describe(
+            &mut model,
+            folder,
+            base_id,
+            hex(&Sha256::digest(&tokenizer)),
+        )?;
+        Ok(Self {
+            folder: data_folder,
+            path,
+            model,
+            description,
+            facts,
+            tokenizer,
+        })
+    }
+}
+
+fn find(folder: &Path, names: &[&str]) -> Option<PathBuf> {
+    let mut paths = names.iter().map(|name| folder.join(name));
+    paths.find(|path| path.is_file())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|source| Error::Read {
+        path: path.into(),
+        source,
+    })
+}
+
+/// Reads an ONNX model; external data stays in its files.
+///
+/// # Errors
+/// When the file cannot be read or is no ONNX model.
+pub fn read_model(path: &Path) -> Result<ModelProto, Error> {
+    let bytes = Bytes::from(read(path)?);
+    let model = ModelProto::decode(bytes).map_err(|source| Error::Decode {
+        path: path.into(),
+        source,
+    })?;
+    if model
+        .graph
+        .as_ref()
+        .is_none_or(|graph| graph.node.is_empty())
+    {
+        return Err(Error::unusable(format!(
+            "{} holds no graph",
+            path.display()
+        )));
+    }
+    Ok(model)
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 over the initializers in the order of their names: name, element type, dimensions and SHA-256 of the
+/// little-endian bytes, each text and list behind its length as a 64-bit little-endian number.
+fn base_id(model: &ModelProto, folder: &Path) -> Result<String, Error> {
+    let graph = model.graph.as_ref();
+    let mut tensors: Vec<&TensorProto> =
+        graph.iter().flat_map(|graph| &graph.initializer).collect();
+    tensors.sort_by_key(|tensor| tensor.name());
+    let mut digest = Sha256::new();
+    digest.update(BASE_DOMAIN);
+    for tensor in tensors {
+        digest.update((tensor.name().len() as u64).to_le_bytes());
+        digest.update(tensor.name());
+        digest.update(tensor.data_type().to_le_bytes());
+        digest.update((tensor.dims.len() as u64).to_le_bytes());
+        tensor
+            .dims
+            .iter()
+            .for_each(|dim| digest.update(dim.to_le_bytes()));
+        digest.update(Sha256::digest(tensor.little_endian(folder)?));
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+fn describe(
+    model: &mut ModelProto,
+    folder: &Path,
+    base_id: String,
+    tokenizer_id: String,
+) -> Result<(Description, Facts), Error> {
+    let opset = model.opset();
+    if let Some(function) = model.functions.first() {
+        let reason = format!(
+            "function {} of the model's own; export with functions inlined",
+            function.name()
+        );
+        return Err(Error::unusable(reason));
+    }
+    let graph = model.graph.get_or_insert_default();
+    decompose::hoist_constants(graph)?;
+    if let Some(node) = graph
+        .node
+        .iter()
+        .find(|node| matches!(node.op_type(), "If" | "Loop" | "Scan"))
+    {
+        return Err(Error::at(
+            node,
+            "control flow that depends on data; export the model without it",
+        ));
+    }
+    let inputs = Inputs::of(&Wiring::of(graph))?;
+    let facts_of = |graph: &crate::onnx::GraphProto| {
+        let wiring = Wiring::of(graph);
+        Facts::of(graph, &SIZES.map(|size| inputs.shapes(&wiring, size)))
+    };
+    let facts = facts_of(graph);
+    decompose::decompose(graph, opset, &facts)?;
+    decompose::loosen_repeats(graph, opset, &facts);
+    let facts = facts_of(graph);
+    let wiring = Wiring::of(graph);
+    let lookups = inputs::lookups(&wiring);
+    let embedding = lookups.iter().find(|lookup| lookup.input == inputs.ids);
+    let embedding = embedding
+        .ok_or_else(|| Error::unusable("no Gather looks token ids up in an embedding table"))?;
+    let [vocabulary, hidden] =
+        [0, 1].map(|axis| usize::try_from(embedding.table.dims[axis]).unwrap_or(0));
+    let embedding_rows = graph.node[embedding.node].output[0].clone();
+    let mut sites = attention::sites(&wiring, &facts, &inputs.past, &SIZES)?;
+    if sites.is_empty() {
+        return Err(Error::unusable(
+            "no attention was found: no Softmax stands between two products of free values",
+        ));
+    }
+    let kind = classify(&wiring, &inputs, &mut sites);
+    let hidden_rows = hidden_rows(&wiring, &facts, &inputs, hidden, kind)?;
+    let parameters = graph
+        .initializer
+        .iter()
+        .filter(|tensor| tensor.data_type() == data_type::FLOAT);
+    let (position_rule, max_positions) =
+        positions(&wiring, &facts, &inputs, &embedding_rows, hidden, folder);
+    let mut description = Description {
+        kind,
+        hidden,
+        vocabulary,
+        layers: Vec::new(),
+        position_rule,
+        max_positions,
+        forms: vec![FormKind::Embeddings, FormKind::KeyValues],
+        parameters: parameters.map(TensorProto::elements).sum(),
+        embedding_table: embedding.table.name().to_owned(),
+        inputs,
+        hidden_rows,
+        embedding_rows,
+        sites,
+        base_id,
+        tokenizer_id,
+    };
+    let geometry = |site: &Site| LayerGeometry {
+        kv_heads: site.kv_heads,
+        head_dim: site.head_dim,
+    };
+    description.layers = description.prefix_sites().map(geometry).collect();
+    Ok((description, facts))
+}
+
+/// Sets the direction of every site and says what kind of model they make.
+fn classify(wiring: &Wiring, inputs: &Inputs, sites: &mut [Site]) -> Kind {
+    let causal = !inputs.past.is_empty() || sites.iter().any(|site| is_causal(wiring, site));
+    for site in sites.iter_mut() {
+        let depends =
+            |value: &str, input: &str| wiring.ancestors(value_name(wiring, value)).contains(input);
+        site.direction = match &inputs.decoder_ids {
+            Some(decoder) if depends(&site.key.value, decoder) => Direction::Decoder,
+            Some(decoder) => match wiring
+                .graph
+                .node
+                .iter()
+                .find(|node| node.label() == site.node)
+            {
+                Some(softmax) if depends(&softmax.output[0], decoder) => Direction::Cross,
+                _ => Direction::Encoder,
+            },
+            None if causal => Direction::Decoder,
+            None => Direction::Encoder,
+        };
+    }
+    match (&inputs.decoder_ids, causal) {
+        (Some(_), _) => Kind::EncoderDecoder,
+        (None, true) => Kind::Decoder,
+        (None, false) => Kind::Encoder,
+    }
+}
+
+fn value_name<'a>(wiring: &Wiring<'a>, value: &str) -> &'a str {
+    wiring.producer(value).map_or("", |node| {
+        let mut outputs = node.output.iter();
+        outputs
+            .find(|output| *output == value)
+            .map_or("", String::as_str)
+    })
+}
+
+/// Whether a mask of `site` compares positions of queries with positions of keys.
+fn is_causal(wiring: &Wiring, site: &Site) -> bool {
+    let readers = site
+        .masks
+        .iter()
+        .filter_map(|mask| wiring.producer(&mask.node)?.input(mask.input));
+    let mut ancestors = HashSet::new();
+    for mask in readers {
+        ancestors.extend(wiring.ancestors(mask));
+    }
+    let counts = |value: &str| {
+        let counted = |name: &&str| {
+            wiring
+                .producer(name)
+                .is_some_and(|node| matches!(node.op_type(), "Range" | "CumSum"))
+        };
+        wiring
+            .ancestors(value_name(wiring, value))
+            .iter()
+            .any(counted)
+    };
+    ancestors
+        .iter()
+        .filter_map(|value| wiring.producer(value))
+        .any(|node| match node.op_type() {
+            "Trilu" => true,
+            "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
+                node.input.iter().all(|input| counts(input))
+            }
+            _ => false,
+        })
+}
+
+/// The hidden rows that heads read: the graph's own output of that shape, else the last such value before it.
+fn hidden_rows(
+    wiring: &Wiring,
+    facts: &Facts,
+    inputs: &Inputs,
+    hidden: usize,
+    kind: Kind,
+) -> Result<String, Error> {
+    let tokens = |size: Size| {
+        if kind == Kind::EncoderDecoder {
+            size.decoder_sequence
+        } else {
+            size.sequence
+        }
+    };
+    let fits = |fact: &Fact| {
+        let expected = SIZES.map(|size| vec![size.batch, tokens(size), hidden as i64]);
+        fact.shapes == expected && fact.is_float()
+    };
+    let outputs = wiring.graph.output.iter().map(|output| output.name());
+    let mut reached = HashSet::new();
+    for output in outputs {
+        if facts.get(output).is_some_and(fits) {
+            return Ok(output.to_owned());
+        }
+        reached.extend(wiring.ancestors(value_name(wiring, output)));
+    }
+    let values = wiring.graph.node.iter().rev().flat_map(|node| &node.output);
+    values
+        .filter(|value| reached.contains(value.as_str()))
+        .find(|value| {
+            facts.get(value).is_some_and(fits)
+                && wiring.ancestors(value).contains(inputs.ids.as_str())
+        })
+        .cloned()
+        .ok_or_else(|| {
+            Error::unusable(format!(
+                "no value of shape [batch, sequence, {hidden}] leads to an output"
+            ))
+        })
+}
+
+fn positions(
+    wiring: &Wiring,
+    facts: &Facts,
+    inputs: &Inputs,
+    embedding_rows: &str,
+    hidden: usize,
+    folder: &Path,
+) -> (PositionRule, Option<usize>) {
+    let token_table = wiring
+        .producer(embedding_rows)
+        .and_then(|node| node.input(0));
+    let tables = wiring.graph.node.iter().filter(|node| {
+        matches!(node.op_type(), "Gather" | "Slice") && node.input(0) != token_table
+    });
+    let rows = tables.filter_map(|node| {
+        let table = wiring.initializer(node.input(0)?)?;
+        let [.., rows, width] = table.dims.as_slice() else {
+            return None;
+        };
+        let learned =
+            *width == hidden as i64 && *rows > 4 && facts.get(&node.output[0])?.rank() >= 2;
+        learned.then(|| rows - skipped_rows(wiring, inputs, node.input(1)))
+    });
+    if let Some(rows) = rows.max() {
+        return (PositionRule::Learned, usize::try_from(rows).ok());
+    }
+    let has = |operator: &str| {
+        wiring
+            .graph
+            .node
+            .iter()
+            .any(|node| node.op_type() == operator)
+    };
+    let rule = if has("Cos") {
+        PositionRule::Rotary
+    } else if has("Log") {
+        PositionRule::Relative
+    } else {
+        PositionRule::Unknown
+    };
+    (rule, configured_positions(folder))
+}
+
+/// Rows of a position table that no token uses: RoBERTa counts positions from the padding id on.
+fn skipped_rows(wiring: &Wiring, inputs: &Inputs, index: Option<&str>) -> i64 {
+    let Some(index) = index.map(|index| value_name(wiring, index)) else {
+        return 0;
+    };
+    let mut compared = wiring.ancestors(index).into_iter().filter_map(|value| {
+        let node = wiring
+            .producer(value)
+            .filter(|node| node.op_type() == "Equal")?;
+        let ids = node
+            .input
+            .iter()
+            .any(|input| wiring.origin(input, RENAMING) == inputs.ids);
+        let mut constants = node
+            .input
+            .iter()
+            .filter_map(|input| wiring.initializer(input)?.numbers(1));
+        ids.then(|| constants.next())?
+    });
+    compared.next().map_or(0, |pad| pad[0] as i64 + 1)
+}
+
+fn configured_positions(folder: &Path) -> Option<usize> {
+    let text = fs::read(folder.join("config.json")).ok()?;
+    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let entry = ["max_position_embeddings", "n_positions"]
+        .iter()
+        .find_map(|key| config.get(key)?.as_u64());
+    usize::try_from(entry?).ok()
+}

@@ -1,0 +1,261 @@
+//! Composite operators written out in primitives, so that sites and gradients have one form to know.
+
+use crate::{
+    Error,
+    builder::{Attribute, Builder},
+    facts::Facts,
+    onnx::{GraphProto, NodeProto, data_type},
+    wiring::Wiring,
+};
+
+/// The most negative finite 32-bit float: what hides a key.
+pub(crate) const HIDDEN: f64 = f32::MIN as f64;
+
+/// Moves the values of `Constant` nodes into initializers, as the TorchScript exporter writes hundreds of them.
+///
+/// # Errors
+/// When a constant is kept in a form that is not a tensor or a list of numbers.
+pub(crate) fn hoist_constants(graph: &mut GraphProto) -> Result<(), Error> {
+    let nodes = std::mem::take(&mut graph.node);
+    for node in nodes {
+        if node.op_type() != "Constant" {
+            graph.node.push(node);
+            continue;
+        }
+        let tensor = constant(&node)
+            .ok_or_else(|| Error::at(&node, "a constant that is no tensor or number"))?;
+        graph.initializer.push(tensor);
+    }
+    Ok(())
+}
+
+fn constant(node: &NodeProto) -> Option<crate::onnx::TensorProto> {
+    use crate::onnx::TensorProto;
+    let name = node.output.first()?;
+    let entry = node.attribute.first()?;
+    Some(match entry.name() {
+        "value" => TensorProto {
+            name: Some(name.clone()),
+            ..entry.t.clone()?
+        },
+        "value_int" => TensorProto::of_ints(name, &[], &[entry.i()]),
+        "value_ints" => TensorProto::of_ints(name, &[entry.ints.len() as i64], &entry.ints),
+        "value_float" => TensorProto::of_floats(name, &[], &[entry.f()]),
+        "value_floats" => TensorProto::of_floats(name, &[entry.floats.len() as i64], &entry.floats),
+        _ => return None,
+    })
+}
+
+/// Writes out ONNX's `RotaryEmbedding` and `Attention` (operator set 23).
+///
+/// # Errors
+/// When one of them is used in a form that has no rule here.
+pub(crate) fn decompose(graph: &mut GraphProto, opset: i64, facts: &Facts) -> Result<(), Error> {
+    let composite = |node: &NodeProto| {
+        matches!(node.op_type(), "RotaryEmbedding" | "Attention") && node.domain().is_empty()
+    };
+    if !graph.node.iter().any(composite) {
+        return Ok(());
+    }
+    let mut builder = Builder::beside(graph, "plain", opset);
+    for node in std::mem::take(&mut graph.node) {
+        match node.op_type() {
+            "RotaryEmbedding" if composite(&node) => rotary_embedding(&mut builder, &node)?,
+            "Attention" if composite(&node) => attention(&mut builder, &node, facts)?,
+            _ => builder.nodes.push(node),
+        }
+    }
+    builder.append_to(graph);
+    Ok(())
+}
+
+/// Rewrites the repetition of key heads for grouped queries (`Unsqueeze`, `Expand`, `Reshape`) so that it takes the
+/// number of tokens from the keys themselves: exporters take it from the ids, which a prefix does not lengthen.
+pub(crate) fn loosen_repeats(graph: &mut GraphProto, opset: i64, facts: &Facts) {
+    let mut builder = Builder::beside(graph, "repeat", opset);
+    let wiring = Wiring::of(graph);
+    let found: Vec<_> = (0..graph.node.len())
+        .filter_map(|index| repeat_at(&wiring, facts, index))
+        .collect();
+    for repeat in found {
+        let wide = builder.ints(&[1, 1, repeat.times, 1, 1]);
+        let flat = builder.ints(&[0, repeat.heads, -1, repeat.head_dim]);
+        graph.node[repeat.expand].input[1] = wide;
+        graph.node[repeat.reshape].input[1] = flat;
+        graph.node[repeat.reshape].attribute.clear();
+    }
+    builder.append_to(graph);
+}
+
+struct Repeat {
+    expand: usize,
+    reshape: usize,
+    times: i64,
+    heads: i64,
+    head_dim: i64,
+}
+
+fn repeat_at(wiring: &Wiring, facts: &Facts, reshape: usize) -> Option<Repeat> {
+    let node = &wiring.graph.node[reshape];
+    let expand = wiring.producer_index(node.input(0)?)?;
+    let unsqueeze = wiring.producer(wiring.graph.node[expand].input(0)?)?;
+    let operators = [
+        node.op_type(),
+        wiring.graph.node[expand].op_type(),
+        unsqueeze.op_type(),
+    ];
+    let wide = facts.get(node.input(0)?).filter(|fact| fact.rank() == 5)?;
+    let flat = facts.get(&node.output[0]).filter(|fact| fact.rank() == 4)?;
+    let (times, heads) = (wide.constant_dim(2)?, flat.constant_dim(1)?);
+    let once = facts.get(&unsqueeze.output[0])?.constant_dim(2)? == 1;
+    let repeats = operators == ["Reshape", "Expand", "Unsqueeze"]
+        && once
+        && wide.constant_dim(1)? * times == heads;
+    repeats.then_some(Repeat {
+        expand,
+        reshape,
+        times,
+        heads,
+        head_dim: flat.constant_dim(3)?,
+    })
+}
+
+/// ONNX RotaryEmbedding-23 with caches `[batch, sequence, head_dim / 2]`: each half of a head is turned by the other.
+fn rotary_embedding(builder: &mut Builder, node: &NodeProto) -> Result<(), Error> {
+    let plain = node.int("interleaved", 0) == 0
+        && node.int("rotary_embedding_dim", 0) == 0
+        && node.input(3).is_none();
+    let (true, [input, cosine, sine, ..]) = (plain, node.input.as_slice()) else {
+        return Err(Error::at(
+            node,
+            "only rotary embeddings of whole heads with caches by position are known",
+        ));
+    };
+    let heads = builder.ints(&[1]);
+    let cosine = builder.apply("Unsqueeze", &[cosine, &heads], &[]);
+    let sine = builder.apply("Unsqueeze", &[sine, &heads], &[]);
+    let (left, right) = (builder.fresh(), builder.fresh());
+    let halves = [
+        ("axis", Attribute::Int(-1)),
+        ("num_outputs", Attribute::Int(2)),
+    ];
+    builder.write("Split", &[input], &[&left, &right], &halves);
+    let product = |builder: &mut Builder, a: &str, b: &str| builder.apply("Mul", &[a, b], &[]);
+    let (a, b) = (
+        product(builder, &left, &cosine),
+        product(builder, &right, &sine),
+    );
+    let first = builder.apply("Sub", &[&a, &b], &[]);
+    let (a, b) = (
+        product(builder, &left, &sine),
+        product(builder, &right, &cosine),
+    );
+    let second = builder.apply("Add", &[&a, &b], &[]);
+    builder.write(
+        "Concat",
+        &[&first, &second],
+        &[&node.output[0]],
+        &[("axis", Attribute::Int(-1))],
+    );
+    Ok(())
+}
+
+/// ONNX Attention-23 on `[batch, heads, tokens, head_dim]`.
+fn attention(builder: &mut Builder, node: &NodeProto, facts: &Facts) -> Result<(), Error> {
+    let known = |index: usize| {
+        node.input(index)
+            .and_then(|name| facts.get(name))
+            .filter(|fact| fact.rank() == 4)
+    };
+    let (Some(query), Some(key)) = (known(0), known(1)) else {
+        return Err(Error::at(
+            node,
+            "queries and keys are not [batch, heads, tokens, head_dim]",
+        ));
+    };
+    let caches = (4..node.input.len()).any(|index| node.input(index).is_some());
+    if caches || node.output.iter().skip(1).any(|name| !name.is_empty()) {
+        return Err(Error::at(
+            node,
+            "attention with a cache of its own is not known",
+        ));
+    }
+    let heads = |fact: &crate::facts::Fact, axis| fact.constant_dim(axis);
+    let (Some(q_heads), Some(kv_heads), Some(head_dim)) =
+        (heads(query, 1), heads(key, 1), heads(key, 3))
+    else {
+        return Err(Error::at(
+            node,
+            "the number of heads or their size is not constant",
+        ));
+    };
+    let data_type = query.data_type;
+    let default_scale = 1.0 / (head_dim as f64).sqrt();
+    let scale = node
+        .attribute("scale")
+        .map_or(default_scale, |entry| f64::from(entry.f()));
+    let repeat = |builder: &mut Builder, name: &str| match q_heads / kv_heads {
+        1 => name.to_owned(),
+        times => repeat_heads(builder, name, times, q_heads, head_dim),
+    };
+    let keys = repeat(builder, &node.input[1]);
+    let values = repeat(builder, &node.input[2]);
+    let scale = builder.scalar(data_type, scale);
+    let scaled = builder.apply("Mul", &[&node.input[0], &scale], &[]);
+    let turned = builder.apply(
+        "Transpose",
+        &[&keys],
+        &[("perm", Attribute::Ints(vec![0, 1, 3, 2]))],
+    );
+    let mut scores = builder.apply("MatMul", &[&scaled, &turned], &[]);
+    let cap = f64::from(node.float("softcap", 0.0));
+    if cap != 0.0 {
+        let cap = builder.scalar(data_type, cap);
+        scores = builder.apply("Div", &[&scores, &cap], &[]);
+        scores = builder.apply("Tanh", &[&scores], &[]);
+        scores = builder.apply("Mul", &[&scores, &cap], &[]);
+    }
+    if let Some(mask) = node.input(3) {
+        let truth = facts
+            .get(mask)
+            .is_some_and(|fact| fact.data_type == data_type::BOOL);
+        let hidden = builder.scalar(data_type, HIDDEN);
+        scores = match truth {
+            true => builder.apply("Where", &[mask, &scores, &hidden], &[]),
+            false => builder.apply("Add", &[&scores, mask], &[]),
+        };
+    }
+    if node.int("is_causal", 0) == 1 {
+        let causal = causal_mask(builder, &node.input[0], data_type);
+        scores = builder.apply("Add", &[&scores, &causal], &[]);
+    }
+    let weights = builder.apply("Softmax", &[&scores], &[("axis", Attribute::Int(-1))]);
+    builder.write("MatMul", &[&weights, &values], &[&node.output[0]], &[]);
+    Ok(())
+}
+
+fn repeat_heads(
+    builder: &mut Builder,
+    name: &str,
+    times: i64,
+    q_heads: i64,
+    head_dim: i64,
+) -> String {
+    let axis = builder.ints(&[2]);
+    let wide = builder.apply("Unsqueeze", &[name, &axis], &[]);
+    let shape = builder.ints(&[1, 1, times, 1, 1]);
+    let wide = builder.apply("Expand", &[&wide, &shape], &[]);
+    let shape = builder.ints(&[0, q_heads, -1, head_dim]);
+    builder.apply("Reshape", &[&wide, &shape], &[])
+}
+
+/// `[tokens, tokens]`: 0 up to the diagonal, hidden above it.
+fn causal_mask(builder: &mut Builder, query: &str, data_type: i32) -> String {
+    let shape = builder.apply("Shape", &[query], &[]);
+    let axis = builder.ints(&[2, 2]);
+    let square = builder.apply("Gather", &[&shape, &axis], &[]);
+    let hidden = builder.scalar(data_type, HIDDEN);
+    let full = builder.apply("Expand", &[&hidden, &square], &[]);
+    let above = builder.scalar(data_type::INT64, 1.0);
+    builder.apply("Trilu", &[&full, &above], &[("upper", Attribute::Int(1))])
+}

@@ -1,0 +1,176 @@
+//! The base as the runtime serves it: one row at a time, embeddings and prefix as inputs.
+
+use crate::{
+    Base, Error, Kind,
+    builder::Builder,
+    onnx::{ModelProto, ValueInfoProto, data_type},
+    splice::{self, Prefix},
+};
+
+/// A graph of one row whose embedding rows and prefixes are inputs, and whose output is the hidden rows.
+///
+/// Dimensions: 1, `sequence` (prompt slots and text) and `prefix` (rows of a key-values prompt; 0 without one).
+#[derive(Clone, Debug)]
+pub struct ServingGraph {
+    /// The model; its tensors are inline.
+    pub model: ModelProto,
+    /// Name of the initializer with the token-embedding table `[vocabulary, hidden]`; kept among the initializers
+    /// even where no node reads it.
+    pub embedding: String,
+    /// Names of the inputs.
+    pub inputs: ServingInputs,
+    /// Name of the output: hidden rows `[1, sequence, hidden]`.
+    pub output: String,
+}
+
+/// Names of a serving graph's inputs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServingInputs {
+    /// f32 `[1, sequence, hidden]`.
+    pub embeddings: String,
+    /// i64 `[1, sequence]`, where the graph still reads ids.
+    pub ids: Option<String>,
+    /// i64 `[1, sequence]`: 1 for every token; the prefix is not counted.
+    pub mask: Option<String>,
+    /// i64 `[1, sequence]`.
+    pub token_types: Option<String>,
+    /// i64 `[1, sequence]`.
+    pub positions: Option<String>,
+    /// The prefix of each layer, in order.
+    pub prefixes: Vec<PrefixInputs>,
+}
+
+/// One layer's prefix: two f32 inputs `[1, kv_heads, prefix, head_dim]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefixInputs {
+    /// Name of the keys.
+    pub key: String,
+    /// Name of the values.
+    pub value: String,
+    /// Heads of the keys and values.
+    pub kv_heads: usize,
+    /// Elements of one head.
+    pub head_dim: usize,
+}
+
+impl Base {
+    /// The base as the runtime serves it.
+    ///
+    /// # Errors
+    /// When external data cannot be read, or the base is an encoder-decoder.
+    pub fn serving_graph(&self) -> Result<ServingGraph, Error> {
+        let description = &self.description;
+        if description.kind == Kind::EncoderDecoder {
+            return Err(Error::unusable(
+                "the runtime serves encoders and decoders; this is an encoder-decoder",
+            ));
+        }
+        let mut model = self.model.clone();
+        let opset = model.opset();
+        let graph = model.graph.get_or_insert_default();
+        for tensor in graph
+            .initializer
+            .iter_mut()
+            .filter(|tensor| tensor.is_external())
+        {
+            tensor.raw_data = Some(tensor.little_endian(&self.folder)?);
+            tensor.external_data.clear();
+            tensor.data_location = None;
+        }
+        let table = graph.initializer(&description.embedding_table).cloned();
+        splice::cut_embedding(graph, description)?;
+        let mut names = Builder::beside(graph, "served", opset);
+        let mut layers = Vec::new();
+        for geometry in &description.layers {
+            let (kv_heads, head_dim) = (geometry.kv_heads, geometry.head_dim);
+            layers.push(PrefixInputs {
+                key: names.fresh(),
+                value: names.fresh(),
+                kv_heads,
+                head_dim,
+            });
+        }
+        let prefixes: Vec<Prefix> = layers
+            .iter()
+            .map(|layer| Prefix {
+                key: layer.key.clone(),
+                value: layer.value.clone(),
+            })
+            .collect();
+        splice::join_prefix(graph, opset, description, &self.facts, &prefixes)?;
+        let hidden = description.hidden.to_string();
+        declare_inputs(graph, self, &layers, &hidden);
+        let output = ValueInfoProto::tensor(
+            &description.hidden_rows,
+            data_type::FLOAT,
+            &["1", "sequence", &hidden],
+        );
+        splice::prune(graph, vec![output]);
+        if graph.initializer(&description.embedding_table).is_none() {
+            graph.initializer.extend(table);
+        }
+        let kept = |name: &Option<String>| {
+            let input = name.clone()?;
+            graph
+                .input
+                .iter()
+                .any(|entry| entry.name() == input)
+                .then_some(input)
+        };
+        let inputs = ServingInputs {
+            embeddings: description.embedding_rows.clone(),
+            ids: kept(&Some(description.inputs.ids.clone())),
+            mask: kept(&description.inputs.mask),
+            token_types: kept(&description.inputs.token_types),
+            positions: kept(&description.inputs.positions),
+            prefixes: layers,
+        };
+        Ok(ServingGraph {
+            embedding: description.embedding_table.clone(),
+            output: description.hidden_rows.clone(),
+            inputs,
+            model,
+        })
+    }
+}
+
+fn declare_inputs(
+    graph: &mut crate::onnx::GraphProto,
+    base: &Base,
+    layers: &[PrefixInputs],
+    hidden: &str,
+) {
+    let description = &base.description;
+    graph.input.retain(|input| {
+        !description
+            .inputs
+            .past
+            .iter()
+            .any(|past| past == input.name())
+    });
+    for input in &mut graph.input {
+        let element = input
+            .tensor_type()
+            .map_or(data_type::INT64, |tensor| tensor.elem_type());
+        *input = ValueInfoProto::tensor(input.name(), element, &["1", "sequence"]);
+    }
+    let rows = ValueInfoProto::tensor(
+        &description.embedding_rows,
+        data_type::FLOAT,
+        &["1", "sequence", hidden],
+    );
+    graph.input.push(rows);
+    for layer in layers {
+        let dims = [
+            "1",
+            &layer.kv_heads.to_string(),
+            "prefix",
+            &layer.head_dim.to_string(),
+        ];
+        for name in [&layer.key, &layer.value] {
+            graph
+                .input
+                .push(ValueInfoProto::tensor(name, data_type::FLOAT, &dims));
+        }
+    }
+}

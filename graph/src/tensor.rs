@@ -1,0 +1,259 @@
+//! The numbers in a tensor, wherever the format keeps them.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Component, Path},
+};
+
+use bytes::Bytes;
+
+use crate::{
+    Error,
+    onnx::{TensorProto, data_type},
+};
+
+const EXTERNAL: i32 = 1;
+
+/// Bytes of one element of `data_type`; `None` for types that are packed or of variable size.
+pub fn element_bytes(data_type: i32) -> Option<usize> {
+    Some(match data_type {
+        data_type::BOOL | data_type::INT8 | data_type::UINT8 => 1,
+        data_type::FLOAT16 | data_type::BFLOAT16 => 2,
+        data_type::FLOAT | data_type::INT32 => 4,
+        data_type::INT64 | data_type::DOUBLE => 8,
+        _ => return None,
+    })
+}
+
+impl TensorProto {
+    /// A tensor of 64-bit integers.
+    pub fn of_ints(name: &str, dims: &[i64], values: &[i64]) -> Self {
+        let raw = values.iter().flat_map(|value| value.to_le_bytes());
+        Self::of_raw(name, data_type::INT64, dims, raw.collect())
+    }
+
+    /// A tensor of 32-bit floats.
+    pub fn of_floats(name: &str, dims: &[i64], values: &[f32]) -> Self {
+        let raw = values.iter().flat_map(|value| value.to_le_bytes());
+        Self::of_raw(name, data_type::FLOAT, dims, raw.collect())
+    }
+
+    /// A tensor of little-endian bytes.
+    pub fn of_raw(name: &str, data_type: i32, dims: &[i64], raw: Vec<u8>) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            data_type: Some(data_type),
+            dims: dims.to_vec(),
+            raw_data: Some(raw.into()),
+            ..Self::default()
+        }
+    }
+
+    /// The number of elements.
+    pub fn elements(&self) -> usize {
+        let product = self.dims.iter().map(|&dim| dim.max(0) as usize);
+        product.product()
+    }
+
+    /// Whether the numbers lie in a file beside the model.
+    pub fn is_external(&self) -> bool {
+        self.data_location() == EXTERNAL
+    }
+
+    /// The elements as little-endian bytes, read from beside the model in `folder` where they lie there.
+    ///
+    /// # Errors
+    /// When the data is missing, has the wrong length, or lies outside `folder`.
+    pub fn little_endian(&self, folder: &Path) -> Result<Bytes, Error> {
+        let bytes = if self.is_external() {
+            self.read_external(folder)?
+        } else if let Some(raw) = &self.raw_data {
+            raw.clone()
+        } else {
+            self.typed_bytes()
+        };
+        let expected = element_bytes(self.data_type()).map(|size| size * self.elements());
+        if expected.is_some_and(|expected| expected != bytes.len()) {
+            return Err(self.error(format!(
+                "{} bytes of data for shape {:?}",
+                bytes.len(),
+                self.dims
+            )));
+        }
+        Ok(bytes)
+    }
+
+    /// The elements as 32-bit floats.
+    ///
+    /// # Errors
+    /// When the data cannot be read or the element type is not FLOAT.
+    pub fn floats(&self, folder: &Path) -> Result<Vec<f32>, Error> {
+        if self.data_type() != data_type::FLOAT {
+            return Err(self.error(format!("element type {} is not float", self.data_type())));
+        }
+        let bytes = self.little_endian(folder)?;
+        Ok(bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|&chunk| f32::from_le_bytes(chunk))
+            .collect())
+    }
+
+    /// The elements as numbers, for small tensors that lie in the model itself.
+    pub fn numbers(&self, at_most: usize) -> Option<Vec<f64>> {
+        if self.elements() > at_most || self.is_external() {
+            return None;
+        }
+        let bytes = self.little_endian(Path::new("")).ok()?;
+        Some(match self.data_type() {
+            data_type::BOOL | data_type::UINT8 => {
+                bytes.iter().map(|&byte| f64::from(byte)).collect()
+            }
+            data_type::FLOAT => each(&bytes, |chunk| f64::from(f32::from_le_bytes(chunk))),
+            data_type::DOUBLE => each(&bytes, f64::from_le_bytes),
+            data_type::INT32 => each(&bytes, |chunk| f64::from(i32::from_le_bytes(chunk))),
+            data_type::INT64 => each(&bytes, |chunk| i64::from_le_bytes(chunk) as f64),
+            _ => return None,
+        })
+    }
+
+    fn typed_bytes(&self) -> Bytes {
+        let narrow = element_bytes(self.data_type()).unwrap_or(4).min(4);
+        let ints = self.int32_data.iter();
+        let mut bytes: Vec<u8> = ints
+            .flat_map(|value| value.to_le_bytes().into_iter().take(narrow))
+            .collect();
+        bytes.extend(self.float_data.iter().flat_map(|value| value.to_le_bytes()));
+        bytes.extend(
+            self.double_data
+                .iter()
+                .flat_map(|value| value.to_le_bytes()),
+        );
+        bytes.extend(self.int64_data.iter().flat_map(|value| value.to_le_bytes()));
+        bytes.into()
+    }
+
+    fn read_external(&self, folder: &Path) -> Result<Bytes, Error> {
+        let entry = |key: &str| {
+            let mut entries = self.external_data.iter();
+            entries
+                .find(|entry| entry.key() == key)
+                .map(|entry| entry.value())
+        };
+        let number = |key: &str| match entry(key) {
+            None => Ok(None),
+            Some(text) => text
+                .parse::<u64>()
+                .map(Some)
+                .map_err(|_| self.error(format!("{key} {text} is not a number"))),
+        };
+        let location = entry("location")
+            .ok_or_else(|| self.error("external data without a location".into()))?;
+        if !Path::new(location)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        {
+            return Err(self.error(format!(
+                "external data {location} lies outside the model's folder"
+            )));
+        }
+        let path = folder.join(location);
+        let failed = |source| Error::Read {
+            path: path.clone(),
+            source,
+        };
+        let mut file = File::open(&path).map_err(failed)?;
+        file.seek(SeekFrom::Start(number("offset")?.unwrap_or(0)))
+            .map_err(failed)?;
+        let rest = file.metadata().map_err(failed)?.len();
+        let mut bytes = Vec::new();
+        file.take(number("length")?.unwrap_or(rest))
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
+        Ok(bytes.into())
+    }
+
+    fn error(&self, reason: String) -> Error {
+        Error::Tensor {
+            tensor: self.name().to_owned(),
+            reason,
+        }
+    }
+}
+
+fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&chunk| number(chunk))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::StringStringEntryProto;
+
+    fn external(entries: &[(&str, &str)]) -> TensorProto {
+        let entry = |&(key, value): &(&str, &str)| StringStringEntryProto {
+            key: Some(key.into()),
+            value: Some(value.into()),
+        };
+        TensorProto {
+            name: Some("w".into()),
+            dims: vec![2],
+            data_type: Some(data_type::FLOAT),
+            data_location: Some(EXTERNAL),
+            external_data: entries.iter().map(entry).collect(),
+            ..TensorProto::default()
+        }
+    }
+
+    #[test]
+    fn external_data_is_read_at_its_offset() {
+        let folder = tempfile::tempdir().unwrap();
+        let values: Vec<u8> = [9f32, 1.5, -2.0, 7.0]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        std::fs::write(folder.path().join("w.bin"), values).unwrap();
+        let tensor = external(&[("location", "w.bin"), ("offset", "4"), ("length", "8")]);
+        assert_eq!(tensor.floats(folder.path()).unwrap(), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn external_data_stays_inside_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for location in ["../w.bin", "/etc/passwd"] {
+            let error = external(&[("location", location)])
+                .floats(folder.path())
+                .unwrap_err();
+            assert!(
+                error.to_string().contains("outside the model's folder"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn numbers_of_every_storage() {
+        let int32 = TensorProto {
+            dims: vec![2],
+            data_type: Some(data_type::BOOL),
+            int32_data: vec![1, 0],
+            ..TensorProto::default()
+        };
+        assert_eq!(int32.numbers(8), Some(vec![1.0, 0.0]));
+        assert_eq!(
+            TensorProto::of_ints("i", &[1], &[-3]).numbers(8),
+            Some(vec![-3.0])
+        );
+        assert_eq!(
+            TensorProto::of_floats("f", &[2], &[0.5, 2.0]).numbers(1),
+            None
+        );
+    }
+}
