@@ -1,0 +1,302 @@
+//! Every rule against central differences.
+
+use std::path::Path;
+
+use preface_graph::{
+    facts::Facts,
+    onnx::{ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type},
+    splice,
+};
+
+use super::*;
+use crate::engine::{Array, Library, Session, tests::library};
+
+const OPSET: i64 = 23;
+
+#[test]
+fn the_table_is_sorted_and_every_flow_is_checked() {
+    for pair in RULES.windows(2) {
+        assert!(
+            pair[0].operator < pair[1].operator,
+            "{} {}",
+            pair[0].operator,
+            pair[1].operator
+        );
+    }
+    for rule in RULES {
+        let checked = !rule.checks.is_empty() || rule.operator == "Dropout";
+        assert!(
+            checked == matches!(rule.gradient, Gradient::Flows(_)) || rule.operator == "Dropout",
+            "{}",
+            rule.operator
+        );
+    }
+}
+
+#[test]
+fn every_rule_agrees_with_central_differences() {
+    let library = library();
+    for rule in RULES {
+        for (index, check) in rule.checks.iter().enumerate() {
+            let error = largest_error(&library, rule.operator, check);
+            assert!(error < 3e-3, "{} check {index}: {error}", rule.operator);
+        }
+    }
+}
+
+#[test]
+fn an_operator_without_a_rule_is_named() {
+    let mut graph = GraphProto::default();
+    let mut forward = Builder::beside(&graph, "f", OPSET);
+    let output = forward.apply("Det", &["x"], &[]);
+    forward.append_to(&mut graph);
+    let mut builder = Builder::beside(&graph, "g", OPSET);
+    let seeds = [(output, "dy".to_owned())];
+    let error = backward(
+        &mut graph,
+        &Facts::default(),
+        &mut builder,
+        &seeds,
+        &["x".into()],
+    )
+    .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "node f/Det/1: operator Det has no gradient rule"
+    );
+}
+
+/// Numbers that repeat nowhere and avoid the kinks of piecewise operators.
+fn values(count: usize, salt: f32, positive: bool) -> Vec<f32> {
+    let value = |index: usize| (1.7 * index as f32 + salt).sin();
+    (0..count)
+        .map(|index| {
+            if positive {
+                1.2 + 0.7 * value(index)
+            } else {
+                value(index)
+            }
+        })
+        .collect()
+}
+
+struct Bench {
+    graph: GraphProto,
+    feeds: Vec<(String, Array)>,
+    free: Vec<String>,
+    shapes: HashMap<String, Vec<i64>>,
+}
+
+fn bench(operator: &str, check: &Check) -> Bench {
+    let mut bench = Bench {
+        graph: GraphProto::default(),
+        feeds: vec![],
+        free: vec![],
+        shapes: HashMap::new(),
+    };
+    let mut inputs = Vec::new();
+    for (index, operand) in check.inputs.iter().enumerate() {
+        let name = format!("x{index}");
+        match *operand {
+            Operand::Free(shape) | Operand::Positive(shape) | Operand::Fixed(shape) => {
+                let positive = matches!(operand, Operand::Positive(_));
+                let count = shape.iter().product::<i64>() as usize;
+                let dims: Vec<String> = shape.iter().map(i64::to_string).collect();
+                let dims: Vec<&str> = dims.iter().map(String::as_str).collect();
+                bench
+                    .graph
+                    .input
+                    .push(ValueInfoProto::tensor(&name, data_type::FLOAT, &dims));
+                bench.feeds.push((
+                    name.clone(),
+                    Array::Floats(shape.to_vec(), values(count, index as f32 + 0.3, positive)),
+                ));
+                bench.shapes.insert(name.clone(), shape.to_vec());
+                if !matches!(operand, Operand::Fixed(_)) {
+                    bench.free.push(name.clone());
+                }
+            }
+            Operand::Number(number) => {
+                bench
+                    .graph
+                    .initializer
+                    .push(TensorProto::of_floats(&name, &[], &[number]))
+            }
+            Operand::Ints(list) => bench.graph.initializer.push(TensorProto::of_ints(
+                &name,
+                &[list.len() as i64],
+                list,
+            )),
+            Operand::Table(shape, list) => bench
+                .graph
+                .initializer
+                .push(TensorProto::of_ints(&name, shape, list)),
+            Operand::Truth(shape, list) => {
+                let raw = list.iter().map(|&truth| u8::from(truth)).collect();
+                bench.graph.initializer.push(TensorProto::of_raw(
+                    &name,
+                    data_type::BOOL,
+                    shape,
+                    raw,
+                ));
+            }
+            Operand::Absent => {}
+        }
+        inputs.push(if matches!(operand, Operand::Absent) {
+            String::new()
+        } else {
+            name
+        });
+    }
+    let attributes: Vec<(&str, Attribute)> = check
+        .attributes
+        .iter()
+        .map(|(name, value)| (*name, attribute(*value)))
+        .collect();
+    let outputs: Vec<String> = (0..check.outputs)
+        .map(|index| format!("y{index}"))
+        .collect();
+    let mut builder = Builder::beside(&bench.graph, "f", OPSET);
+    let names: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let output_names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+    builder.write(operator, &names, &output_names, &attributes);
+    builder.append_to(&mut bench.graph);
+    bench
+}
+
+fn attribute(setting: Setting) -> Attribute {
+    match setting {
+        Setting::Int(value) => Attribute::Int(value),
+        Setting::Float(value) => Attribute::Float(value),
+        Setting::Ints(values) => Attribute::Ints(values.to_vec()),
+        Setting::Text(text) => Attribute::Text(text),
+    }
+}
+
+/// The largest difference between rule and central difference, relative to the largest gradient.
+fn largest_error(library: &Library, operator: &str, check: &Check) -> f64 {
+    let mut bench = bench(operator, check);
+    let facts = Facts::of(&bench.graph, std::slice::from_ref(&bench.shapes));
+    let outputs: Vec<String> = (0..check.outputs)
+        .map(|index| format!("y{index}"))
+        .collect();
+    let mut weights = Vec::new();
+    for output in &outputs {
+        let fact = facts
+            .get(output)
+            .unwrap_or_else(|| panic!("{operator} has no shape rule"));
+        let shape = fact.shapes[0].clone();
+        let dims: Vec<String> = shape.iter().map(i64::to_string).collect();
+        let dims: Vec<&str> = dims.iter().map(String::as_str).collect();
+        let name = format!("d{output}");
+        bench
+            .graph
+            .input
+            .push(ValueInfoProto::tensor(&name, data_type::FLOAT, &dims));
+        let count = shape.iter().product::<i64>() as usize;
+        weights.push((name, Array::Floats(shape, values(count, 9.1, false))));
+    }
+    let seeds: Vec<(String, String)> = outputs
+        .iter()
+        .map(|output| (output.clone(), format!("d{output}")))
+        .collect();
+    let mut builder = Builder::beside(&bench.graph, "g", OPSET);
+    let gradients = backward(&mut bench.graph, &facts, &mut builder, &seeds, &bench.free).unwrap();
+    builder.append_to(&mut bench.graph);
+    let names = outputs.iter().chain(&gradients);
+    let declared = names.map(|name| ValueInfoProto {
+        name: Some(name.clone()),
+        ..ValueInfoProto::default()
+    });
+    splice::prune(&mut bench.graph, declared.collect());
+    let mut session = session(library, bench.graph.clone());
+    let needed = |name: &str| bench.graph.input.iter().any(|input| input.name() == name);
+    bench.feeds.retain(|(name, _)| needed(name));
+    let fed_weights: Vec<_> = weights
+        .iter()
+        .filter(|(name, _)| needed(name))
+        .cloned()
+        .collect();
+    let exact = run(&mut session, &bench.feeds, &fed_weights);
+    let mut worst: f64 = 0.0;
+    for (index, free) in bench.free.iter().enumerate() {
+        let gradient = &exact[outputs.len() + index];
+        let scale = gradient
+            .iter()
+            .fold(1e-3, |most: f64, value| most.max(f64::from(value.abs())));
+        for element in 0..gradient.len() {
+            let numeric = difference(
+                &mut session,
+                &bench.feeds,
+                &weights,
+                &fed_weights,
+                free,
+                element,
+            );
+            worst = worst.max((numeric - f64::from(gradient[element])).abs() / scale);
+        }
+    }
+    worst
+}
+
+/// `(L(x + h) - L(x - h)) / 2h` for `L = sum(weights * outputs)` along one element.
+fn difference(
+    session: &mut Session,
+    feeds: &[(String, Array)],
+    weights: &[(String, Array)],
+    fed: &[(String, Array)],
+    free: &str,
+    element: usize,
+) -> f64 {
+    const STEP: f32 = 4e-3;
+    let mut loss_at = |step: f32| {
+        let mut moved = feeds.to_vec();
+        for (_, array) in moved.iter_mut().filter(|(name, _)| name == free) {
+            if let Array::Floats(_, values) = array {
+                values[element] += step;
+            }
+        }
+        let outputs = run(session, &moved, fed);
+        let sums = weights.iter().zip(outputs).map(|((_, weights), output)| {
+            let weights = weights.clone().into_floats().unwrap();
+            weights
+                .iter()
+                .zip(output)
+                .map(|(weight, value)| f64::from(*weight) * f64::from(value))
+                .sum::<f64>()
+        });
+        sums.sum::<f64>()
+    };
+    (loss_at(STEP) - loss_at(-STEP)) / (2.0 * f64::from(STEP))
+}
+
+fn run(
+    session: &mut Session,
+    feeds: &[(String, Array)],
+    weights: &[(String, Array)],
+) -> Vec<Vec<f32>> {
+    let all: Vec<(&str, &Array)> = feeds
+        .iter()
+        .chain(weights)
+        .map(|(name, array)| (name.as_str(), array))
+        .collect();
+    let outputs = session.run(&all).unwrap();
+    outputs
+        .into_iter()
+        .map(|output| output.into_floats().unwrap())
+        .collect()
+}
+
+fn session(library: &Library, graph: GraphProto) -> Session {
+    let set = |domain: &str, version| OperatorSetIdProto {
+        domain: Some(domain.into()),
+        version: Some(version),
+    };
+    let model = ModelProto {
+        ir_version: Some(10),
+        opset_import: vec![set("", OPSET), set("com.microsoft", 1)],
+        graph: Some(graph),
+        ..ModelProto::default()
+    };
+    library.session(&model, Path::new(""), 1).unwrap()
+}

@@ -1,0 +1,93 @@
+//! What can go wrong while a prompt is trained.
+
+use std::path::PathBuf;
+
+/// Why training, evaluating or checking failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The base model.
+    #[error(transparent)]
+    Graph(#[from] preface_graph::Error),
+    /// An operator between the prompt and the loss has no gradient rule.
+    #[error("node {node}: operator {operator} has no gradient rule")]
+    NoRule {
+        /// The operator.
+        operator: String,
+        /// The node.
+        node: String,
+    },
+    /// Nothing connects a trainable value with the loss.
+    #[error("no gradient reaches {value}")]
+    NoGradient {
+        /// The value.
+        value: String,
+    },
+    /// `libonnxruntime` cannot be used.
+    #[error(
+        "cannot load {library}: {reason}; install the PyPI package onnxruntime (1.22 or newer) and set ORT_DYLIB_PATH to its capi/libonnxruntime.so.*, or pass --onnxruntime"
+    )]
+    Library {
+        /// What was tried.
+        library: String,
+        /// Why it failed.
+        reason: String,
+    },
+    /// ONNX Runtime refused a graph or failed to run it.
+    #[error("onnxruntime: {0}")]
+    Engine(String),
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}; free some space or choose another place with -o")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A line of a data file is not an example.
+    #[error("{path}, line {line}: {reason}")]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A text leaves no room for the prompt.
+    #[error(
+        "{path}, line {line}: {tokens} tokens, but the base's positions leave room for {room}; shorten the text or pass --truncate"
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens that there is room for.
+        room: usize,
+    },
+    /// The tokenizer cannot be used.
+    #[error("tokenizer.json: {0}")]
+    Tokenizer(String),
+    /// A file of an adapter folder does not fit.
+    #[error("{path}: {reason}")]
+    Adapter {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The options contradict the base or each other.
+    #[error("{0}")]
+    Options(String),
+}

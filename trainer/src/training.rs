@@ -1,0 +1,415 @@
+//! The training loop.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use preface_graph::{Base, FormKind, Kind};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+
+use crate::{
+    Error,
+    adapter::{Adapter, Card, HeadCard, Probe, Receipt, TokenBudget},
+    batch::{Batch, Encoded, Overlength, encode, room},
+    data::Dataset,
+    engine::{Library, Session},
+    evaluation::{Evaluation, Evaluator, Prediction, named},
+    form::{Form, Prompt},
+    heads::{Head, HeadSize, Pooling, head},
+    methods::{Method, method},
+    optimizer::{AdamW, Group, clip, schedule},
+    seedbed::{Seedbed, below},
+    step::{Purpose, Step},
+    tokens::Tokens,
+};
+
+/// Largest Euclidean norm of a step's gradient.
+const CLIP: f32 = 1.0;
+/// Batches among which rows are sorted by length, so that little is padded.
+const BUCKET: usize = 8;
+/// Examples that a bundle carries to prove itself on a device.
+const PROBES: usize = 4;
+
+/// What to train, and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Name of the method.
+    pub method: String,
+    /// Virtual tokens.
+    pub tokens: usize,
+    /// Name of the head.
+    pub head: String,
+    /// Which rows the head reads.
+    pub pooling: Pooling,
+    /// Passes over the training data.
+    pub epochs: usize,
+    /// Rows a step.
+    pub batch: usize,
+    /// Peak learning rate of the prompt; the method's own where `None`.
+    pub learning_rate: Option<f32>,
+    /// Peak learning rate of the head.
+    pub head_learning_rate: f32,
+    /// Weight decay of the head.
+    pub weight_decay: f32,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Threads of ONNX Runtime. Results depend on their number in the last bits.
+    pub threads: usize,
+    /// What happens to texts that are too long.
+    pub overlength: Overlength,
+}
+
+/// Told how training goes.
+pub trait Progress {
+    /// Training begins: `epochs` passes of `steps` steps each.
+    fn begin(&mut self, epochs: usize, steps: usize);
+    /// A step is done.
+    fn step(&mut self);
+    /// An epoch (counted from 1) is done.
+    fn epoch(&mut self, epoch: usize, train_loss: f64, dev: &Evaluation);
+}
+
+/// What training gave.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The prompt and head of the best epoch.
+    pub adapter: Adapter,
+    /// Figures on the dev data at the best epoch.
+    pub dev: Evaluation,
+    /// Trained numbers.
+    pub parameters: usize,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// Trains a prompt and its head for `base` on `train`, keeping the epoch that is best on `dev`: the most right answers,
+/// and among equals the smallest loss.
+///
+/// # Errors
+/// When the data do not fit, the base does not take the method's form, or it cannot be run.
+pub fn train(
+    base: &Base,
+    library: &Library,
+    train: &Dataset,
+    dev: &Dataset,
+    options: &Options,
+    progress: &mut dyn Progress,
+) -> Result<Outcome, Error> {
+    let begun = Instant::now();
+    let tokens = Tokens::read(&base.tokenizer)?;
+    let mut run = Run::prepare(base, library, &tokens, train, dev, options)?;
+    let steps = run.train.len().div_ceil(options.batch);
+    progress.begin(options.epochs, steps);
+    let mut best: Option<Best> = None;
+    for epoch in 1..=options.epochs {
+        let loss = run.epoch(epoch, steps, progress)?;
+        let predictions = run.evaluator.predict(&run.values, &run.dev, |_| ())?;
+        let dev = Evaluation::of(&predictions, &run.dev, run.labels.len());
+        progress.epoch(epoch, loss, &dev);
+        if best
+            .as_ref()
+            .is_none_or(|best| (dev.accuracy, -dev.loss) > (best.dev.accuracy, -best.dev.loss))
+        {
+            best = Some(Best {
+                epoch,
+                dev,
+                values: run.values.clone(),
+                predictions,
+            });
+        }
+    }
+    let best = best.ok_or_else(|| Error::Options("training needs at least one epoch".into()))?;
+    let (dev, parameters) = (best.dev, run.values.iter().map(Vec::len).sum());
+    let adapter = run.adapter(best, train);
+    Ok(Outcome {
+        adapter,
+        dev,
+        parameters,
+        seconds: begun.elapsed().as_secs_f64(),
+    })
+}
+
+struct Best {
+    epoch: usize,
+    dev: Evaluation,
+    values: Vec<Vec<f32>>,
+    predictions: Vec<Prediction>,
+}
+
+struct Run<'a> {
+    base: &'a Base,
+    options: &'a Options,
+    tokens: &'a Tokens,
+    method: &'static Method,
+    form: Form,
+    labels: Vec<String>,
+    train: Vec<Encoded>,
+    dev: Vec<Encoded>,
+    step: Step,
+    session: Session,
+    evaluator: Evaluator<'a>,
+    optimizer: AdamW,
+    values: Vec<Vec<f32>>,
+    random: ChaCha8Rng,
+}
+
+impl<'a> Run<'a> {
+    fn prepare(
+        base: &'a Base,
+        library: &'a Library,
+        tokens: &'a Tokens,
+        train: &Dataset,
+        dev: &Dataset,
+        options: &'a Options,
+    ) -> Result<Self, Error> {
+        let method = method(&options.method)?;
+        let head = head(&options.head)?;
+        refuse_unfit(base, method, options)?;
+        let form = Form::of(method.form, options.tokens, &base.description);
+        let labels = train.labels();
+        let room = room(&base.description, &form);
+        let train = encode(train, &labels, tokens, room, options.overlength)?;
+        let dev = encode(dev, &labels, tokens, room, options.overlength)?;
+        let size = HeadSize {
+            classes: labels.len(),
+            hidden: base.description.hidden,
+        };
+        let step = Step::build(base, method, &form, Purpose::Training(head, size))?;
+        let session = library.session(&step.model, &base.folder, options.threads)?;
+        let evaluator = Evaluator::new(
+            base,
+            library,
+            tokens,
+            method,
+            &form,
+            size,
+            options.pooling,
+            options.threads,
+        )?;
+        let values = initial(
+            base,
+            library,
+            tokens,
+            method,
+            &form,
+            head,
+            size,
+            &labels,
+            &train,
+            options.seed,
+        )?;
+        let optimizer = AdamW::new(&groups(method, &form, &values, options));
+        let random = ChaCha8Rng::seed_from_u64(options.seed);
+        Ok(Self {
+            base,
+            options,
+            tokens,
+            method,
+            form,
+            labels,
+            train,
+            dev,
+            step,
+            session,
+            evaluator,
+            optimizer,
+            values,
+            random,
+        })
+    }
+
+    /// Runs one epoch and returns its mean loss.
+    fn epoch(
+        &mut self,
+        epoch: usize,
+        steps: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<f64, Error> {
+        let mut total = 0.0;
+        for (index, rows) in self.batches().into_iter().enumerate() {
+            let batch: Vec<&Encoded> = rows.iter().map(|&row| &self.train[row]).collect();
+            let arrays = Batch::of(
+                &batch,
+                &self.base.description,
+                &self.form,
+                self.options.pooling,
+                self.tokens,
+                &self.step,
+            );
+            let parameters = named(&self.step, &self.values);
+            let mut outputs = self.session.run(&arrays.with(&parameters))?.into_iter();
+            let loss = outputs
+                .next()
+                .ok_or_else(|| Error::Engine("the loss is missing".into()))?
+                .into_floats()?;
+            let mut gradients = outputs
+                .skip(1)
+                .map(|output| output.into_floats())
+                .collect::<Result<Vec<_>, _>>()?;
+            clip(&mut gradients, CLIP);
+            let factor = schedule((epoch - 1) * steps + index, self.options.epochs * steps);
+            self.optimizer.update(&mut self.values, &gradients, factor);
+            total += f64::from(loss[0]) * batch.len() as f64;
+            progress.step();
+        }
+        Ok(total / self.train.len() as f64)
+    }
+
+    /// The rows of each step: shuffled, then sorted by length within every few batches.
+    fn batches(&mut self) -> Vec<Vec<usize>> {
+        let mut order: Vec<usize> = (0..self.train.len()).collect();
+        shuffle(&mut order, &mut self.random);
+        let batch = self.options.batch;
+        for bucket in order.chunks_mut(batch * BUCKET) {
+            bucket.sort_by_key(|&row| self.train[row].ids.len());
+        }
+        let mut batches: Vec<Vec<usize>> = order.chunks(batch).map(<[usize]>::to_vec).collect();
+        shuffle(&mut batches, &mut self.random);
+        batches
+    }
+
+    fn adapter(self, best: Best, train: &Dataset) -> Adapter {
+        let own = self.step.parameters.len() - 2;
+        let mut values = best.values;
+        let head = values.split_off(own);
+        let prompt = Prompt {
+            form: self.form.clone(),
+            tensors: (self.method.collapse)(&self.form, values),
+        };
+        let description = &self.base.description;
+        let right = self
+            .dev
+            .iter()
+            .zip(&best.predictions)
+            .filter(|(row, prediction)| row.label == prediction.label);
+        let mut probes: Vec<Probe> = Vec::new();
+        for (row, _) in right {
+            if probes.len() < PROBES && probes.iter().all(|probe| probe.label != row.label) {
+                probes.push(Probe {
+                    ids: row.ids.clone(),
+                    label: row.label,
+                });
+            }
+        }
+        let mut lengths: Vec<usize> = self.train.iter().map(|row| row.ids.len()).collect();
+        lengths.sort_unstable();
+        let options = self.options;
+        let card = Card {
+            format: 1,
+            method: self.method.name.into(),
+            positions: self.form.positions(description),
+            form: self.form,
+            head: HeadCard {
+                kind: options.head.clone(),
+                classes: self.labels.len(),
+                hidden: description.hidden,
+            },
+            labels: self.labels,
+            template: "{text}".into(),
+            pooling: options.pooling,
+            base_id: description.base_id.clone(),
+            tokenizer_id: description.tokenizer_id.clone(),
+            probes,
+            metrics: BTreeMap::from([
+                ("dev_accuracy".into(), best.dev.accuracy),
+                ("dev_macro_f1".into(), best.dev.macro_f1),
+            ]),
+            token_budget: TokenBudget {
+                prompt: options.tokens,
+                longest: lengths.last().copied().unwrap_or(0),
+                typical: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
+                positions: description.max_positions,
+            },
+            receipt: Receipt {
+                seed: options.seed,
+                epochs: options.epochs,
+                best_epoch: best.epoch,
+                learning_rate: options.learning_rate.unwrap_or(self.method.learning_rate),
+                head_learning_rate: options.head_learning_rate,
+                batch: options.batch,
+                examples: train.examples.len(),
+                data_sha256: train.sha256.clone(),
+            },
+        };
+        Adapter { card, prompt, head }
+    }
+}
+
+fn refuse_unfit(base: &Base, method: &Method, options: &Options) -> Result<(), Error> {
+    let refuse = |reason: &str| Err(Error::Options(reason.into()));
+    if base.description.kind == Kind::EncoderDecoder {
+        return refuse(
+            "classification needs an encoder or a decoder; this base is an encoder-decoder",
+        );
+    }
+    if !base.description.forms.contains(&method.form) {
+        return refuse("the base does not take the form that this method makes; see preface check");
+    }
+    if options.tokens == 0 || options.batch == 0 {
+        return refuse("a prompt needs at least one virtual token and a batch at least one row");
+    }
+    let taken = if method.form == FormKind::Embeddings {
+        options.tokens
+    } else {
+        0
+    };
+    match base.description.max_positions {
+        Some(positions) if taken >= positions => {
+            refuse("the prompt leaves no position for the text; pass fewer --tokens")
+        }
+        _ => Ok(()),
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn initial(
+    base: &Base,
+    library: &Library,
+    tokens: &Tokens,
+    method: &Method,
+    form: &Form,
+    head: &Head,
+    size: HeadSize,
+    labels: &[String],
+    train: &[Encoded],
+    seed: u64,
+) -> Result<Vec<Vec<f32>>, Error> {
+    let spoken = |label: &String| tokens.plain(&label.replace(['-', '_', '.'], " "));
+    let label_ids = labels.iter().map(spoken).collect::<Result<Vec<_>, _>>()?;
+    let mut vocabulary: Vec<i64> = train
+        .iter()
+        .flat_map(|row| row.ids.iter().copied())
+        .collect();
+    vocabulary.sort_unstable();
+    vocabulary.dedup();
+    let mut seedbed = Seedbed::new(base, library, label_ids, vocabulary, seed);
+    let mut values = (method.initial)(form, &mut seedbed)?;
+    values.extend(
+        (head.parameters)(size)
+            .iter()
+            .map(|parameter| vec![0.0; parameter.elements()]),
+    );
+    Ok(values)
+}
+
+fn groups(method: &Method, form: &Form, values: &[Vec<f32>], options: &Options) -> Vec<Group> {
+    let own = (method.parameters)(form).len();
+    let prompt_rate = options.learning_rate.unwrap_or(method.learning_rate);
+    let group = |(index, values): (usize, &Vec<f32>)| {
+        let (learning_rate, weight_decay) = match index < own {
+            true => (prompt_rate, 0.0),
+            false => (options.head_learning_rate, options.weight_decay),
+        };
+        Group {
+            elements: values.len(),
+            learning_rate,
+            weight_decay,
+        }
+    };
+    values.iter().enumerate().map(group).collect()
+}
+
+/// Fisher and Yates' shuffle.
+fn shuffle<T>(items: &mut [T], random: &mut ChaCha8Rng) {
+    for last in (1..items.len()).rev() {
+        items.swap(last, below(random, last + 1));
+    }
+}
