@@ -1,0 +1,47 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+# Where `make arm` keeps its toolchain.
+ARM_PREFIX ?= /opt/arm-rust
+
+.PHONY: help base demo test lint arm peft clean-out
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+base: ## ONNX Runtime and the base model all-MiniLM-L6-v2: out/venv, out/base, out/env.sh
+	@demo/setup/environment.sh
+
+demo: base ## the whole way on the built-in tasks, training to running: out/demo
+	$(CARGO) build --release -p preface
+	. out/env.sh; $(CARGO) run --quiet --release -p preface -- demo --base out/base --out out/demo
+
+test: base ## every test
+	. out/env.sh; \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	  $(CARGO) nextest run --release --workspace; \
+	  $(CARGO) test --release --workspace --doc; \
+	else \
+	  $(CARGO) test --release --workspace; \
+	fi
+
+lint: ## formatting, clippy, licences and who may use which engine
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then \
+	  $(CARGO) deny check licenses bans sources; \
+	else \
+	  echo "lint: cargo-deny is not installed: deny.toml was NOT checked" >&2; \
+	fi
+
+arm: base ## cross-build for the boards in targets/boards and run the demo's tasks there under qemu
+	targets/setup.sh --no-link --prefix "$(ARM_PREFIX)"
+	CARGO="$(CARGO)" tests/arm.sh --prefix "$(ARM_PREFIX)"
+
+peft: ## a Python with PyTorch and PEFT for the tests that compare with them: out/peft (some GB)
+	@demo/setup/environment.sh --peft
+
+clean-out: ## remove out/
+	rm -rf out
