@@ -18,6 +18,7 @@ use crate::{
     facts::{Fact, Facts},
     inputs::{self, Inputs, RENAMING, Size},
     onnx::{ModelProto, TensorProto, data_type},
+    settings::Settings,
     wiring::Wiring,
 };
 
@@ -96,6 +97,10 @@ pub struct Description {
     pub vocabulary: usize,
     /// Keys and values of each layer that a prefix joins, in order.
     pub layers: Vec<LayerGeometry>,
+    /// The id that fills rows, where `config.json` or the tokenizer names one.
+    pub padding: Option<u32>,
+    /// An id that is not the padding's: it stands in the places of a prompt.
+    pub placeholder: u32,
     /// How positions are known.
     pub position_rule: PositionRule,
     /// Tokens that the positions leave room for; `None` where nothing bounds them.
@@ -157,7 +162,7 @@ impl Base {
         let base_id = base_id(&model, &data_folder)?;
         let (description, facts) = describe(
             &mut model,
-            folder,
+            Settings::read(&data_folder, &tokenizer),
             base_id,
             hex(&Sha256::digest(&tokenizer)),
         )?;
@@ -237,7 +242,7 @@ fn base_id(model: &ModelProto, folder: &Path) -> Result<String, Error> {
 
 fn describe(
     model: &mut ModelProto,
-    folder: &Path,
+    settings: Settings,
     base_id: String,
     tokenizer_id: String,
 ) -> Result<(Description, Facts), Error> {
@@ -291,12 +296,14 @@ fn describe(
         .iter()
         .filter(|tensor| tensor.data_type() == data_type::FLOAT);
     let (position_rule, max_positions) =
-        positions(&wiring, &facts, &inputs, &embedding_rows, hidden, folder);
+        positions(&wiring, &facts, &inputs, &embedding_rows, hidden, settings);
     let mut description = Description {
         kind,
         hidden,
         vocabulary,
         layers: Vec::new(),
+        padding: settings.padding,
+        placeholder: settings.placeholder(),
         position_rule,
         max_positions,
         forms: vec![FormKind::Embeddings, FormKind::KeyValues],
@@ -435,7 +442,7 @@ fn positions(
     inputs: &Inputs,
     embedding_rows: &str,
     hidden: usize,
-    folder: &Path,
+    settings: Settings,
 ) -> (PositionRule, Option<usize>) {
     let token_table = wiring
         .producer(embedding_rows)
@@ -469,7 +476,7 @@ fn positions(
     } else {
         PositionRule::Unknown
     };
-    (rule, configured_positions(folder))
+    (rule, settings.max_positions)
 }
 
 /// Rows of a position table that no token uses: RoBERTa counts positions from the padding id on.
@@ -492,13 +499,4 @@ fn skipped_rows(wiring: &Wiring, inputs: &Inputs, index: Option<&str>) -> i64 {
         ids.then(|| constants.next())?
     });
     compared.next().map_or(0, |pad| pad[0] as i64 + 1)
-}
-
-fn configured_positions(folder: &Path) -> Option<usize> {
-    let text = fs::read(folder.join("config.json")).ok()?;
-    let config: serde_json::Value = serde_json::from_slice(&text).ok()?;
-    let entry = ["max_position_embeddings", "n_positions"]
-        .iter()
-        .find_map(|key| config.get(key)?.as_u64());
-    usize::try_from(entry?).ok()
 }

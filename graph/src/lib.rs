@@ -12,6 +12,7 @@ pub mod facts;
 pub mod inputs;
 pub mod onnx;
 mod serve;
+mod settings;
 pub mod splice;
 pub mod tensor;
 pub mod wiring;

@@ -275,7 +275,7 @@ pub fn backward(
     seeds: &[(String, String)],
     wanted: &[String],
 ) -> Result<Vec<String>, Error> {
-    let (needed, path) = nodes_between(graph, facts, wanted)?;
+    let Path { needed, nodes } = nodes_between(graph, facts, wanted)?;
     let mut arrived: HashMap<String, Vec<String>> = HashMap::new();
     for (value, gradient) in seeds {
         arrived
@@ -283,7 +283,7 @@ pub fn backward(
             .or_default()
             .push(gradient.clone());
     }
-    for (index, flows) in path.into_iter().rev() {
+    for (index, flows) in nodes.into_iter().rev() {
         let node = &mut graph.node[index];
         let outputs = node.output.clone();
         let output_gradients: Vec<_> = outputs
@@ -318,14 +318,17 @@ pub fn backward(
 
 type Flow = fn(&mut Call) -> Result<Vec<Part>, Error>;
 
-/// The float values that depend on a wanted one, and the nodes that make them with their rules.
-fn nodes_between(
-    graph: &GraphProto,
-    facts: &Facts,
-    wanted: &[String],
-) -> Result<(HashSet<String>, Vec<(usize, Flow)>), Error> {
+/// What lies between the wanted values and everything behind them.
+struct Path {
+    /// Float values that depend on a wanted one.
+    needed: HashSet<String>,
+    /// The nodes that make them, with their rules.
+    nodes: Vec<(usize, Flow)>,
+}
+
+fn nodes_between(graph: &GraphProto, facts: &Facts, wanted: &[String]) -> Result<Path, Error> {
     let mut needed: HashSet<String> = wanted.iter().cloned().collect();
-    let mut path = Vec::new();
+    let mut nodes = Vec::new();
     for (index, node) in graph.node.iter().enumerate() {
         if !node.input.iter().any(|input| needed.contains(input)) {
             continue;
@@ -336,7 +339,7 @@ fn nodes_between(
             node: node.label().to_owned(),
         })?;
         if let Gradient::Flows(flow) = RULES[rule].gradient {
-            path.push((index, flow));
+            nodes.push((index, flow));
             let floats = node
                 .output
                 .iter()
@@ -344,7 +347,7 @@ fn nodes_between(
             needed.extend(floats.cloned());
         }
     }
-    Ok((needed, path))
+    Ok(Path { needed, nodes })
 }
 
 fn sum(builder: &mut Builder, mut parts: Vec<String>) -> String {

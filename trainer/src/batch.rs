@@ -100,7 +100,6 @@ impl Batch {
         base: &Description,
         form: &Form,
         pooling: Pooling,
-        tokens: &Tokens,
         step: &Step,
     ) -> Self {
         let slots = form.slots();
@@ -113,12 +112,13 @@ impl Batch {
             feeds: Vec::new(),
         };
         let inputs = &base.inputs;
+        let padding = i64::from(base.padding.unwrap_or(0));
         layout.ints(Some(&inputs.ids), |row, at| match at.checked_sub(slots) {
-            None => tokens.placeholder,
-            Some(index) => row.ids.get(index).copied().unwrap_or(tokens.padding),
+            None => i64::from(base.placeholder),
+            Some(index) => row.ids.get(index).copied().unwrap_or(padding),
         });
         layout.ints(inputs.decoder_ids.as_deref(), |row, at| {
-            row.ids.get(at).copied().unwrap_or(tokens.padding)
+            row.ids.get(at).copied().unwrap_or(padding)
         });
         layout.ints(inputs.mask.as_deref(), |row, at| {
             i64::from(at < slots + row.ids.len())

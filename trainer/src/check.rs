@@ -15,7 +15,6 @@ use crate::{
     methods::METHODS,
     seedbed::{Seedbed, below},
     step::{COTANGENT, Purpose, Step},
-    tokens::Tokens,
 };
 
 /// Virtual tokens of the checked prompt.
@@ -76,16 +75,8 @@ fn gradient(
     let sampled = ids(64);
     let mut seedbed = Seedbed::new(base, library, Vec::new(), sampled, 7);
     let prompt = (method.initial)(&form, &mut seedbed)?;
-    let tokens = Tokens::read(&base.tokenizer)?;
     let rows: Vec<&Encoded> = rows.iter().collect();
-    let batch = Batch::of(
-        &rows,
-        &base.description,
-        &form,
-        Pooling::Mean,
-        &tokens,
-        &step,
-    );
+    let batch = Batch::of(&rows, &base.description, &form, Pooling::Mean, &step);
     let width = form.slots() + LENGTHS[0];
     let shape = [rows.len(), width, base.description.hidden];
     let mut cotangent = vec![0.0; shape.iter().product()];

@@ -12,7 +12,6 @@ use crate::{
     heads::{HeadSize, Pooling, head},
     methods::{self, Method},
     step::{Purpose, Step},
-    tokens::Tokens,
 };
 
 /// Rows a run.
@@ -83,7 +82,6 @@ fn macro_f1(pairs: &[(usize, usize)], classes: usize) -> f64 {
 /// Runs prompts of one form on a base.
 pub struct Evaluator<'a> {
     base: &'a Base,
-    tokens: &'a Tokens,
     form: Form,
     pooling: Pooling,
     step: Step,
@@ -98,7 +96,6 @@ impl<'a> Evaluator<'a> {
     pub fn new(
         base: &'a Base,
         library: &Library,
-        tokens: &'a Tokens,
         method: &Method,
         form: &Form,
         size: HeadSize,
@@ -109,7 +106,6 @@ impl<'a> Evaluator<'a> {
         let session = library.session(&step.model, &base.folder, threads)?;
         Ok(Self {
             base,
-            tokens,
             form: form.clone(),
             pooling,
             step,
@@ -138,7 +134,6 @@ impl<'a> Evaluator<'a> {
                 &self.base.description,
                 &self.form,
                 self.pooling,
-                self.tokens,
                 &self.step,
             );
             let mut outputs = self.session.run(&arrays.with(&named))?;
@@ -164,7 +159,6 @@ pub fn evaluate(
     threads: usize,
     after: impl FnMut(usize),
 ) -> Result<Vec<Prediction>, Error> {
-    let tokens = Tokens::read(&base.tokenizer)?;
     let form = &adapter.prompt.form;
     let size = HeadSize {
         classes: adapter.card.head.classes,
@@ -174,7 +168,6 @@ pub fn evaluate(
     let mut evaluator = Evaluator::new(
         base,
         library,
-        &tokens,
         method,
         form,
         size,

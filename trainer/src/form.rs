@@ -87,11 +87,14 @@ pub enum PositionPlan {
     AfterPrompt,
 }
 
+/// The elements of several tensors, each row-major.
+pub type Tensors = Vec<Vec<f32>>;
+
 /// The learned numbers of a prompt: the tensors of its form, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
     /// The form.
     pub form: Form,
     /// One tensor for each of [`Form::shapes`].
-    pub tensors: Vec<Vec<f32>>,
+    pub tensors: Tensors,
 }

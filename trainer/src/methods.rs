@@ -5,7 +5,11 @@ mod prompt_tuning;
 
 use preface_graph::{FormKind, builder::Builder};
 
-use crate::{Error, form::Form, seedbed::Seedbed};
+use crate::{
+    Error,
+    form::{Form, Tensors},
+    seedbed::Seedbed,
+};
 
 /// A trainable tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +38,11 @@ pub struct Method {
     /// What it trains.
     pub parameters: fn(&Form) -> Vec<Parameter>,
     /// The values that training starts from, one list for each parameter.
-    pub initial: fn(&Form, &mut Seedbed) -> Result<Vec<Vec<f32>>, Error>,
+    pub initial: fn(&Form, &mut Seedbed) -> Result<Tensors, Error>,
     /// Writes the subgraph from the parameters (named in the same order) to the tensors of the form.
     pub subgraph: fn(&Form, &mut Builder, &[String]) -> Vec<String>,
     /// The tensors of the form that the parameters' values amount to.
-    pub collapse: fn(&Form, Vec<Vec<f32>>) -> Vec<Vec<f32>>,
+    pub collapse: fn(&Form, Tensors) -> Tensors,
     /// PEFT's name of what it saves.
     pub peft_type: &'static str,
 }

@@ -8,10 +8,6 @@ use crate::Error;
 /// that is too long is refused where its line is known.
 pub struct Tokens {
     tokenizer: Tokenizer,
-    /// The id that fills rows.
-    pub padding: i64,
-    /// An id that is not the padding: it stands in the places of a prompt.
-    pub placeholder: i64,
 }
 
 impl Tokens {
@@ -22,20 +18,11 @@ impl Tokens {
     pub fn read(bytes: &[u8]) -> Result<Self, Error> {
         let mut tokenizer =
             Tokenizer::from_bytes(bytes).map_err(|error| Error::Tokenizer(error.to_string()))?;
-        let declared = tokenizer.get_padding().map(|padding| padding.pad_id);
-        let known = ["[PAD]", "<pad>", "<|endoftext|>", "</s>"];
-        let padding =
-            declared.or_else(|| known.iter().find_map(|token| tokenizer.token_to_id(token)));
-        let padding = i64::from(padding.unwrap_or(0));
         tokenizer.with_padding(None);
         tokenizer
             .with_truncation(None)
             .map_err(|error| Error::Tokenizer(error.to_string()))?;
-        Ok(Self {
-            tokenizer,
-            padding,
-            placeholder: i64::from(padding == 0),
-        })
+        Ok(Self { tokenizer })
     }
 
     /// The ids of `text` with the special tokens around it.

@@ -13,8 +13,8 @@ use crate::{
     engine::{Library, Session},
     evaluation::{Evaluation, Evaluator, Prediction, named},
     form::{Form, Prompt},
-    heads::{Head, HeadSize, Pooling, head},
-    methods::{Method, method},
+    heads::{HeadSize, Pooling, head},
+    methods::{Method, Parameter, method},
     optimizer::{AdamW, Group, clip, schedule},
     seedbed::{Seedbed, below},
     step::{Purpose, Step},
@@ -94,8 +94,7 @@ pub fn train(
     progress: &mut dyn Progress,
 ) -> Result<Outcome, Error> {
     let begun = Instant::now();
-    let tokens = Tokens::read(&base.tokenizer)?;
-    let mut run = Run::prepare(base, library, &tokens, train, dev, options)?;
+    let mut run = Run::prepare(base, library, train, dev, options)?;
     let steps = run.train.len().div_ceil(options.batch);
     progress.begin(options.epochs, steps);
     let mut best: Option<Best> = None;
@@ -137,7 +136,6 @@ struct Best {
 struct Run<'a> {
     base: &'a Base,
     options: &'a Options,
-    tokens: &'a Tokens,
     method: &'static Method,
     form: Form,
     labels: Vec<String>,
@@ -155,7 +153,6 @@ impl<'a> Run<'a> {
     fn prepare(
         base: &'a Base,
         library: &'a Library,
-        tokens: &'a Tokens,
         train: &Dataset,
         dev: &Dataset,
         options: &'a Options,
@@ -163,11 +160,12 @@ impl<'a> Run<'a> {
         let method = method(&options.method)?;
         let head = head(&options.head)?;
         refuse_unfit(base, method, options)?;
+        let tokens = Tokens::read(&base.tokenizer)?;
         let form = Form::of(method.form, options.tokens, &base.description);
         let labels = train.labels();
         let room = room(&base.description, &form);
-        let train = encode(train, &labels, tokens, room, options.overlength)?;
-        let dev = encode(dev, &labels, tokens, room, options.overlength)?;
+        let train = encode(train, &labels, &tokens, room, options.overlength)?;
+        let dev = encode(dev, &labels, &tokens, room, options.overlength)?;
         let size = HeadSize {
             classes: labels.len(),
             hidden: base.description.hidden,
@@ -177,31 +175,28 @@ impl<'a> Run<'a> {
         let evaluator = Evaluator::new(
             base,
             library,
-            tokens,
             method,
             &form,
             size,
             options.pooling,
             options.threads,
         )?;
-        let values = initial(
+        let labels_spoken = spoken(&tokens, &labels)?;
+        let mut seedbed = Seedbed::new(
             base,
             library,
-            tokens,
-            method,
-            &form,
-            head,
-            size,
-            &labels,
-            &train,
+            labels_spoken,
+            vocabulary(&train),
             options.seed,
-        )?;
+        );
+        let mut values = (method.initial)(&form, &mut seedbed)?;
+        let zeros = |parameter: &Parameter| vec![0.0; parameter.elements()];
+        values.extend((head.parameters)(size).iter().map(zeros));
         let optimizer = AdamW::new(&groups(method, &form, &values, options));
         let random = ChaCha8Rng::seed_from_u64(options.seed);
         Ok(Self {
             base,
             options,
-            tokens,
             method,
             form,
             labels,
@@ -231,7 +226,6 @@ impl<'a> Run<'a> {
                 &self.base.description,
                 &self.form,
                 self.options.pooling,
-                self.tokens,
                 &self.step,
             );
             let parameters = named(&self.step, &self.values);
@@ -359,35 +353,21 @@ fn refuse_unfit(base: &Base, method: &Method, options: &Options) -> Result<(), E
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn initial(
-    base: &Base,
-    library: &Library,
-    tokens: &Tokens,
-    method: &Method,
-    form: &Form,
-    head: &Head,
-    size: HeadSize,
-    labels: &[String],
-    train: &[Encoded],
-    seed: u64,
-) -> Result<Vec<Vec<f32>>, Error> {
-    let spoken = |label: &String| tokens.plain(&label.replace(['-', '_', '.'], " "));
-    let label_ids = labels.iter().map(spoken).collect::<Result<Vec<_>, _>>()?;
-    let mut vocabulary: Vec<i64> = train
+/// Token ids of each label, read as words.
+fn spoken(tokens: &Tokens, labels: &[String]) -> Result<Vec<Vec<i64>>, Error> {
+    let speak = |label: &String| tokens.plain(&label.replace(['-', '_', '.'], " "));
+    labels.iter().map(speak).collect()
+}
+
+/// The distinct ids of the texts.
+fn vocabulary(rows: &[Encoded]) -> Vec<i64> {
+    let mut ids: Vec<i64> = rows
         .iter()
         .flat_map(|row| row.ids.iter().copied())
         .collect();
-    vocabulary.sort_unstable();
-    vocabulary.dedup();
-    let mut seedbed = Seedbed::new(base, library, label_ids, vocabulary, seed);
-    let mut values = (method.initial)(form, &mut seedbed)?;
-    values.extend(
-        (head.parameters)(size)
-            .iter()
-            .map(|parameter| vec![0.0; parameter.elements()]),
-    );
-    Ok(values)
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 fn groups(method: &Method, form: &Form, values: &[Vec<f32>], options: &Options) -> Vec<Group> {
