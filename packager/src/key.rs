@@ -1,0 +1,276 @@
+//! Signing keys and their files.
+
+use std::{
+    fmt,
+    fs::OpenOptions,
+    io::Read,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use ed25519_dalek::{Signer, SigningKey};
+use preface_bundle::{Id, PublicKey, is_name};
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
+
+use crate::{
+    Error,
+    file::{Access, write_file},
+};
+
+const FIRST_LINE: &str = "preface-secret-key v1";
+const SEED_WORD: &str = "ed25519-seed ";
+const MAX_BYTES: u64 = 4096;
+
+/// An Ed25519 key that signs bundles. Wiped from memory when dropped; never shown.
+pub struct SecretKey(SigningKey);
+
+/// The files of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyFiles {
+    /// The secret key, mode 600.
+    pub secret: PathBuf,
+    /// The public key: one line of a trust store.
+    pub public: PathBuf,
+}
+
+impl SecretKey {
+    /// Makes a key from the system's random bytes.
+    ///
+    /// # Errors
+    /// [`Error::Random`].
+    pub fn generate() -> Result<Self, Error> {
+        let mut seed = Zeroizing::new([0; 32]);
+        getrandom::fill(seed.as_mut()).map_err(|source| Error::Random { source })?;
+        Ok(Self::from_seed(&seed))
+    }
+
+    /// The key of a seed: for tests, and for keys that are kept elsewhere.
+    pub fn from_seed(seed: &[u8; 32]) -> Self {
+        Self(SigningKey::from_bytes(seed))
+    }
+
+    /// The public key.
+    pub fn public(&self) -> PublicKey {
+        PublicKey::admit(self.0.verifying_key().to_bytes())
+            .expect("a derived key is a canonical multiple of the base point")
+    }
+
+    /// Signs a message, and checks the signature before handing it out.
+    ///
+    /// # Errors
+    /// [`Error::Signature`] when the signature does not hold: a fault of the machine, which would
+    /// give the key away.
+    pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], Error> {
+        let signature = self.0.sign(message).to_bytes();
+        let public = self.public();
+        public
+            .has_signed(message, &signature)
+            .then_some(signature)
+            .ok_or(Error::Signature { key: public.id() })
+    }
+
+    /// Writes `NAME.key` and `NAME.pub` into a folder. The secret key is not encrypted.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] rather than replacing a key, [`Error::Option`] for a name that is no
+    /// name, [`Error::Write`], [`Error::NoSpace`].
+    pub fn save(&self, folder: &Path, name: &str) -> Result<KeyFiles, Error> {
+        if !is_name(name) {
+            let problem = "lower-case letters, digits, and . _ - between them, at most 47".into();
+            return Err(Error::Option {
+                option: "--name",
+                problem,
+            });
+        }
+        let files = KeyFiles {
+            secret: folder.join(format!("{name}.key")),
+            public: folder.join(format!("{name}.pub")),
+        };
+        if files.public.exists() {
+            return Err(Error::Exists { path: files.public });
+        }
+        let seed = Zeroizing::new(self.0.to_bytes());
+        let hex = Zeroizing::new(Id(*seed).to_string());
+        let text = Zeroizing::new(format!("{FIRST_LINE}\n{SEED_WORD}{}\n", *hex));
+        write_file(&files.secret, text.as_bytes(), Access::OwnerOnly)?;
+        let line = format!("key {} name={name}\n", self.public());
+        write_file(&files.public, line.as_bytes(), Access::Everyone)?;
+        Ok(files)
+    }
+
+    /// Reads a key file: a regular file, not a link, that belongs to the user of this process and
+    /// that nobody else can read.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::KeyPermissions`], [`Error::KeyOwner`], [`Error::KeyFile`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let text = read_private(path)?;
+        let problem = |problem| Error::KeyFile {
+            path: path.into(),
+            problem,
+        };
+        let mut lines = text.lines();
+        if lines.next() != Some(FIRST_LINE) {
+            return Err(problem(
+                "not a secret key of this program; make one with preface keygen",
+            ));
+        }
+        let seed = lines
+            .next()
+            .and_then(|line| line.strip_prefix(SEED_WORD))
+            .and_then(Id::<32>::from_hex);
+        match (seed, lines.next()) {
+            (Some(seed), None) => Ok(Self::from_seed(&Zeroizing::new(seed.0))),
+            _ => Err(problem(
+                "the key is damaged: line 2 is not ed25519-seed and 64 hex digits",
+            )),
+        }
+    }
+}
+
+fn read_private(path: &Path) -> Result<Zeroizing<String>, Error> {
+    let read = |source| Error::Read {
+        path: path.into(),
+        source,
+    };
+    let problem = |problem| Error::KeyFile {
+        path: path.into(),
+        problem,
+    };
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(read)?;
+    let metadata = file.metadata().map_err(read)?;
+    if !metadata.is_file() || metadata.len() > MAX_BYTES {
+        return Err(problem(
+            "not a secret key of this program; make one with preface keygen",
+        ));
+    }
+    let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
+    if mode & 0o077 != 0 {
+        return Err(Error::KeyPermissions {
+            path: path.into(),
+            mode,
+        });
+    }
+    if owner != rustix::process::geteuid().as_raw() {
+        return Err(Error::KeyOwner {
+            path: path.into(),
+            owner,
+        });
+    }
+    let mut text = Zeroizing::new(String::with_capacity(4096));
+    file.take(MAX_BYTES)
+        .read_to_string(&mut text)
+        .map_err(read)?;
+    Ok(text)
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "SecretKey({})", self.public().id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use preface_bundle::TrustedKey;
+
+    use super::*;
+
+    #[test]
+    fn a_saved_key_is_the_same_key() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = SecretKey::generate().expect("random bytes");
+        let files = key.save(folder.path(), "release").expect("written");
+        let again = SecretKey::open(&files.secret).expect("readable");
+        assert_eq!(again.public(), key.public());
+        let line = fs::read_to_string(&files.public).expect("readable");
+        let trusted = TrustedKey::from_text(line.trim().strip_prefix("key ").expect("a key line"));
+        assert_eq!(
+            trusted.map(|key| (key.key, key.name)),
+            Ok((key.public(), Some("release")))
+        );
+        assert!(
+            !line.contains(&Id(key.0.to_bytes()).to_string()),
+            "the seed stays secret"
+        );
+        assert!(!format!("{key:?}").contains(&Id(key.0.to_bytes()).to_string()));
+    }
+
+    #[test]
+    fn keys_are_never_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let first = SecretKey::from_seed(&[1; 32]);
+        let files = first.save(folder.path(), "k").expect("written");
+        let second = SecretKey::from_seed(&[2; 32]);
+        assert!(matches!(
+            second.save(folder.path(), "k"),
+            Err(Error::Exists { .. })
+        ));
+        fs::remove_file(&files.public).expect("removed");
+        assert!(matches!(
+            second.save(folder.path(), "k"),
+            Err(Error::Exists { .. })
+        ));
+        assert_eq!(
+            SecretKey::open(&files.secret).expect("readable").public(),
+            first.public()
+        );
+        for bad in ["../k", "", "A", "a/b"] {
+            assert!(
+                matches!(first.save(folder.path(), bad), Err(Error::Option { .. })),
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn files_that_others_can_read_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = SecretKey::from_seed(&[1; 32])
+            .save(folder.path(), "k")
+            .expect("written");
+        for mode in [0o640, 0o604, 0o620, 0o644] {
+            fs::set_permissions(&files.secret, Permissions::from_mode(mode)).expect("changed");
+            let error = SecretKey::open(&files.secret).expect_err("must fail");
+            assert!(error.is_unsafe_permissions(), "{mode:o}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_no_keys_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("k");
+        let seed = "ab".repeat(32);
+        let cases = [
+            String::new(),
+            format!("preface-secret-key v2\ned25519-seed {seed}\n"),
+            format!("{FIRST_LINE}\ned25519-seed {}\n", &seed[1..]),
+            format!("{FIRST_LINE}\n{seed}\n"),
+            format!("{FIRST_LINE}\ned25519-seed {seed}\nmore\n"),
+        ];
+        for text in cases {
+            fs::write(&path, &text).expect("written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("changed");
+            assert!(
+                matches!(SecretKey::open(&path), Err(Error::KeyFile { .. })),
+                "{text:?}"
+            );
+        }
+        let link = folder.path().join("link");
+        symlink(&path, &link).expect("linked");
+        assert!(SecretKey::open(&link).is_err());
+        assert!(SecretKey::open(&folder.path().join("none")).is_err());
+        assert!(SecretKey::open(folder.path()).is_err());
+    }
+}

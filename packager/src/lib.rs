@@ -1,0 +1,23 @@
+//! Quantises, compresses and signs an adapter into a bundle, and keeps the keys that sign.
+//!
+//! [`Adapter::open`] reads what a trainer or PEFT left, [`pack`] makes a bundle of it, byte for
+//! byte the same for the same input and key, and verifies it before handing it out.
+//! [`SecretKey`] signs; [`write_trust`] and its neighbours write the text that devices trust;
+//! [`write_file`] is how every file is written: whole or not at all.
+
+mod adapter;
+mod encode;
+mod error;
+mod file;
+mod key;
+mod manifest;
+mod pack;
+mod quantise;
+mod trust;
+
+pub use adapter::{Adapter, Description, Form, Head, Layer, Probe, TokenBudget};
+pub use error::Error;
+pub use file::{Access, write_file};
+pub use key::{KeyFiles, SecretKey};
+pub use pack::{Options, Packed, TensorReport, pack};
+pub use trust::{TrustDraft, add_keys, revoke, write_trust};

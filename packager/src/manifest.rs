@@ -1,0 +1,204 @@
+//! Writing the signed prefix: header, fixed fields, typed fields.
+
+use preface_bundle::{
+    CONTEXT, CORE_BYTES, Codec, Form, HEADER_BYTES, HeadKind, Id, MAX_PREFIX_BYTES, Namespace,
+    Pooling, Positions, TASK_BYTES, tlv,
+};
+
+use crate::{Error, adapter::Probe, adapter::TokenBudget};
+
+/// Everything that is signed.
+pub(crate) struct Draft<'a> {
+    pub namespace: Namespace,
+    pub base_id: Id,
+    pub tokenizer_id: Id,
+    pub stored: &'a [u8],
+    pub decoded: &'a [u8],
+    pub trust_version: u32,
+    pub security_version: u32,
+    pub sequence: u64,
+    pub created: u64,
+    pub not_after: u64,
+    pub min_runtime: u32,
+    pub codec: Codec,
+    pub form: Form,
+    pub task: &'a str,
+    pub fields: Fields<'a>,
+}
+
+/// The typed fields.
+pub(crate) struct Fields<'a> {
+    pub tensors: Vec<u8>,
+    pub labels: &'a [String],
+    pub head: (HeadKind, u16, u16),
+    pub template: &'a str,
+    pub pooling: Pooling,
+    pub positions: Positions,
+    pub probes: &'a [Probe],
+    pub metrics: Vec<(&'a str, f32)>,
+    pub token_budget: Option<TokenBudget>,
+    pub receipt: String,
+}
+
+type Field = (u16, &'static str, Vec<u8>);
+
+impl Draft<'_> {
+    /// The signed prefix.
+    pub fn to_prefix(&self) -> Result<Vec<u8>, Error> {
+        let fields = self.fields.to_fields();
+        let mut manifest = self.core();
+        for (tlv, name, bytes) in &fields {
+            let length = u16::try_from(bytes.len()).map_err(|_| Error::ManifestTooLarge {
+                found_bytes: bytes.len(),
+                limit_bytes: MAX_PREFIX_BYTES,
+                field: name,
+            })?;
+            manifest.extend(tlv.to_le_bytes());
+            manifest.extend(length.to_le_bytes());
+            manifest.extend(bytes);
+            manifest.resize(manifest.len().next_multiple_of(4), 0);
+        }
+        manifest.resize((manifest.len() + 4).next_multiple_of(64), 0);
+        let found_bytes = HEADER_BYTES + manifest.len();
+        if found_bytes > MAX_PREFIX_BYTES {
+            let longest = fields.iter().max_by_key(|(.., bytes)| bytes.len());
+            let field = longest.map_or("", |(_, name, _)| name);
+            return Err(Error::ManifestTooLarge {
+                found_bytes,
+                limit_bytes: MAX_PREFIX_BYTES,
+                field,
+            });
+        }
+        Ok([self.header(manifest.len()), manifest].concat())
+    }
+
+    fn header(&self, manifest_bytes: usize) -> Vec<u8> {
+        let mut out = CONTEXT.to_vec();
+        out.extend([0; 4]);
+        out.extend(u32_of(manifest_bytes).to_le_bytes());
+        out.extend(u32_of(self.stored.len()).to_le_bytes());
+        out.resize(HEADER_BYTES, 0);
+        out
+    }
+
+    fn core(&self) -> Vec<u8> {
+        let mut out = self.namespace.0.to_vec();
+        let digests = [
+            self.base_id,
+            self.tokenizer_id,
+            Id::of(self.stored),
+            Id::of(self.decoded),
+        ];
+        digests.iter().for_each(|id| out.extend(id.0));
+        let words = [
+            u32_of(self.stored.len()),
+            u32_of(self.decoded.len()),
+            self.trust_version,
+            self.security_version,
+        ];
+        words.iter().for_each(|word| out.extend(word.to_le_bytes()));
+        let longs = [self.sequence, self.created, self.not_after];
+        longs.iter().for_each(|long| out.extend(long.to_le_bytes()));
+        out.extend(self.min_runtime.to_le_bytes());
+        out.extend(self.codec.to_u16().to_le_bytes());
+        self.form
+            .to_u16s()
+            .iter()
+            .for_each(|short| out.extend(short.to_le_bytes()));
+        out.resize(CORE_BYTES - TASK_BYTES, 0);
+        out.extend(self.task.as_bytes());
+        out.resize(CORE_BYTES, 0);
+        out
+    }
+}
+
+impl Fields<'_> {
+    /// The fields in order of type; those without content are left out.
+    fn to_fields(&self) -> Vec<Field> {
+        let (kind, classes, hidden) = self.head;
+        let short = |code: u16| [code, 0].map(u16::to_le_bytes).concat();
+        let budget = |budget: TokenBudget| {
+            let TokenBudget {
+                prompt,
+                longest,
+                typical,
+                positions,
+            } = budget;
+            [prompt, longest, typical, positions.unwrap_or(0)]
+                .map(u32::to_le_bytes)
+                .concat()
+        };
+        let template = if self.template == "{text}" {
+            ""
+        } else {
+            self.template
+        };
+        let mut fields = vec![
+            (tlv::PROBES, "probes", self.probes()),
+            (tlv::METRICS, "metrics", self.metrics()),
+            (
+                tlv::TOKEN_BUDGET,
+                "token_budget",
+                self.token_budget.map(budget).unwrap_or_default(),
+            ),
+            (tlv::RECEIPT, "receipt", self.receipt.as_bytes().to_vec()),
+            (tlv::TENSORS, "tensors", self.tensors.clone()),
+            (tlv::LABELS, "labels", self.labels()),
+            (
+                tlv::HEAD,
+                "head",
+                [kind.to_u16(), classes, hidden, 0]
+                    .map(u16::to_le_bytes)
+                    .concat(),
+            ),
+            (tlv::TEMPLATE, "template", template.as_bytes().to_vec()),
+            (tlv::POOLING, "pooling", short(self.pooling.to_u16())),
+            (tlv::POSITIONS, "positions", short(self.positions.to_u16())),
+        ];
+        fields.retain(|(.., bytes)| !bytes.is_empty());
+        fields
+    }
+
+    fn labels(&self) -> Vec<u8> {
+        let mut out = u16_of(self.labels.len()).to_le_bytes().to_vec();
+        for label in self.labels {
+            out.extend(name(label));
+        }
+        out
+    }
+
+    fn probes(&self) -> Vec<u8> {
+        if self.probes.is_empty() {
+            return vec![];
+        }
+        let mut out = u16_of(self.probes.len()).to_le_bytes().to_vec();
+        for probe in self.probes {
+            out.extend(probe.label.to_le_bytes());
+            out.extend(u16_of(probe.ids.len()).to_le_bytes());
+            out.extend(probe.ids.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        out
+    }
+
+    fn metrics(&self) -> Vec<u8> {
+        let metric =
+            |(text, value): &(&str, f32)| [name(text), value.to_le_bytes().to_vec()].concat();
+        self.metrics.iter().flat_map(metric).collect()
+    }
+}
+
+/// `u8` length and text. The adapter's rules keep names within it.
+fn name(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).unwrap_or(u8::MAX);
+    [&[length], text.as_bytes()].concat()
+}
+
+/// Counts above the field's width make the field too long for the prefix, which is refused.
+fn u16_of(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+/// Lengths above the limits were refused before.
+fn u32_of(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
