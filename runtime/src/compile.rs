@@ -1,0 +1,189 @@
+//! Compiling a base model into a base image.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use preface_bundle::Id;
+use preface_graph::{
+    Base, ServingInputs,
+    onnx::{ModelProto, data_type},
+};
+
+use crate::{
+    Error,
+    engine::{EngineKind, Lowered, TRACT},
+    image::{Description, Inputs, Kind, Layer, Parts, PrefixInputs, Writer},
+};
+
+/// What an image is made of.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The graph: batch 1, embedding rows as an input, a prefix input at every attention site, hidden rows as its
+    /// only output, initializers inline.
+    pub model: ModelProto,
+    /// The initializer with the embedding table, `f32 [vocabulary, hidden]`.
+    pub embedding: String,
+    /// What the base is.
+    pub description: Description,
+    /// The exact bytes of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+}
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The image.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+    /// Of which the embedding table.
+    pub embedding_bytes: u64,
+    /// Of which packed weights; a weight packed twice alike counts once.
+    pub packed_bytes: u64,
+    /// Of which the program and its small tensors.
+    pub program_bytes: u64,
+    /// How many weights are packed.
+    pub packed: usize,
+    /// The kernels they are packed for, sorted.
+    pub kernels: Vec<String>,
+    /// The engine that runs the image.
+    pub engine: EngineKind,
+}
+
+/// Hears how far a compilation is.
+pub trait Progress {
+    /// `done` of `total` weights are packed.
+    fn packed(&mut self, done: usize, total: usize);
+}
+
+impl Source {
+    /// What `base` is served as.
+    ///
+    /// # Errors
+    /// When the base is of a kind that the runtime does not serve.
+    pub fn of_base(base: &Base) -> Result<Self, Error> {
+        let served = base.serving_graph()?;
+        let described = &base.description;
+        let layers = served.inputs.prefixes.iter().map(|layer| Layer {
+            kv_heads: layer.kv_heads,
+            head_dim: layer.head_dim,
+        });
+        let description = Description {
+            kind: match described.kind {
+                preface_graph::Kind::Encoder => Kind::Encoder,
+                preface_graph::Kind::Decoder => Kind::Decoder,
+                preface_graph::Kind::EncoderDecoder => Kind::EncoderDecoder,
+            },
+            hidden: described.hidden,
+            layers: layers.collect(),
+            max_positions: described.max_positions,
+            vocabulary: described.vocabulary,
+            placeholder: described.placeholder,
+            base_id: id(&described.base_id)?,
+            tokenizer_id: id(&described.tokenizer_id)?,
+            inputs: inputs(served.inputs),
+        };
+        Ok(Self {
+            model: served.model,
+            embedding: served.embedding,
+            description,
+            tokenizer: base.tokenizer.clone(),
+        })
+    }
+
+    /// Writes the image to `path` for this machine's kernels; nobody sees a half-written file.
+    ///
+    /// # Errors
+    /// When tract cannot lower the graph or the file cannot be written.
+    pub fn write(self, path: &Path, progress: &mut dyn Progress) -> Result<Summary, Error> {
+        let table = self.table()?;
+        let mut writer = Writer::create(path)?;
+        let embeddings = writer.weight(&table)?;
+        drop(table);
+        let lowered = Lowered::new(self.model, &self.description.inputs.names())?;
+        let total = lowered.len();
+        let mut done = 0;
+        let packed = lowered.pack(|panels| {
+            let span = writer.weight(panels)?;
+            done += 1;
+            progress.packed(done, total);
+            Ok(span)
+        })?;
+        let spans: HashSet<_> = packed.iter().map(|packed| packed.span).collect();
+        let kernels: HashSet<_> = packed
+            .iter()
+            .flat_map(|packed| packed.kernels.iter().cloned())
+            .collect();
+        let mut kernels: Vec<String> = kernels.into_iter().collect();
+        kernels.sort_unstable();
+        let program = lowered.program();
+        let bytes = writer.finish(Parts {
+            description: self.description,
+            tract: TRACT,
+            tokenizer: &self.tokenizer,
+            program,
+            embeddings,
+            packed,
+        })?;
+        Ok(Summary {
+            path: path.to_owned(),
+            bytes,
+            embedding_bytes: embeddings.bytes,
+            packed_bytes: spans.iter().map(|span| span.bytes).sum(),
+            program_bytes: program.len() as u64,
+            packed: total,
+            kernels,
+            engine: EngineKind::Plan,
+        })
+    }
+
+    /// The embedding table row by row, as little-endian floats.
+    fn table(&self) -> Result<Vec<u8>, Error> {
+        let name = &self.embedding;
+        let failed = |reason: &str| Error::Compile {
+            reason: format!("the embedding table {name} {reason}"),
+        };
+        let initializers = self.model.graph.iter().flat_map(|graph| &graph.initializer);
+        let table = initializers
+            .into_iter()
+            .find(|tensor| tensor.name() == name);
+        let table = table.ok_or_else(|| failed("is no initializer"))?;
+        let Description {
+            vocabulary, hidden, ..
+        } = self.description;
+        let dims: Vec<usize> = table
+            .dims
+            .iter()
+            .filter_map(|&dim| dim.try_into().ok())
+            .collect();
+        if table.data_type() != data_type::FLOAT || dims != [vocabulary, hidden] {
+            return Err(failed(&format!("is not f32 [{vocabulary}, {hidden}]")));
+        }
+        Ok(table.little_endian(Path::new(""))?.into())
+    }
+}
+
+fn id(text: &str) -> Result<Id, Error> {
+    Id::from_hex(text).ok_or_else(|| Error::Compile {
+        reason: format!("{text} is not an id"),
+    })
+}
+
+fn inputs(served: ServingInputs) -> Inputs {
+    let prefixes = served.prefixes.into_iter();
+    Inputs {
+        embeddings: served.embeddings,
+        ids: served.ids,
+        mask: served.mask,
+        token_types: served.token_types,
+        positions: served.positions,
+        prefixes: prefixes
+            .map(|layer| PrefixInputs {
+                key: layer.key,
+                value: layer.value,
+            })
+            .collect(),
+    }
+}

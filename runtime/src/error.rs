@@ -1,0 +1,145 @@
+//! What can go wrong between a base image, a bundle and an answer.
+
+use std::path::PathBuf;
+
+/// Why an image, a task or a text cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file does not begin as a base image does.
+    #[error("{path} is not a base image; make one with `preface compile BASE -o {path}`")]
+    NotAnImage {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The image has a format that this build does not read.
+    #[error(
+        "{path} has image format {found}, this build reads {expected}; rebuild it with `preface compile BASE -o {path}`"
+    )]
+    Version {
+        /// The image.
+        path: PathBuf,
+        /// The format that it names.
+        found: String,
+        /// The format that this build reads.
+        expected: &'static str,
+    },
+    /// The file is shorter or longer than its preamble says.
+    #[error(
+        "{path} is {found} bytes long and should be {expected}; copy it again or rebuild it with `preface compile BASE -o {path}`"
+    )]
+    Length {
+        /// The image.
+        path: PathBuf,
+        /// The length in the preamble.
+        expected: u64,
+        /// The length of the file.
+        found: u64,
+    },
+    /// A part of the image was changed after it was written.
+    #[error(
+        "{path}: the {part} does not match its digest; copy the image again or rebuild it with `preface compile BASE -o {path}`"
+    )]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// Which part.
+        part: &'static str,
+    },
+    /// The image's tables contradict themselves.
+    #[error("{path}: {reason}; rebuild it with `preface compile BASE -o {path}`")]
+    Inconsistent {
+        /// The image.
+        path: PathBuf,
+        /// What does not hold.
+        reason: String,
+    },
+    /// The image was laid out for another machine.
+    #[error(
+        "{path} does not fit this machine: {reason}; rebuild it here with `preface compile BASE -o {path}`"
+    )]
+    Unfit {
+        /// The image.
+        path: PathBuf,
+        /// What differs.
+        reason: String,
+    },
+    /// The image needs an engine that this build leaves out.
+    #[error("this build has no engine for {path}; use a build with the feature `plan`")]
+    NoEngine {
+        /// The image.
+        path: PathBuf,
+    },
+    /// The engine failed.
+    #[error("the engine failed while {action}")]
+    Engine {
+        /// What it was doing.
+        action: &'static str,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The tokenizer cannot be read or fails on a text.
+    #[error("the tokenizer failed while {action}")]
+    Tokenizer {
+        /// What it was doing.
+        action: &'static str,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A bundle does not fit the base image.
+    #[error("task {task} does not fit this base image: {reason}")]
+    Task {
+        /// The task's name.
+        task: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// No task is active.
+    #[error("no task is active; load a bundle and activate it")]
+    NoTask,
+    /// A text has more tokens than the base or the session takes.
+    #[error("the text has {tokens} tokens, at most {limit} fit; shorten it or allow truncation")]
+    TooLong {
+        /// Tokens of the text, special tokens included.
+        tokens: usize,
+        /// How many fit beside the prompt.
+        limit: usize,
+    },
+    /// The text has no tokens at all.
+    #[error("the text has no tokens")]
+    Empty,
+    /// A token that the embedding table does not hold.
+    #[error("token {id} is outside the vocabulary of {vocabulary}")]
+    Token {
+        /// The token's id.
+        id: u32,
+        /// How many tokens there are.
+        vocabulary: usize,
+    },
+    /// The base model cannot be read or understood.
+    #[cfg(feature = "compile")]
+    #[error("cannot understand the base model")]
+    Graph(#[from] preface_graph::Error),
+    /// The base model cannot be laid out as an image.
+    #[error("cannot lay the base model out: {reason}")]
+    Compile {
+        /// What stands in the way.
+        reason: String,
+    },
+}

@@ -1,0 +1,177 @@
+//! Writing a base image: beside its place first, then renamed into it.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use preface_bundle::Id;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Description, Packed,
+    format::{Index, PAGE_BYTES, Preamble, Section, Span, Table},
+};
+use crate::Error;
+
+/// Writes an image part by part; nobody sees the file before [`Writer::finish`].
+pub(crate) struct Writer {
+    path: PathBuf,
+    partial: PathBuf,
+    file: BufWriter<File>,
+    offset: u64,
+    weights: Sha256,
+    written: HashMap<[u8; 32], Span>,
+}
+
+/// What comes after the weights.
+pub(crate) struct Parts<'a> {
+    pub description: Description,
+    pub tract: &'a str,
+    pub tokenizer: &'a [u8],
+    pub program: &'a [u8],
+    pub embeddings: Span,
+    pub packed: Vec<Packed>,
+}
+
+impl Writer {
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&partial);
+        let file = file.map_err(|source| Error::Write {
+            path: partial.clone(),
+            source,
+        })?;
+        let mut writer = Self {
+            path: path.to_owned(),
+            partial,
+            file: BufWriter::new(file),
+            offset: 0,
+            weights: Sha256::new(),
+            written: HashMap::new(),
+        };
+        writer.checked(|writer| writer.put(&[0; PAGE_BYTES as usize]))?;
+        Ok(writer)
+    }
+
+    /// Appends to the weights section, on a page of its own; equal bytes are stored once.
+    pub fn weight(&mut self, bytes: &[u8]) -> Result<Span, Error> {
+        let digest = Sha256::digest(bytes).into();
+        if let Some(&span) = self.written.get(&digest) {
+            return Ok(span);
+        }
+        let span = self.checked(|writer| {
+            writer.pad(Coverage::Weights)?;
+            let offset = writer.offset;
+            writer.weights.update(bytes);
+            writer.put(bytes)?;
+            Ok(Span {
+                offset,
+                bytes: bytes.len() as u64,
+            })
+        })?;
+        self.written.insert(digest, span);
+        Ok(span)
+    }
+
+    /// Writes the rest, makes it durable and puts the file in its place; returns its length.
+    pub fn finish(mut self, parts: Parts<'_>) -> Result<u64, Error> {
+        self.checked(|writer| writer.finish_file(parts))?;
+        Ok(self.offset)
+    }
+
+    fn finish_file(&mut self, parts: Parts<'_>) -> io::Result<()> {
+        let weights = Span {
+            offset: PAGE_BYTES,
+            bytes: self.offset - PAGE_BYTES,
+        };
+        let embeddings = Table {
+            span: parts.embeddings,
+            rows: parts.description.vocabulary,
+            columns: parts.description.hidden,
+        };
+        let index = Index {
+            tract: parts.tract.to_owned(),
+            architecture: std::env::consts::ARCH.to_owned(),
+            tokenizer: self.section(parts.tokenizer)?,
+            program: self.section(parts.program)?,
+            description: parts.description,
+            embeddings,
+            packed: parts.packed,
+        };
+        let index = self.section(&serde_json::to_vec(&index)?)?;
+        let preamble = Preamble {
+            file_bytes: self.offset,
+            index: index.span,
+            index_sha256: index.sha256.0,
+            weights,
+            weights_sha256: self.weights.finalize_reset().into(),
+        };
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(&preamble.encode())?;
+        self.file.flush()?;
+        self.file.get_ref().sync_all()?;
+        fs::rename(&self.partial, &self.path)?;
+        let folder = self
+            .path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    }
+
+    fn section(&mut self, bytes: &[u8]) -> io::Result<Section> {
+        self.pad(Coverage::None)?;
+        let offset = self.offset;
+        self.put(bytes)?;
+        Ok(Section {
+            span: Span {
+                offset,
+                bytes: bytes.len() as u64,
+            },
+            sha256: Id(Sha256::digest(bytes).into()),
+        })
+    }
+
+    fn pad(&mut self, coverage: Coverage) -> io::Result<()> {
+        let zeros = [0; PAGE_BYTES as usize];
+        let missing = (self.offset.next_multiple_of(PAGE_BYTES) - self.offset) as usize;
+        if matches!(coverage, Coverage::Weights) {
+            self.weights.update(&zeros[..missing]);
+        }
+        self.put(&zeros[..missing])
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn checked<T>(&mut self, write: impl FnOnce(&mut Self) -> io::Result<T>) -> Result<T, Error> {
+        write(self).map_err(|source| Error::Write {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+/// Which digest padding belongs to.
+#[derive(Clone, Copy)]
+enum Coverage {
+    Weights,
+    None,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // After `finish` the name is free already.
+        let _ = fs::remove_file(&self.partial);
+    }
+}

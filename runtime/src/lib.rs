@@ -1,0 +1,34 @@
+//! Runs signed soft prompts on a memory-mapped base model.
+//!
+//! A base image ([`Image`]) is a frozen base model laid out for mapping: its weights are packed for this machine's
+//! kernels and never copied, so every process that opens the image shares one copy. A [`Session`] runs an image; it
+//! loads tasks from verified bundles and switches between them without touching the base. With the feature `compile`
+//! the module [`compile`] makes an image from a base folder.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+// Without an engine, what feeds one has no reader.
+#![cfg_attr(
+    not(feature = "plan"),
+    allow(dead_code, unused_imports, unused_variables)
+)]
+
+pub mod bundle;
+#[cfg(feature = "compile")]
+pub mod compile;
+mod engine;
+mod error;
+pub mod image;
+// Maps files: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod map;
+mod session;
+mod task;
+#[cfg(all(test, feature = "compile"))]
+mod testing;
+mod text;
+
+pub use engine::EngineKind;
+pub use error::Error;
+pub use image::Image;
+pub use session::{Answer, Options, Session, TaskHandle};
+pub use text::Overlength;

@@ -1,0 +1,48 @@
+//! The one place where a file is mapped.
+
+use std::{fs::File, ops::Deref, path::Path};
+
+use memmap2::Mmap;
+
+use crate::{Error, Image};
+
+/// A file's bytes, mapped read-only: pages are shared with every process that maps the same file.
+#[derive(Debug)]
+pub(crate) struct Map(Mmap);
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Image {
+    /// Maps the base image at `path`, and checks its size, its preamble, its index and its small tables.
+    ///
+    /// The weights are not read: [`Image::verify_weights`] does that.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no base image, is cut short, edited, or of another format.
+    ///
+    /// # Safety
+    /// The file must not be changed or cut short for as long as the image or anything opened from it lives; a shorter
+    /// file ends the process with SIGBUS. Replacing the file by renaming another over it is safe, and is how
+    /// [`compile`](crate::compile) writes.
+    pub unsafe fn open(path: &Path) -> Result<Self, Error> {
+        let read = |source| Error::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::open(path).map_err(read)?;
+        if file.metadata().map_err(read)?.len() == 0 {
+            return Err(Error::NotAnImage {
+                path: path.to_owned(),
+            });
+        }
+        // SAFETY: the caller promises that the file does not change under the map.
+        let map = unsafe { Mmap::map(&file) }.map_err(read)?;
+        Self::check(path, Map(map))
+    }
+}
