@@ -1,0 +1,99 @@
+//! A base image with verified bundles on it: what `run` and `bench` begin with.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use preface_bundle::{Frame, Policy, TrustStore};
+use preface_runtime::{Image, Options, Overlength, Session, TaskHandle, bundle};
+
+/// The files that a session is opened from.
+#[derive(clap::Args)]
+pub struct Files {
+    /// Base image, made by `preface compile`.
+    #[arg(long, value_name = "IMAGE")]
+    pub base: PathBuf,
+    /// Bundles of the tasks; several may follow.
+    #[arg(long = "bundle", value_name = "FILE", required = true, num_args = 1..)]
+    pub bundles: Vec<PathBuf>,
+    /// Trust store with the keys that may sign them.
+    #[arg(long, value_name = "FILE")]
+    pub trust: PathBuf,
+    /// Most tokens of a text, special tokens included.
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// Cut a text that is too long instead of refusing it.
+    #[arg(long)]
+    pub truncate: bool,
+}
+
+/// A session with its tasks in the order of their bundles.
+pub struct Tasks {
+    pub image: Image,
+    pub session: Session,
+    pub handles: Vec<TaskHandle>,
+}
+
+impl Files {
+    /// Maps the image, and verifies and loads every bundle.
+    ///
+    /// # Errors
+    /// When a file cannot be read, a bundle is not verified, or the parts do not fit.
+    pub fn open(&self) -> anyhow::Result<Tasks> {
+        let overlength = if self.truncate {
+            Overlength::Truncate
+        } else {
+            Overlength::Refuse
+        };
+        let options = Options {
+            max_tokens: self.max_tokens,
+            overlength,
+        };
+        let image = crate::image::open(&self.base)?;
+        let mut session = Session::open(&image, options)?;
+        let trust = self.trust()?;
+        let mut handles = Vec::new();
+        for path in &self.bundles {
+            handles.push(load(&mut session, path, &trust)?);
+        }
+        Ok(Tasks {
+            image,
+            session,
+            handles,
+        })
+    }
+
+    /// The text of the trust store.
+    ///
+    /// # Errors
+    /// When it cannot be read, or others could have written it.
+    pub fn trust(&self) -> anyhow::Result<String> {
+        Ok(bundle::read_trust(&self.trust)?)
+    }
+}
+
+/// Verifies the bundle at `path` against the trust store's text and loads it.
+///
+/// # Errors
+/// When it cannot be read, is not verified, or does not fit the base.
+pub fn load(session: &mut Session, path: &Path, trust: &str) -> anyhow::Result<TaskHandle> {
+    let bytes = bundle::read(path)?;
+    let refused = || format!("{} is refused", path.display());
+    let store = TrustStore::parse(trust).context("the trust store is not valid")?;
+    let base = session.description();
+    let mut policy = Policy::for_base(base.base_id, base.tokenizer_id);
+    policy.now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .map(|time| time.as_secs());
+    let frame = Frame::parse(&bytes).with_context(refused)?;
+    let admitted = frame
+        .authenticate(&store)
+        .and_then(|bundle| bundle.admit(&policy))
+        .with_context(refused)?;
+    let decoded = bundle::decode(&admitted).with_context(refused)?;
+    let verified = admitted.open(&decoded).with_context(refused)?;
+    session.load(&verified).with_context(refused)
+}

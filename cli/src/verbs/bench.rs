@@ -1,0 +1,410 @@
+//! `preface bench`: what running tasks on a base image costs here.
+
+use std::{
+    fs,
+    hint::black_box,
+    io::{BufRead, BufReader, Read, stdin},
+    path::PathBuf,
+    process::{Child, Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, ensure};
+use preface_runtime::{Error, Session, TaskHandle};
+use serde::Serialize;
+
+use crate::{
+    allocations,
+    memory::Memory,
+    output::Output,
+    tasks::{self, Files, Tasks},
+};
+
+/// What a child says once it has answered.
+const READY: &str = "ready";
+/// Processes started to take the median cold start of.
+const COLD_STARTS: usize = 5;
+const WARM_UPS: usize = 3;
+const SWAPS: u32 = 100_000;
+
+/// Measure latency, memory, cold start, loading and swapping.
+#[derive(clap::Args)]
+#[command(after_help = "\
+A run goes from token ids to a label; text_latency_ms adds the tokenizer. Cold start is the median over fresh processes,
+from starting the process to its first answer, with the image in the page cache. Memory is read from
+/proc/self/smaps_rollup after the runs, while a second process has the image open: only then does the kernel call its
+pages shared.
+
+Example:
+  preface bench --base minilm.base --bundle intents.preface --trust trust.txt --tokens 16")]
+pub struct Arguments {
+    #[command(flatten)]
+    files: Files,
+    /// Texts to run, one a line.
+    #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
+    text: Option<PathBuf>,
+    /// Length of a made-up text, special tokens included.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    tokens: usize,
+    /// How many runs are timed.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    runs: usize,
+    /// Processes that have the image open while memory is read, this one included.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    processes: usize,
+    /// Answer once, say so, and wait until standard input closes.
+    #[arg(long, hide = true)]
+    hold: bool,
+}
+
+#[derive(Serialize)]
+struct Percentiles {
+    p50: f64,
+    p95: f64,
+}
+
+#[derive(Serialize)]
+struct Report {
+    engine: String,
+    tokens: f64,
+    latency_ms: Percentiles,
+    text_latency_ms: Percentiles,
+    tokens_per_second: f64,
+    allocations_per_run: f64,
+    allocations_per_text: f64,
+    cold_start_ms: f64,
+    load_us: f64,
+    swap_us: f64,
+    arena_bytes: usize,
+    private_bytes: u64,
+    shared_bytes: u64,
+    processes: usize,
+    image_bytes: usize,
+    image: Memory,
+}
+
+/// Measures everything and prints it.
+pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    ensure!(arguments.runs > 0, "--runs must be at least 1");
+    let Tasks {
+        image,
+        mut session,
+        handles,
+    } = arguments.files.open()?;
+    let &first = handles.first().context("no bundle is given")?;
+    session.activate(first)?;
+    let texts = arguments.texts(&session)?;
+    let mut bench = Bench {
+        session,
+        texts,
+        runs: arguments.runs,
+    };
+    if arguments.hold {
+        return bench.hold();
+    }
+    bench.warm_up()?;
+    let (from_tokens, from_text) = bench.runs()?;
+    let swap_us = bench.swap(&handles)?;
+    let load_us = bench.load(&arguments.files)?;
+    let cold_start_ms = arguments.cold_start_ms()?;
+    let others = (1..arguments.processes).map(|_| Other::start());
+    let others = others.collect::<anyhow::Result<Vec<_>>>()?;
+    let memory = Memory::of_process().context("cannot read this process's memory")?;
+    let mapped = Memory::of_file(image.path()).context("cannot read the image's memory")?;
+    others.into_iter().try_for_each(Other::end)?;
+    let tokens = bench.mean_tokens();
+    let (allocations_per_run, allocations_per_text) =
+        (from_tokens.allocations(), from_text.allocations());
+    let latency_ms = percentiles(from_tokens.times_ms);
+    let report = Report {
+        engine: bench.session.engine().to_string(),
+        tokens,
+        tokens_per_second: tokens * 1e3 / latency_ms.p50,
+        latency_ms,
+        text_latency_ms: percentiles(from_text.times_ms),
+        allocations_per_run,
+        allocations_per_text,
+        cold_start_ms,
+        load_us,
+        swap_us,
+        arena_bytes: bench.session.arena_bytes(),
+        private_bytes: memory.private_bytes,
+        shared_bytes: memory.shared_bytes,
+        processes: arguments.processes.max(1),
+        image_bytes: image.len_bytes(),
+        image: mapped,
+    };
+    say(&report, output);
+    output.json(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn say(report: &Report, output: &Output) {
+    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let Report {
+        latency_ms,
+        text_latency_ms,
+        image,
+        ..
+    } = report;
+    output.say(format_args!("engine            {}", report.engine));
+    output.say(format_args!(
+        "latency           p50 {:.2} ms, p95 {:.2} ms at {:.0} tokens",
+        latency_ms.p50, latency_ms.p95, report.tokens
+    ));
+    output.say(format_args!(
+        "  from text       p50 {:.2} ms, p95 {:.2} ms",
+        text_latency_ms.p50, text_latency_ms.p95
+    ));
+    output.say(format_args!(
+        "tokens per second {:.0}",
+        report.tokens_per_second
+    ));
+    output.say(format_args!(
+        "allocations       {:.0} a run, {:.0} a text",
+        report.allocations_per_run, report.allocations_per_text
+    ));
+    output.say(format_args!(
+        "memory            {:.1} MiB private, {:.1} MiB shared, with {} processes",
+        mebibytes(report.private_bytes),
+        mebibytes(report.shared_bytes),
+        report.processes
+    ));
+    output.say(format_args!(
+        "  the image       {:.1} MiB resident, {:.1} MiB shared, {:.1} MiB written",
+        mebibytes(image.resident_bytes),
+        mebibytes(image.shared_bytes),
+        mebibytes(image.private_dirty_bytes)
+    ));
+    output.say(format_args!(
+        "arena             {:.1} MiB",
+        mebibytes(report.arena_bytes as u64)
+    ));
+    output.say(format_args!(
+        "cold start        {:.1} ms",
+        report.cold_start_ms
+    ));
+    output.say(format_args!("load a bundle     {:.0} us", report.load_us));
+    output.say(format_args!("swap              {:.3} us", report.swap_us));
+}
+
+impl Arguments {
+    /// The texts of the file, or one that has the wanted length.
+    fn texts(&self, session: &Session) -> anyhow::Result<Vec<Sample>> {
+        let Some(path) = &self.text else {
+            return Ok(vec![made_up(session, self.tokens)?]);
+        };
+        let content =
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines = content.lines().filter(|line| !line.trim().is_empty());
+        let samples = lines.map(|line| Sample::of(session, line));
+        let samples: Vec<Sample> = samples.collect::<anyhow::Result<_>>()?;
+        ensure!(!samples.is_empty(), "{} has no text", path.display());
+        Ok(samples)
+    }
+
+    fn cold_start_ms(&self) -> anyhow::Result<f64> {
+        let mut times = Vec::new();
+        for _ in 0..COLD_STARTS {
+            let start = Instant::now();
+            let other = Other::start()?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+            other.end()?;
+        }
+        Ok(percentiles(times).p50)
+    }
+}
+
+/// A text with its token ids.
+struct Sample {
+    text: String,
+    ids: Vec<u32>,
+}
+
+impl Sample {
+    fn of(session: &Session, text: &str) -> anyhow::Result<Self> {
+        let ids = session.tokens(text)?;
+        Ok(Self {
+            text: text.to_owned(),
+            ids,
+        })
+    }
+}
+
+/// A text of `tokens` tokens: a word said as often as that takes.
+fn made_up(session: &Session, tokens: usize) -> anyhow::Result<Sample> {
+    for words in 1..=tokens {
+        let sample = Sample::of(session, &vec!["light"; words].join(" "))?;
+        if sample.ids.len() >= tokens {
+            return Ok(sample);
+        }
+    }
+    anyhow::bail!("no text has {tokens} tokens")
+}
+
+/// What runs of one kind cost.
+struct Cost {
+    times_ms: Vec<f64>,
+    allocations: u64,
+}
+
+impl Cost {
+    /// Room for `runs` runs, so that measuring allocates nothing.
+    fn of(runs: usize) -> Self {
+        Self {
+            times_ms: Vec::with_capacity(runs),
+            allocations: 0,
+        }
+    }
+
+    fn add(&mut self, run: impl FnOnce() -> Result<f32, Error>) -> anyhow::Result<()> {
+        let before = allocations::calls();
+        let start = Instant::now();
+        black_box(run()?);
+        self.times_ms.push(start.elapsed().as_secs_f64() * 1e3);
+        self.allocations += allocations::calls() - before;
+        Ok(())
+    }
+
+    fn allocations(&self) -> f64 {
+        self.allocations as f64 / self.times_ms.len() as f64
+    }
+}
+
+struct Bench {
+    session: Session,
+    texts: Vec<Sample>,
+    runs: usize,
+}
+
+impl Bench {
+    fn mean_tokens(&self) -> f64 {
+        let tokens: usize = self.texts.iter().map(|sample| sample.ids.len()).sum();
+        tokens as f64 / self.texts.len() as f64
+    }
+
+    fn warm_up(&mut self) -> anyhow::Result<()> {
+        for sample in self
+            .texts
+            .iter()
+            .cycle()
+            .take(WARM_UPS.max(self.texts.len()))
+        {
+            self.session.classify(&sample.text)?;
+        }
+        Ok(())
+    }
+
+    /// Runs from token ids and runs from text, one of each in turn.
+    fn runs(&mut self) -> anyhow::Result<(Cost, Cost)> {
+        let (mut from_tokens, mut from_text) = (Cost::of(self.runs), Cost::of(self.runs));
+        for sample in self.texts.iter().cycle().take(self.runs) {
+            from_tokens.add(|| {
+                self.session
+                    .classify_tokens(&sample.ids)
+                    .map(|answer| answer.score)
+            })?;
+            from_text.add(|| {
+                self.session
+                    .classify(&sample.text)
+                    .map(|answer| answer.score)
+            })?;
+        }
+        Ok((from_tokens, from_text))
+    }
+
+    /// Microseconds of making another task the active one.
+    fn swap(&mut self, handles: &[TaskHandle]) -> anyhow::Result<f64> {
+        let start = Instant::now();
+        for (&handle, _) in handles.iter().cycle().zip(0..SWAPS) {
+            self.session.activate(black_box(handle))?;
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e6 / f64::from(SWAPS))
+    }
+
+    /// Microseconds of reading, verifying and loading one bundle; the median over the bundles.
+    fn load(&mut self, files: &Files) -> anyhow::Result<f64> {
+        let trust = files.trust()?;
+        let mut times = Vec::new();
+        for path in files
+            .bundles
+            .iter()
+            .cycle()
+            .take(files.bundles.len().max(WARM_UPS))
+        {
+            let start = Instant::now();
+            tasks::load(&mut self.session, path, &trust)?;
+            times.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        Ok(percentiles(times).p50)
+    }
+
+    /// Answers once and then keeps the image open until the parent is done.
+    fn hold(&mut self) -> anyhow::Result<ExitCode> {
+        let sample = self.texts.first().context("no text")?;
+        self.session.classify(&sample.text)?;
+        println!("{READY}");
+        stdin()
+            .read_to_end(&mut Vec::new())
+            .context("cannot wait for the parent")?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Another process of this program with the same arguments, which has answered once.
+struct Other(Child);
+
+impl Other {
+    fn start() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(program);
+        command.args(std::env::args_os().skip(1)).arg("--hold");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("cannot start another process")?;
+        let mut line = String::new();
+        if let Some(stdout) = child.stdout.as_mut() {
+            BufReader::new(stdout)
+                .read_line(&mut line)
+                .context("cannot hear the other process")?;
+        }
+        ensure!(line.trim() == READY, "the other process could not answer");
+        Ok(Self(child))
+    }
+
+    fn end(mut self) -> anyhow::Result<()> {
+        drop(self.0.stdin.take());
+        self.0.wait().context("cannot wait for the other process")?;
+        Ok(())
+    }
+}
+
+/// The nearest-rank percentiles of `times`, of which there is at least one.
+fn percentiles(mut times: Vec<f64>) -> Percentiles {
+    times.sort_by(f64::total_cmp);
+    let at =
+        |part: f64| times[((times.len() as f64 * part).ceil() as usize).clamp(1, times.len()) - 1];
+    Percentiles {
+        p50: at(0.5),
+        p95: at(0.95),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_measured_values() {
+        let table = [
+            (1, 1.0, 1.0),
+            (2, 1.0, 2.0),
+            (20, 10.0, 19.0),
+            (100, 50.0, 95.0),
+        ];
+        for (count, p50, p95) in table {
+            let times = (1..=count).rev().map(f64::from).collect();
+            let found = percentiles(times);
+            assert_eq!((found.p50, found.p95), (p50, p95), "{count}");
+        }
+    }
+}

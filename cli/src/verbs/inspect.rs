@@ -1,0 +1,121 @@
+//! `preface inspect`: what does this file say about itself?
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::Args;
+use preface_bundle::{Form, Frame, Manifest};
+use preface_runtime::bundle::read;
+use serde_json::{Value, json};
+
+use crate::output::Output;
+
+/// Show what a bundle says about itself, without verifying anything
+#[derive(Args)]
+#[command(after_help = "\
+Nothing that this shows is vouched for: use `preface verify` before you believe it.
+
+Example:
+  preface inspect intent.preface")]
+pub struct Arguments {
+    /// The bundle
+    file: PathBuf,
+}
+
+/// Runs the verb.
+pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let name = arguments.file.display().to_string();
+    let bytes = read(&arguments.file)?;
+    let frame = Frame::parse(&bytes).with_context(|| name.clone())?;
+    let manifest = frame.unverified_manifest().with_context(|| name.clone())?;
+    let mut report = describe(&manifest);
+    report["bundle_id"] = frame.bundle_id().to_string().into();
+    report["bytes"] = bytes.len().into();
+    report["signature_keys"] = frame
+        .signatures()
+        .map(|entry| entry.key_id.to_string())
+        .collect::<Vec<_>>()
+        .into();
+    output.json(&report)?;
+    output.say(format_args!(
+        "{name}: NOT VERIFIED: anybody can have written what follows"
+    ));
+    for (field, value) in report.as_object().into_iter().flatten() {
+        match value
+            .as_array()
+            .filter(|items| items.iter().any(Value::is_object))
+        {
+            Some(items) => items
+                .iter()
+                .for_each(|item| output.say(format_args!("{field:>16}  {item}"))),
+            None => output.say(format_args!("{field:>16}  {value}")),
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(manifest: &Manifest<'_>) -> Value {
+    let receipt = manifest
+        .receipt
+        .map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())));
+    let budget = manifest.token_budget.map(|budget| {
+        json!({"prompt": budget.prompt, "longest": budget.longest, "typical": budget.typical, "positions": budget.positions})
+    });
+    json!({
+        "verified": false,
+        "task": manifest.task,
+        "sequence": manifest.sequence,
+        "namespace": manifest.namespace.to_string(),
+        "base_id": manifest.base_id.to_string(),
+        "tokenizer_id": manifest.tokenizer_id.to_string(),
+        "trust_version": manifest.trust_version,
+        "security_version": manifest.security_version,
+        "created": manifest.created,
+        "not_after": manifest.not_after,
+        "min_runtime": manifest.min_runtime,
+        "codec": manifest.codec.name(),
+        "stored_bytes": manifest.stored_bytes,
+        "decoded_bytes": manifest.decoded_bytes,
+        "form": form(manifest.form),
+        "tensors": tensors(manifest),
+        "head": {"kind": manifest.head.kind.name(), "classes": manifest.head.classes, "hidden": manifest.head.hidden},
+        "labels": manifest.labels.iter().collect::<Vec<_>>(),
+        "template": manifest.template,
+        "pooling": manifest.pooling.map(|pooling| pooling.name()),
+        "positions": manifest.positions.name(),
+        "probes": manifest.probes.iter().count(),
+        "metrics": manifest.metrics.iter().map(|(name, value)| (name.to_owned(), decimal(value))).collect::<serde_json::Map<_, _>>(),
+        "token_budget": budget,
+        "receipt": receipt,
+    })
+}
+
+/// The number with no more digits than single precision has.
+fn decimal(value: f32) -> Value {
+    value
+        .to_string()
+        .parse::<f64>()
+        .map_or(Value::Null, Value::from)
+}
+
+fn form(form: Form) -> Value {
+    match form {
+        Form::Embeddings { tokens, hidden } => {
+            json!({"kind": "embeddings", "tokens": tokens, "hidden": hidden})
+        }
+        Form::KeyValues { tokens, layers } => {
+            json!({"kind": "key-values", "tokens": tokens, "layers": layers})
+        }
+        _ => json!({"kind": form.name(), "tokens": form.tokens()}),
+    }
+}
+
+fn tensors(manifest: &Manifest<'_>) -> Vec<Value> {
+    let entries = manifest.tensors.iter().map(|spec| {
+        json!({
+            "role": spec.role.name(), "dtype": spec.dtype.name(), "layer": spec.layer,
+            "dims": spec.dims(), "group": spec.group, "bytes": spec.bytes,
+        })
+    });
+    entries.collect()
+}

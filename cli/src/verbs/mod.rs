@@ -1,0 +1,21 @@
+//! The verbs of the program, one file each.
+
+pub mod bench;
+#[cfg(feature = "host")]
+pub mod check;
+#[cfg(feature = "compile")]
+pub mod compile;
+#[cfg(feature = "host")]
+pub mod demo;
+#[cfg(feature = "host")]
+pub mod eval;
+pub mod inspect;
+#[cfg(feature = "host")]
+pub mod keygen;
+#[cfg(feature = "host")]
+pub mod pack;
+pub mod run;
+#[cfg(feature = "host")]
+pub mod train;
+pub mod trust;
+pub mod verify;

@@ -1,0 +1,159 @@
+//! `preface pack`: an adapter becomes a signed bundle.
+
+use std::{env, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+use preface_bundle::{Dtype, unix_seconds};
+use preface_packager::{Access, Adapter, Options, Packed, SecretKey, pack, write_file};
+use serde_json::json;
+
+use super::verify::ids_of;
+use crate::output::Output;
+
+/// Quantise, compress and sign an adapter
+#[derive(Args)]
+#[command(after_help = "\
+The bundle is verified before it is written. The same adapter, options and key give the same \
+bytes; its date is SOURCE_DATE_EPOCH, or none.
+
+Exit: 0 written; 2 not written; 21 others can read the secret key.
+
+Example:
+  preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface")]
+pub struct Arguments {
+    /// The adapter folder
+    adapter: PathBuf,
+    /// The base folder that the adapter must have been trained with
+    #[arg(long, value_name = "BASE")]
+    base: Option<PathBuf>,
+    /// What the bundle makes the base do: lower-case letters, digits, . _ -
+    #[arg(long, value_name = "ID")]
+    task: String,
+    /// Number of this release of the task; a device takes only larger ones
+    #[arg(long, value_name = "N")]
+    sequence: u64,
+    /// Number format of prompt and head
+    #[arg(long, value_enum, default_value_t = Format::I8)]
+    dtype: Format,
+    /// The secret key that signs
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The bundle to write
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// The fleet that the bundle is for
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    namespace: String,
+    /// Version of the trust store that the bundle is released under
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    trust_version: u32,
+    /// Compared with min-security of trust stores
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    security_version: u32,
+    /// When the bundle expires, like 2030-01-31T00:00:00Z
+    #[arg(long, value_name = "DATE", value_parser = date)]
+    not_after: Option<u64>,
+}
+
+/// Number formats on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// Bytes with a scale for each row
+    I8,
+    /// Half bytes with a scale for every 32
+    I4,
+    /// IEEE 754 half precision
+    F16,
+    /// The upper half of single precision
+    Bf16,
+    /// Single precision
+    F32,
+}
+
+impl From<Format> for Dtype {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::I8 => Self::I8,
+            Format::I4 => Self::I4,
+            Format::F16 => Self::F16,
+            Format::Bf16 => Self::Bf16,
+            Format::F32 => Self::F32,
+        }
+    }
+}
+
+fn date(text: &str) -> Result<u64, String> {
+    unix_seconds(text).ok_or_else(|| "not a date like 2030-01-31T00:00:00Z".to_owned())
+}
+
+/// Runs the verb.
+pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let key = match SecretKey::open(&arguments.key) {
+        Err(error) if error.is_unsafe_permissions() => {
+            output.note(format_args!("preface: {error}"));
+            return Ok(ExitCode::from(21));
+        }
+        key => key?,
+    };
+    let adapter = Adapter::open(&arguments.adapter)?;
+    if let Some(base) = &arguments.base {
+        let (base_id, tokenizer_id) = ids_of(base).with_context(|| base.display().to_string())?;
+        adapter.check_base(base_id, tokenizer_id)?;
+    }
+    let options = Options {
+        dtype: arguments.dtype.into(),
+        namespace: arguments.namespace,
+        trust_version: arguments.trust_version,
+        security_version: arguments.security_version,
+        created: created()?,
+        not_after: arguments.not_after.unwrap_or(0),
+        ..Options::new(&arguments.task, arguments.sequence)
+    };
+    let packed = pack(&adapter, &options, &key)?;
+    write_file(&arguments.output, &packed.bytes, Access::Everyone)?;
+    report(
+        &packed,
+        options.dtype,
+        &arguments.output.display().to_string(),
+        output,
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The date of the bundle: SOURCE_DATE_EPOCH, or none.
+fn created() -> anyhow::Result<u64> {
+    match env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text
+            .parse()
+            .context("SOURCE_DATE_EPOCH is not a number of seconds"),
+        Err(_) => Ok(0),
+    }
+}
+
+fn report(packed: &Packed, dtype: Dtype, path: &str, output: &Output) -> anyhow::Result<()> {
+    let (bytes, percent) = (packed.bytes.len(), 100.0 * packed.loss);
+    let dtype = dtype.name();
+    output.say(format_args!(
+        "wrote {path}: {bytes} bytes, {dtype} with a relative error of {percent:.3} %, bundle {}",
+        packed.bundle_id
+    ));
+    let tensors: Vec<_> = packed
+        .tensors
+        .iter()
+        .map(|tensor| {
+            json!({
+                "role": tensor.spec.role.name(), "dtype": tensor.spec.dtype.name(),
+                "dims": tensor.spec.dims(), "bytes": tensor.spec.bytes, "loss": tensor.loss,
+            })
+        })
+        .collect();
+    output.json(&json!({
+        "bytes": bytes,
+        "bundle_id": packed.bundle_id.to_string(),
+        "dtype": dtype,
+        "loss": packed.loss,
+        "codec": packed.codec.name(),
+        "tensors": tensors,
+    }))
+}
