@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# The device build on emulated boards gives the answers of the workstation build.
+#
+#   tests/arm.sh [--prefix DIR]     DIR as given to targets/setup.sh (default /opt/arm-rust)
+#
+# Cross-builds the program, checks that it needs no newer glibc than the boards in targets/boards have, and then, as
+# each board in BOARDS (default "rpi3 rpi4") under qemu: compiles the base image for that CPU, verifies the bundle of
+# every task in demo/tasks, refuses altered copies with the right exit code, and compares the labels of a dozen test
+# sentences of each task with those of the x86-64 program. The bundles are those of out/demo, which is made first where
+# it is missing. Leaves its files in out/arm.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+prefix=/opt/arm-rust
+[ "${1:-}" != --prefix ] || prefix=$2
+cargo=${CARGO:-cargo}
+boards=${BOARDS:-rpi3 rpi4}
+triple=aarch64-unknown-linux-gnu
+out=out/arm
+sentences_per_task=12
+tasks=()
+for folder in demo/tasks/*/; do tasks+=("$(basename "$folder")"); done
+
+say() { printf '== %s\n' "$*"; }
+fail() { printf 'arm.sh: %s\n' "$*" >&2; exit 1; }
+
+[ -f "$prefix/env" ] || fail "no toolchain in $prefix: run targets/setup.sh --prefix $prefix"
+[ -f out/env.sh ] || fail "no out/env.sh: run make base"
+. out/env.sh
+mkdir -p "$out"
+
+build_native() {
+  say "building for x86-64"
+  "$cargo" build --release -p preface
+  native=${CARGO_TARGET_DIR:-target}/release/preface
+}
+
+make_demo() {
+  local files=("${tasks[@]/%/.preface}" trust base.base)
+  ls "${files[@]/#/out/demo/}" >/dev/null 2>&1 && return
+  say "making out/demo"
+  "$native" demo --base out/base --out out/demo
+}
+
+build_arm() (
+  say "building for $triple"
+  . "$prefix/env"
+  cargo --config targets/cargo-aarch64.toml build --release --target "$triple" --target-dir target/arm \
+    -p preface --no-default-features --features device,plan,compile
+  aarch64-linux-gnu-strip -o "$out/preface" "target/arm/$triple/release/preface"
+  say "stripped: $(stat -c %s "$out/preface") bytes"
+)
+
+# The newest glibc symbol version that the program needs is in the oldest glibc of the boards.
+check_glibc() {
+  local needed allowed
+  needed=$(aarch64-linux-gnu-objdump -T "$out/preface" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//' | sort -uV | tail -n 1)
+  allowed=$(sed -n 's/^glibc_max = "\(.*\)"/\1/p' targets/boards/*.toml | sort -V | head -n 1)
+  [ -n "$needed" ] && [ -n "$allowed" ] || fail "no glibc version in the program or in the board profiles"
+  [ "$(printf '%s\n' "$needed" "$allowed" | sort -V | tail -n 1)" = "$allowed" ] ||
+    fail "the program needs glibc $needed, a board has $allowed"
+  say "needs glibc $needed; the boards have $allowed or newer"
+}
+
+on() { # BOARD ARGUMENT...
+  ARM_BOARD=$1 "$prefix/bin/qemu-board" "$1" "$out/preface" "${@:2}"
+}
+
+# Copies of a bundle with one fault each, named after the exit code that `verify` owes them.
+make_altered() { # BUNDLE
+  python3 - "$1" "$out" <<'END'
+import pathlib, struct, sys
+
+bundle, out = pathlib.Path(sys.argv[1]).read_bytes(), pathlib.Path(sys.argv[2])
+payload = 64 + struct.unpack_from("<I", bundle, 36)[0]
+
+def flipped(at):
+    return bundle[:at] + bytes([bundle[at] ^ 1]) + bundle[at + 1 :]
+
+cases = {10: bundle[:-1], 12: flipped(len(bundle) - 1), 13: flipped(payload)}
+for code, altered in cases.items():
+    (out / f"altered-{code}.preface").write_bytes(altered)
+END
+}
+
+expect_exit() { # CODE COMMAND...
+  local code=0
+  "${@:2}" >/dev/null 2>"$out/stderr" || code=$?
+  [ "$code" = "$1" ] || { cat "$out/stderr" >&2; fail "exit code $code instead of $1: ${*:2}"; }
+}
+
+check_verify() { # BOARD BUNDLE
+  expect_exit 0 on "$1" verify "$2" --trust out/demo/trust
+  make_altered "$2"
+  for code in 10 12 13; do expect_exit "$code" on "$1" verify "$out/altered-$code.preface" --trust out/demo/trust; done
+}
+
+# A dozen texts spread over the task's test set, one a line.
+sentences() { # TASK
+  python3 - "demo/tasks/$1/test.jsonl" "$sentences_per_task" <<'END'
+import json, sys
+
+with open(sys.argv[1], encoding="utf-8") as file:
+    texts = [json.loads(line)["text"] for line in file]
+wanted = int(sys.argv[2])
+for index in range(wanted):
+    print(texts[index * len(texts) // wanted])
+END
+}
+
+# The labels in the JSON lines that `preface run --json` prints.
+labels() { python3 -c 'import json, sys; [print(json.loads(line)["label"]) for line in sys.stdin]'; }
+
+check_labels() { # BOARD BUNDLE TASK
+  local arguments=(run --json --bundle "$2" --trust out/demo/trust)
+  sentences "$3" >"$out/$3.txt"
+  "$native" "${arguments[@]}" --base out/demo/base.base <"$out/$3.txt" | labels >"$out/$3.x86-64.labels"
+  on "$1" "${arguments[@]}" --base "$out/$1.base" <"$out/$3.txt" | labels >"$out/$3.$1.labels"
+  [ "$(wc -l <"$out/$3.$1.labels")" = "$sentences_per_task" ] || fail "$1: $3 did not answer every sentence"
+  diff -u "$out/$3.x86-64.labels" "$out/$3.$1.labels" || fail "$1: $3 answers otherwise than on x86-64"
+}
+
+build_native
+make_demo
+build_arm
+check_glibc
+for board in $boards; do
+  say "$board: compiling the base image"
+  on "$board" compile out/base -o "$out/$board.base"
+  for task in "${tasks[@]}"; do
+    bundle=out/demo/$task.preface
+    check_verify "$board" "$bundle"
+    check_labels "$board" "$bundle" "$task"
+    say "$board: $task: verified, altered copies refused, $sentences_per_task labels equal"
+  done
+done

@@ -1,0 +1,370 @@
+//! `compile`, `run` and `bench` through the built program, on a base small enough to be written down.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use preface_graph::{
+    Base,
+    builder::{Attribute, Builder},
+    onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type},
+};
+use prost::Message;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_preface");
+const HIDDEN: usize = 64;
+const WORDS: [&str; 5] = ["[UNK]", "light", "on", "off", "dim"];
+const OPSET: i64 = 17;
+
+/// A folder with a base, its image, a trust store and two bundles: one of each form.
+struct Scene {
+    folder: TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let scene = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        write_base(&scene.at("base"));
+        scene.good(&["compile", "base", "-o", "x.base"]);
+        scene.good(&["keygen", "-o", "keys", "--name", "k"]);
+        scene.good(&["trust", "new", "-o", "trust", "--key", "keys/k.pub"]);
+        let rows = json!({"kind": "embeddings", "tokens": 2, "hidden": HIDDEN});
+        let layer = json!({"kv_heads": 1, "head_dim": HIDDEN});
+        let prefix = json!({"kind": "key-values", "tokens": 2, "layers": [layer]});
+        scene.bundle("rows", rows, "after-prompt", HIDDEN);
+        scene.bundle("prefix", prefix, "text-from-zero", 2 * HIDDEN);
+        scene
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(&self.folder).args(arguments);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn good(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
+        text(&output.stdout)
+    }
+
+    /// What the program says about arguments that it must refuse.
+    fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{arguments:?}: {}",
+            text(&output.stdout)
+        );
+        text(&output.stderr)
+    }
+
+    fn served<'a>(&self, verb: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let files = [
+            "--base",
+            "x.base",
+            "--bundle",
+            "rows.preface",
+            "prefix.preface",
+            "--trust",
+            "trust",
+        ];
+        [&[verb], &files[..], more].concat()
+    }
+
+    fn bundle(&self, task: &str, form: Value, positions: &str, columns: usize) {
+        let base = Base::open(&self.at("base")).unwrap().description;
+        let description = json!({
+            "format": 1, "method": "prompt-tuning", "form": form,
+            "head": {"kind": "linear", "classes": 3, "hidden": HIDDEN},
+            "labels": ["on", "off", "dim"], "template": "{text}", "pooling": "mean", "positions": positions,
+            "base_id": base.base_id, "tokenizer_id": base.tokenizer_id,
+            "probes": [], "metrics": {}, "receipt": {"seed": 1},
+            "token_budget": {"prompt": 2, "longest": 4, "typical": 2, "positions": 16},
+        });
+        let adapter = self.at(task);
+        fs::create_dir(&adapter).unwrap();
+        fs::write(adapter.join("preface.json"), description.to_string()).unwrap();
+        let tensors = [
+            ("base_model.classifier.bias", vec![3]),
+            ("base_model.classifier.weight", vec![3, HIDDEN]),
+            ("prompt_embeddings", vec![2, columns]),
+        ];
+        fs::write(
+            adapter.join("adapter_model.safetensors"),
+            safetensors(&tensors),
+        )
+        .unwrap();
+        let output = format!("{task}.preface");
+        let key = ["--key", "keys/k.key", "-o", &output];
+        self.good(
+            &[
+                &[
+                    "pack",
+                    task,
+                    "--task",
+                    task,
+                    "--sequence",
+                    "1",
+                    "--dtype",
+                    "f32",
+                ],
+                &key[..],
+            ]
+            .concat(),
+        );
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Numbers that look random and stay soft.
+fn numbers(seed: usize, count: usize) -> Vec<f32> {
+    let number = |index: usize| ((index * 7919 + seed * 104_729) as f32 * 0.618).sin() / 4.0;
+    (0..count).map(number).collect()
+}
+
+fn safetensors(tensors: &[(&str, Vec<usize>)]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (seed, (name, shape)) in tensors.iter().enumerate() {
+        let begin = data.len();
+        let values = numbers(seed + 1, shape.iter().product());
+        data.extend(values.into_iter().flat_map(f32::to_le_bytes));
+        let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+        header.insert((*name).into(), entry);
+    }
+    let header = Value::Object(header).to_string();
+    [
+        &(header.len() as u64).to_le_bytes(),
+        header.as_bytes(),
+        &data,
+    ]
+    .concat()
+}
+
+/// One layer of attention with one head, as an exporter would write it.
+fn write_base(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    let mut graph = GraphProto::default();
+    let mut builder = Builder::beside(&graph, "n", OPSET);
+    let dims = |rows: usize| [rows as i64, HIDDEN as i64];
+    let words = TensorProto::of_floats(
+        "words",
+        &dims(WORDS.len()),
+        &numbers(90, WORDS.len() * HIDDEN),
+    );
+    let axis = |axis| [("axis", Attribute::Int(axis))];
+    let rows = builder.apply("Gather", &["words", "input_ids"], &axis(0));
+    let (ends, head) = (builder.ints(&[1, 2]), builder.ints(&[1]));
+    let mask = builder.apply("Unsqueeze", &["attention_mask", &ends], &[]);
+    let mask = builder.apply(
+        "Cast",
+        &[&mask],
+        &[("to", Attribute::Int(i64::from(data_type::FLOAT)))],
+    );
+    let (one, large) = (
+        builder.scalar(data_type::FLOAT, 1.0),
+        builder.scalar(data_type::FLOAT, 1e4),
+    );
+    let mask = builder.apply("Sub", &[&mask, &one], &[]);
+    let mask = builder.apply("Mul", &[&mask, &large], &[]);
+    let mut weights = Vec::new();
+    let mut project = |builder: &mut Builder, name: &str, seed| {
+        weights.push(TensorProto::of_floats(
+            name,
+            &dims(HIDDEN),
+            &numbers(seed, HIDDEN * HIDDEN),
+        ));
+        let product = builder.apply("MatMul", &[&rows, name], &[]);
+        builder.apply("Unsqueeze", &[&product, &head], &[])
+    };
+    let query = project(&mut builder, "query", 91);
+    let key = project(&mut builder, "key", 92);
+    let value = project(&mut builder, "value", 93);
+    let turned = builder.apply(
+        "Transpose",
+        &[&key],
+        &[("perm", Attribute::Ints(vec![0, 1, 3, 2]))],
+    );
+    let scores = builder.apply("MatMul", &[&query, &turned], &[]);
+    let scores = builder.apply("Add", &[&scores, &mask], &[]);
+    let shares = builder.apply("Softmax", &[&scores], &axis(-1));
+    let mixed = builder.apply("MatMul", &[&shares, &value], &[]);
+    let mixed = builder.apply("Squeeze", &[&mixed, &head], &[]);
+    builder.write("Add", &[&rows, &mixed], &["hidden"], &[]);
+    builder.append_to(&mut graph);
+    graph.initializer.push(words);
+    graph.initializer.extend(weights);
+    for name in ["input_ids", "attention_mask"] {
+        graph.input.push(ValueInfoProto::tensor(
+            name,
+            data_type::INT64,
+            &["batch", "sequence"],
+        ));
+    }
+    let hidden = ValueInfoProto::tensor(
+        "hidden",
+        data_type::FLOAT,
+        &["batch", "sequence", &HIDDEN.to_string()],
+    );
+    graph.output.push(hidden);
+    let opset = OperatorSetIdProto {
+        version: Some(OPSET),
+        ..Default::default()
+    };
+    let model = ModelProto {
+        ir_version: Some(8),
+        graph: Some(graph),
+        opset_import: vec![opset],
+        ..Default::default()
+    };
+    fs::write(folder.join("model.onnx"), model.encode_to_vec()).unwrap();
+    fs::write(
+        folder.join("config.json"),
+        r#"{"max_position_embeddings": 16}"#,
+    )
+    .unwrap();
+    let words: Value = WORDS
+        .iter()
+        .enumerate()
+        .map(|(id, &word)| (word.to_owned(), json!(id)))
+        .collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
+    });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+#[test]
+fn every_task_answers_every_line() {
+    let scene = Scene::new();
+    fs::write(scene.at("lines"), "light on\n\n{\"text\": \"light off\"}\n").unwrap();
+    let output = Command::new(PROGRAM)
+        .current_dir(&scene.folder)
+        .args(scene.served("run", &["--json"]))
+        .stdin(fs::File::open(scene.at("lines")).unwrap())
+        .output()
+        .unwrap();
+    let answers: Vec<Value> = text(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let tasks: Vec<&str> = answers
+        .iter()
+        .map(|answer| answer["task"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        tasks,
+        ["rows", "prefix", "rows", "prefix"],
+        "{}",
+        text(&output.stderr)
+    );
+    for answer in &answers {
+        let score = answer["score"].as_f64().unwrap();
+        assert!(
+            ["on", "off", "dim"].contains(&answer["label"].as_str().unwrap()),
+            "{answer}"
+        );
+        assert!((1.0 / 3.0..=1.0).contains(&score), "{answer}");
+    }
+    let alone = scene.good(&scene.served("run", &["--json", "--task", "prefix", "light off"]));
+    assert_eq!(serde_json::from_str::<Value>(&alone).unwrap(), answers[3]);
+}
+
+#[test]
+fn what_cannot_be_answered_is_refused() {
+    let scene = Scene::new();
+    let long = "light ".repeat(15);
+    let table = [
+        (
+            scene.served("run", &["--task", "other", "light"]),
+            "rows, prefix",
+        ),
+        (scene.served("run", &[&long]), "15 tokens, at most 14 fit"),
+        (
+            scene.served("run", &["--max-tokens", "1", "light on"]),
+            "2 tokens, at most 1 fit",
+        ),
+    ];
+    for (arguments, message) in table {
+        let said = scene.refused(&arguments);
+        assert!(said.contains(message), "{arguments:?}: {said}");
+    }
+    scene.good(&scene.served("run", &["--truncate", &long]));
+    let mut bundle = fs::read(scene.at("rows.preface")).unwrap();
+    let last = bundle.len() - 1;
+    bundle[last] ^= 1;
+    fs::write(scene.at("rows.preface"), bundle).unwrap();
+    assert!(
+        scene
+            .refused(&scene.served("run", &["light"]))
+            .contains("rows.preface is refused")
+    );
+    let image = fs::read(scene.at("x.base")).unwrap();
+    fs::write(scene.at("x.base"), &image[..image.len() / 2]).unwrap();
+    assert!(
+        scene
+            .refused(&scene.served("run", &["light"]))
+            .contains("preface compile BASE -o x.base")
+    );
+}
+
+#[test]
+fn bench_measures_what_scripts_rely_on() {
+    let scene = Scene::new();
+    let report = scene.good(&scene.served("bench", &["--tokens", "5", "--runs", "3", "--json"]));
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let positive = [
+        "/latency_ms/p50",
+        "/latency_ms/p95",
+        "/tokens_per_second",
+        "/allocations_per_run",
+        "/private_bytes",
+        "/shared_bytes",
+        "/cold_start_ms",
+        "/load_us",
+        "/swap_us",
+    ];
+    for field in positive {
+        assert!(
+            report
+                .pointer(field)
+                .and_then(Value::as_f64)
+                .is_some_and(|number| number > 0.0),
+            "{field} in {report}"
+        );
+    }
+    assert_eq!(
+        (&report["engine"], &report["arena_bytes"], &report["tokens"]),
+        (&json!("plan"), &json!(0), &json!(5.0))
+    );
+    let image = &report["image"];
+    assert_eq!(
+        (&image["private_dirty_bytes"], &image["private_bytes"]),
+        (&json!(0), &json!(0)),
+        "{report}"
+    );
+    assert_eq!(image["shared_bytes"], image["resident_bytes"]);
+}
