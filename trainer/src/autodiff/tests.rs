@@ -224,7 +224,7 @@ fn largest_error(library: &Library, operator: &str, check: &Check) -> f64 {
         let scale = gradient
             .iter()
             .fold(1e-3, |most: f64, value| most.max(f64::from(value.abs())));
-        for element in 0..gradient.len() {
+        for (element, &exact) in gradient.iter().enumerate() {
             let numeric = difference(
                 &mut session,
                 &bench.feeds,
@@ -233,7 +233,7 @@ fn largest_error(library: &Library, operator: &str, check: &Check) -> f64 {
                 free,
                 element,
             );
-            worst = worst.max((numeric - f64::from(gradient[element])).abs() / scale);
+            worst = worst.max((numeric - f64::from(exact)).abs() / scale);
         }
     }
     worst
