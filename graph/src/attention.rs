@@ -2,7 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, facts::Facts, inputs::Size, onnx::NodeProto, wiring::Wiring};
+use crate::{
+    Error,
+    facts::{Fact, Facts},
+    inputs::Size,
+    onnx::NodeProto,
+    wiring::Wiring,
+};
 
 /// How keys or values lie at the place where a prefix joins them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,8 +112,21 @@ pub(crate) fn sites(
         .node
         .iter()
         .filter(|node| node.op_type() == "Softmax");
-    let found = softmaxes.map(|softmax| finder.site(softmax));
-    found.filter_map(Result::transpose).collect()
+    let mut sites = Vec::new();
+    for softmax in softmaxes {
+        match finder.site(softmax)? {
+            Some(site) => sites.push(site),
+            None if finder.covers_tokens(softmax) => {
+                return Err(Error::at(
+                    softmax,
+                    "weighs tokens, but not between a product of queries with keys and one with values; \
+                     no such attention can take a prefix",
+                ));
+            }
+            None => {}
+        }
+    }
+    Ok(sites)
 }
 
 struct Finder<'a> {
@@ -127,6 +146,13 @@ impl<'a> Finder<'a> {
         let (Some(scores), Some(weighted)) = (scores, weighted) else {
             return Ok(None);
         };
+        let rank = self.facts.get(&softmax.output[0]).map_or(0, Fact::rank) as i64;
+        if ![-1, rank - 1].contains(&softmax.int("axis", -1)) {
+            return Err(Error::at(
+                softmax,
+                "weighs along another axis than the keys",
+            ));
+        }
         let (key, value) = (self.joint(scores, 1)?, self.joint(weighted, 1)?);
         let (kv_heads, head_dim) = self.geometry(&value.0, weighted)?;
         Ok(Some(Site {
@@ -139,6 +165,12 @@ impl<'a> Finder<'a> {
             key: key.0,
             value: value.0,
         }))
+    }
+
+    /// Whether the weights of `softmax` are as many as there are tokens.
+    fn covers_tokens(&self, softmax: &NodeProto) -> bool {
+        let fact = self.facts.get(&softmax.output[0]);
+        fact.is_some_and(|fact| fact.rank() >= 3 && fact.constant_dim(fact.rank() - 1).is_none())
     }
 
     /// The product of queries and keys above `value`, noting the nodes on the way (nearest to the Softmax first).

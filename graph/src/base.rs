@@ -15,10 +15,14 @@ use crate::{
     Error,
     attention::{self, Direction, Site},
     decompose,
-    facts::{Fact, Facts},
-    inputs::{self, Inputs, RENAMING, Size},
+    facts::Facts,
+    inputs::{self, Inputs, Size},
+    lift,
     onnx::{ModelProto, TensorProto, data_type},
+    positions::positions,
     settings::Settings,
+    soundness,
+    tensor::element_bytes,
     wiring::Wiring,
 };
 
@@ -162,6 +166,7 @@ impl Base {
         let base_id = base_id(&model, &data_folder)?;
         let (description, facts) = describe(
             &mut model,
+            &data_folder,
             Settings::read(&data_folder, &tokenizer),
             base_id,
             hex(&Sha256::digest(&tokenizer)),
@@ -242,36 +247,24 @@ fn base_id(model: &ModelProto, folder: &Path) -> Result<String, Error> {
 
 fn describe(
     model: &mut ModelProto,
+    folder: &Path,
     settings: Settings,
     base_id: String,
     tokenizer_id: String,
 ) -> Result<(Description, Facts), Error> {
-    let opset = model.opset();
-    if let Some(function) = model.functions.first() {
-        let reason = format!(
-            "function {} of the model's own; export with functions inlined",
-            function.name()
-        );
-        return Err(Error::unusable(reason));
-    }
+    soundness::check(model)?;
     let graph = model.graph.get_or_insert_default();
     decompose::hoist_constants(graph)?;
-    if let Some(node) = graph
-        .node
-        .iter()
-        .find(|node| matches!(node.op_type(), "If" | "Loop" | "Scan"))
-    {
-        return Err(Error::at(
-            node,
-            "control flow that depends on data; export the model without it",
-        ));
-    }
+    inputs::widen(graph);
     let inputs = Inputs::of(&Wiring::of(graph))?;
     let facts_of = |graph: &crate::onnx::GraphProto| {
         let wiring = Wiring::of(graph);
         Facts::of(graph, &SIZES.map(|size| inputs.shapes(&wiring, size)))
     };
     let facts = facts_of(graph);
+    lift::lift(model, &facts)?;
+    let opset = model.opset();
+    let graph = model.graph.get_or_insert_default();
     decompose::decompose(graph, opset, &facts)?;
     decompose::loosen_repeats(graph, opset, &facts);
     let facts = facts_of(graph);
@@ -282,21 +275,25 @@ fn describe(
         .ok_or_else(|| Error::unusable("no Gather looks token ids up in an embedding table"))?;
     let [vocabulary, hidden] =
         [0, 1].map(|axis| usize::try_from(embedding.table.dims[axis]).unwrap_or(0));
-    let embedding_rows = graph.node[embedding.node].output[0].clone();
+    let lookup = &graph.node[embedding.node];
+    soundness::plain_table(lookup, embedding.table)?;
+    let embedding_rows = lookup.output[0].clone();
+    soundness::known_shapes(&wiring, &facts, &embedding_rows)?;
     let mut sites = attention::sites(&wiring, &facts, &inputs.past, &SIZES)?;
     if sites.is_empty() {
         return Err(Error::unusable(
             "no attention was found: no Softmax stands between two products of free values",
         ));
     }
-    let kind = classify(&wiring, &inputs, &mut sites);
-    let hidden_rows = hidden_rows(&wiring, &facts, &inputs, hidden, kind)?;
+    let kind = classify(&wiring, &inputs, &mut sites, folder);
+    let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
+        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output")))?;
     let parameters = graph
         .initializer
         .iter()
         .filter(|tensor| tensor.data_type() == data_type::FLOAT);
     let (position_rule, max_positions) =
-        positions(&wiring, &facts, &inputs, &embedding_rows, hidden, settings);
+        positions(&wiring, &inputs, &embedding_rows, hidden, settings);
     let mut description = Description {
         kind,
         hidden,
@@ -325,8 +322,9 @@ fn describe(
 }
 
 /// Sets the direction of every site and says what kind of model they make.
-fn classify(wiring: &Wiring, inputs: &Inputs, sites: &mut [Site]) -> Kind {
-    let causal = !inputs.past.is_empty() || sites.iter().any(|site| is_causal(wiring, site));
+fn classify(wiring: &Wiring, inputs: &Inputs, sites: &mut [Site], folder: &Path) -> Kind {
+    let causal =
+        !inputs.past.is_empty() || sites.iter().any(|site| is_causal(wiring, site, folder));
     for site in sites.iter_mut() {
         let depends =
             |value: &str, input: &str| wiring.ancestors(value_name(wiring, value)).contains(input);
@@ -361,8 +359,8 @@ fn value_name<'a>(wiring: &Wiring<'a>, value: &str) -> &'a str {
     })
 }
 
-/// Whether a mask of `site` compares positions of queries with positions of keys.
-fn is_causal(wiring: &Wiring, site: &Site) -> bool {
+/// Whether a mask of `site` compares positions of queries with positions of keys, or is cut from a triangle.
+fn is_causal(wiring: &Wiring, site: &Site, folder: &Path) -> bool {
     let readers = site
         .masks
         .iter()
@@ -382,26 +380,51 @@ fn is_causal(wiring: &Wiring, site: &Site) -> bool {
             .iter()
             .any(counted)
     };
-    ancestors
-        .iter()
-        .filter_map(|value| wiring.producer(value))
-        .any(|node| match node.op_type() {
-            "Trilu" => true,
-            "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
-                node.input.iter().all(|input| counts(input))
-            }
-            _ => false,
-        })
+    ancestors.iter().any(
+        |value| match (wiring.producer(value), wiring.initializer(value)) {
+            (Some(node), _) => match node.op_type() {
+                "Trilu" => true,
+                "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
+                    node.input.iter().all(|input| counts(input))
+                }
+                _ => false,
+            },
+            (None, Some(tensor)) => is_triangle(tensor, folder),
+            (None, None) => false,
+        },
+    )
 }
 
-/// The hidden rows that heads read: the graph's own output of that shape, else the last such value before it.
+/// Whether a constant is `[.., n, n]` with one value right of the corner and another below it.
+fn is_triangle(tensor: &TensorProto, folder: &Path) -> bool {
+    let ([.., rows, columns], Some(width)) =
+        (tensor.dims.as_slice(), element_bytes(tensor.data_type()))
+    else {
+        return false;
+    };
+    if rows != columns || *rows < 3 {
+        return false;
+    }
+    let Ok(bytes) = tensor.little_endian(folder) else {
+        return false;
+    };
+    let mut elements = bytes.chunks_exact(width).skip(1);
+    let columns = *columns as usize;
+    let right: Vec<&[u8]> = elements.by_ref().take(columns - 1).collect();
+    let below = elements.next();
+    right.windows(2).all(|pair| pair[0] == pair[1]) && right.first().copied() != below
+}
+
+/// The hidden rows that heads read: the graph's own output of that shape behind the last attention, else the last
+/// such value before an output.
 fn hidden_rows(
     wiring: &Wiring,
     facts: &Facts,
-    inputs: &Inputs,
+    sites: &[Site],
     hidden: usize,
     kind: Kind,
-) -> Result<String, Error> {
+) -> Option<String> {
+    let last = sites.last()?.node.as_str();
     let tokens = |size: Size| {
         if kind == Kind::EncoderDecoder {
             size.decoder_sequence
@@ -409,94 +432,57 @@ fn hidden_rows(
             size.sequence
         }
     };
-    let fits = |fact: &Fact| {
-        let expected = SIZES.map(|size| vec![size.batch, tokens(size), hidden as i64]);
-        fact.shapes == expected && fact.is_float()
+    let expected = SIZES.map(|size| vec![size.batch, tokens(size), hidden as i64]);
+    let fits = |value: &str| {
+        let behind = |value| {
+            wiring
+                .producer(value)
+                .is_some_and(|node| node.label() == last)
+        };
+        facts
+            .get(value)
+            .is_some_and(|fact| fact.shapes == expected && fact.is_float())
+            && wiring
+                .ancestors(value_name(wiring, value))
+                .into_iter()
+                .any(behind)
     };
     let outputs = wiring.graph.output.iter().map(|output| output.name());
     let mut reached = HashSet::new();
     for output in outputs {
-        if facts.get(output).is_some_and(fits) {
-            return Ok(output.to_owned());
+        if fits(output) {
+            return Some(output.to_owned());
         }
         reached.extend(wiring.ancestors(value_name(wiring, output)));
     }
     let values = wiring.graph.node.iter().rev().flat_map(|node| &node.output);
     values
         .filter(|value| reached.contains(value.as_str()))
-        .find(|value| {
-            facts.get(value).is_some_and(fits)
-                && wiring.ancestors(value).contains(inputs.ids.as_str())
-        })
+        .find(|value| fits(value))
         .cloned()
-        .ok_or_else(|| {
-            Error::unusable(format!(
-                "no value of shape [batch, sequence, {hidden}] leads to an output"
-            ))
-        })
 }
 
-fn positions(
-    wiring: &Wiring,
-    facts: &Facts,
-    inputs: &Inputs,
-    embedding_rows: &str,
-    hidden: usize,
-    settings: Settings,
-) -> (PositionRule, Option<usize>) {
-    let token_table = wiring
-        .producer(embedding_rows)
-        .and_then(|node| node.input(0));
-    let tables = wiring.graph.node.iter().filter(|node| {
-        matches!(node.op_type(), "Gather" | "Slice") && node.input(0) != token_table
-    });
-    let rows = tables.filter_map(|node| {
-        let table = wiring.initializer(node.input(0)?)?;
-        let [.., rows, width] = table.dims.as_slice() else {
-            return None;
-        };
-        let learned =
-            *width == hidden as i64 && *rows > 4 && facts.get(&node.output[0])?.rank() >= 2;
-        learned.then(|| rows - skipped_rows(wiring, inputs, node.input(1)))
-    });
-    if let Some(rows) = rows.max() {
-        return (PositionRule::Learned, usize::try_from(rows).ok());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_causal_buffer_is_a_triangle() {
+        let lower = [
+            1., 0., 0., 0., 1., 1., 0., 0., 1., 1., 1., 0., 1., 1., 1., 1.,
+        ];
+        let full = [1.0; 16];
+        let other: Vec<f32> = (0..16_u8).map(f32::from).collect();
+        let table: &[(&[i64], &[f32], bool)] = &[
+            (&[1, 1, 4, 4], &lower, true),
+            (&[4, 4], &full, false),
+            (&[4, 4], &other, false),
+            (&[2, 8], &lower, false),
+        ];
+        for (dims, values, expected) in table {
+            let tensor = TensorProto::of_floats("bias", dims, values);
+            let found = is_triangle(&tensor, Path::new(""));
+            assert_eq!(found, *expected, "{dims:?} {values:?}");
+        }
     }
-    let has = |operator: &str| {
-        wiring
-            .graph
-            .node
-            .iter()
-            .any(|node| node.op_type() == operator)
-    };
-    let rule = if has("Cos") {
-        PositionRule::Rotary
-    } else if has("Log") {
-        PositionRule::Relative
-    } else {
-        PositionRule::Unknown
-    };
-    (rule, settings.max_positions)
-}
-
-/// Rows of a position table that no token uses: RoBERTa counts positions from the padding id on.
-fn skipped_rows(wiring: &Wiring, inputs: &Inputs, index: Option<&str>) -> i64 {
-    let Some(index) = index.map(|index| value_name(wiring, index)) else {
-        return 0;
-    };
-    let mut compared = wiring.ancestors(index).into_iter().filter_map(|value| {
-        let node = wiring
-            .producer(value)
-            .filter(|node| node.op_type() == "Equal")?;
-        let ids = node
-            .input
-            .iter()
-            .any(|input| wiring.origin(input, RENAMING) == inputs.ids);
-        let mut constants = node
-            .input
-            .iter()
-            .filter_map(|input| wiring.initializer(input)?.numbers(1));
-        ids.then(|| constants.next())?
-    });
-    compared.next().map_or(0, |pad| pad[0] as i64 + 1)
 }

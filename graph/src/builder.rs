@@ -192,7 +192,7 @@ impl Builder {
     }
 }
 
-fn attribute(name: &str, value: &Attribute) -> AttributeProto {
+pub(crate) fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     let mut entry = AttributeProto {
         name: Some(name.to_owned()),
         ..AttributeProto::default()

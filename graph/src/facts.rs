@@ -87,9 +87,18 @@ impl Facts {
     ///
     /// A set names the shape of every graph input that is no initializer; element types are those the graph declares.
     pub fn of(graph: &GraphProto, sizes: &[HashMap<String, Vec<i64>>]) -> Self {
+        Self::filled(graph, sizes, &HashMap::new())
+    }
+
+    /// As [`Facts::of`], with every element of the inputs in `fills` known to be the number given there.
+    pub(crate) fn filled(
+        graph: &GraphProto,
+        sizes: &[HashMap<String, Vec<i64>>],
+        fills: &HashMap<&str, f64>,
+    ) -> Self {
         let mut values: HashMap<String, Fact> = HashMap::new();
         for (seen, shapes) in sizes.iter().enumerate() {
-            for (name, value) in operators::walk(graph, shapes) {
+            for (name, value) in operators::walk(graph, shapes, fills) {
                 let fact = values.entry(name).or_insert_with(|| Fact {
                     data_type: value.data_type,
                     shapes: Vec::new(),

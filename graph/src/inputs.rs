@@ -1,12 +1,13 @@
 //! The part that each graph input plays, found from where it leads.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     Error,
-    onnx::{Dimension, DimensionValue, TensorProto, ValueInfoProto, data_type},
+    builder::{Attribute, Builder},
+    onnx::{Dimension, DimensionValue, GraphProto, TensorProto, ValueInfoProto, data_type},
     wiring::Wiring,
 };
 
@@ -78,6 +79,49 @@ pub(crate) fn lookups<'a>(wiring: &Wiring<'a>) -> Vec<Lookup<'a>> {
         .collect()
 }
 
+/// Declares every matrix that the graph takes as 64-bit integers and casts it to what it was: exporters also write
+/// 32-bit ids, and masks of floats or truth values.
+pub(crate) fn widen(graph: &mut GraphProto) {
+    let initializers: HashSet<String> = graph
+        .initializer
+        .iter()
+        .map(|tensor| tensor.name().to_owned())
+        .collect();
+    let mut builder = Builder::beside(graph, "narrow", 0);
+    let GraphProto { input, node, .. } = graph;
+    let narrow = input.iter_mut().filter(|input| {
+        let fed = !initializers.contains(input.name());
+        fed && rank(input) == 2 && element_type(input) != data_type::INT64
+    });
+    for input in narrow {
+        let to = [("to", Attribute::Int(i64::from(element_type(input))))];
+        let cast = builder.apply("Cast", &[input.name()], &to);
+        let readers = node.iter_mut().flat_map(|node| &mut node.input);
+        for reader in readers.filter(|reader| *reader == input.name()) {
+            reader.clone_from(&cast);
+        }
+        if let Some(tensor) = input.tensor_type_mut() {
+            tensor.elem_type = Some(data_type::INT64);
+        }
+    }
+    builder.insert_into(graph, 0);
+}
+
+/// Checks that nothing fixes the number of rows, of tokens or of cached tokens.
+fn is_loose(input: &ValueInfoProto) -> Result<(), Error> {
+    let dims = input.dims().unwrap_or_default();
+    let counts: &[usize] = if dims.len() == 4 { &[0, 2] } else { &[0, 1] };
+    let mut fixed = counts
+        .iter()
+        .filter_map(|&axis| fixed_size(dims.get(axis)?));
+    fixed.next().map_or(Ok(()), |size| {
+        Err(Error::unusable(format!(
+            "input {} has a fixed size of {size}; export the model with dynamic batch and sequence",
+            input.name()
+        )))
+    })
+}
+
 fn free_inputs<'a>(wiring: &Wiring<'a>) -> impl Iterator<Item = &'a ValueInfoProto> {
     let inputs = wiring.graph.input.iter();
     let fed = |input: &&ValueInfoProto| wiring.initializer(input.name()).is_none();
@@ -95,6 +139,7 @@ impl Inputs {
         let most = lookups.iter().map(rows).max();
         let most = most
             .ok_or_else(|| Error::unusable("no Gather looks token ids up in an embedding table"))?;
+        free_inputs(wiring).try_for_each(is_loose)?;
         let mut inputs = Self::default();
         for input in free_inputs(wiring) {
             let name = input.name().to_owned();
@@ -213,5 +258,52 @@ pub(crate) fn fixed_size(dimension: &Dimension) -> Option<i64> {
     match dimension.value {
         Some(DimensionValue::Size(size)) => Some(size),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_ids_are_cast_in_the_graph() {
+        let mut graph = GraphProto {
+            input: vec![
+                ValueInfoProto::tensor("ids", data_type::INT32, &["batch", "sequence"]),
+                ValueInfoProto::tensor("mask", data_type::INT64, &["batch", "sequence"]),
+            ],
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        builder.apply("Gather", &["table", "ids"], &[]);
+        builder.append_to(&mut graph);
+        widen(&mut graph);
+        assert!(
+            graph
+                .input
+                .iter()
+                .all(|input| element_type(input) == data_type::INT64)
+        );
+        let [cast, gather] = graph.node.as_slice() else {
+            panic!("{} nodes", graph.node.len());
+        };
+        assert_eq!((cast.op_type(), cast.input(0)), ("Cast", Some("ids")));
+        assert_eq!(cast.int("to", 0), i64::from(data_type::INT32));
+        assert_eq!(gather.input(1), Some(cast.output[0].as_str()));
+    }
+
+    #[test]
+    fn a_fixed_size_is_refused() {
+        let table: &[(&[&str], bool)] = &[
+            (&["batch", "sequence"], true),
+            (&["1", "sequence"], false),
+            (&["batch", "16"], false),
+            (&["batch", "4", "past", "8"], true),
+            (&["batch", "4", "1", "8"], false),
+        ];
+        for (dims, loose) in table {
+            let input = ValueInfoProto::tensor("input", data_type::INT64, dims);
+            assert_eq!(is_loose(&input).is_ok(), *loose, "{dims:?}");
+        }
     }
 }

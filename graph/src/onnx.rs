@@ -428,6 +428,14 @@ impl ValueInfoProto {
         }
     }
 
+    /// The tensor type to change, where the value is a tensor.
+    pub fn tensor_type_mut(&mut self) -> Option<&mut TensorType> {
+        match self.r#type.as_mut()?.value.as_mut()? {
+            TypeValue::Tensor(tensor) => Some(tensor),
+            _ => None,
+        }
+    }
+
     /// The dimensions, where the value is a tensor with a declared shape.
     pub fn dims(&self) -> Option<&[Dimension]> {
         Some(&self.tensor_type()?.shape.as_ref()?.dim)

@@ -296,7 +296,7 @@ fn counts(graph: &GraphProto, sites: &[&Site]) -> Vec<Count> {
         let mut turned = Vec::new();
         while let Some(turn) = wiring
             .producer(of)
-            .filter(|node| matches!(node.op_type(), "Transpose" | "Identity"))
+            .filter(|node| matches!(node.op_type(), "Transpose" | "Identity" | "Cast"))
         {
             turned.push(turn.clone());
             if sites

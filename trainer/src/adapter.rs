@@ -6,7 +6,8 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::Write,
-    path::Path,
+    path::{Path, PathBuf},
+    process,
 };
 
 use preface_graph::{Description, LayerGeometry};
@@ -17,7 +18,7 @@ use serde_json::json;
 use crate::{
     Error,
     form::{Form, PositionPlan, Prompt},
-    heads::Pooling,
+    heads::{Pooling, head},
     methods::method,
 };
 
@@ -111,6 +112,12 @@ pub struct Receipt {
     pub examples: usize,
     /// SHA-256 of the training file.
     pub data_sha256: String,
+    /// SHA-256 of the dev file.
+    pub dev_sha256: String,
+    /// Threads of ONNX Runtime.
+    pub threads: usize,
+    /// Version of the trainer.
+    pub version: String,
 }
 
 /// A prompt with its head, as the trainer leaves it.
@@ -125,18 +132,38 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Writes the folder; each file is written beside its place and renamed.
+    /// Writes the folder: all files beside their places first, then each is renamed.
     ///
     /// # Errors
-    /// When a file cannot be written.
+    /// When a file cannot be written; what was there is left as it was.
     pub fn write(&self, folder: &Path) -> Result<(), Error> {
-        fs::create_dir_all(folder).map_err(|source| Error::Write {
+        let failed = |source| Error::Write {
             path: folder.into(),
             source,
-        })?;
-        replace(&folder.join(TENSORS), &self.tensors()?)?;
-        replace(&folder.join(CONFIG), &pretty(&self.peft_config()?)?)?;
-        replace(&folder.join(CARD), &pretty(&self.card)?)
+        };
+        fs::create_dir_all(folder).map_err(failed)?;
+        let contents = [
+            (TENSORS, self.tensors()?),
+            (CONFIG, pretty(&self.peft_config()?)?),
+            (CARD, pretty(&self.card)?),
+        ];
+        let written = contents
+            .iter()
+            .try_for_each(|(name, bytes)| write_beside(&folder.join(name), bytes));
+        let written = written.and_then(|()| {
+            contents
+                .iter()
+                .try_for_each(|(name, _)| rename(&folder.join(name)))
+        });
+        if written.is_err() {
+            contents
+                .iter()
+                .for_each(|(name, _)| _ = fs::remove_file(beside(&folder.join(name))));
+        }
+        written?;
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(failed)
     }
 
     /// Reads the folder.
@@ -155,6 +182,14 @@ impl Adapter {
             return Err(wrong(format!(
                 "format {} is not known; this program reads {FORMAT}",
                 card.format
+            )));
+        }
+        if head(&card.head.kind).is_err() || card.labels.len() != card.head.classes {
+            return Err(wrong(format!(
+                "a {} head with {} classes for {} labels",
+                card.head.kind,
+                card.head.classes,
+                card.labels.len()
             )));
         }
         let path = folder.join(TENSORS);
@@ -215,6 +250,16 @@ impl Adapter {
                     reason,
                 });
             }
+        }
+        if self.card.positions != self.prompt.form.positions(base) {
+            let reason = format!(
+                "positions {:?} are not those of this base",
+                self.card.positions
+            );
+            return Err(Error::Adapter {
+                path: folder.into(),
+                reason,
+            });
         }
         Ok(())
     }
@@ -373,20 +418,26 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// Writes beside `path`, syncs, and renames.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let beside = path.with_extension("partial");
-    let written = File::create(&beside).and_then(|mut file| {
+/// The name under which a file is written before it takes its place.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension(format!("{}.partial", process::id()))
+}
+
+fn write_beside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let written = File::create(beside(path)).and_then(|mut file| {
         file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
+        file.sync_all()
     });
-    written.map_err(|source| {
-        let _ = fs::remove_file(&beside);
-        Error::Write {
-            path: path.into(),
-            source,
-        }
+    written.map_err(|source| Error::Write {
+        path: path.into(),
+        source,
+    })
+}
+
+fn rename(path: &Path) -> Result<(), Error> {
+    fs::rename(beside(path), path).map_err(|source| Error::Write {
+        path: path.into(),
+        source,
     })
 }
 
@@ -430,6 +481,9 @@ mod tests {
                 batch: 8,
                 examples: 2,
                 data_sha256: "22".repeat(32),
+                dev_sha256: "33".repeat(32),
+                threads: 1,
+                version: "0".into(),
             },
         }
     }

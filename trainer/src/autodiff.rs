@@ -275,7 +275,7 @@ pub fn backward(
     seeds: &[(String, String)],
     wanted: &[String],
 ) -> Result<Vec<String>, Error> {
-    let Path { needed, nodes } = nodes_between(graph, facts, wanted)?;
+    let Path { needed, nodes } = nodes_between(graph, facts, seeds, wanted)?;
     let mut arrived: HashMap<String, Vec<String>> = HashMap::new();
     for (value, gradient) in seeds {
         arrived
@@ -326,11 +326,31 @@ struct Path {
     nodes: Vec<(usize, Flow)>,
 }
 
-fn nodes_between(graph: &GraphProto, facts: &Facts, wanted: &[String]) -> Result<Path, Error> {
+fn nodes_between(
+    graph: &GraphProto,
+    facts: &Facts,
+    seeds: &[(String, String)],
+    wanted: &[String],
+) -> Result<Path, Error> {
+    let mut before: HashSet<&str> = seeds.iter().map(|(value, _)| value.as_str()).collect();
+    for node in graph.node.iter().rev() {
+        if node
+            .output
+            .iter()
+            .any(|output| before.contains(output.as_str()))
+        {
+            before.extend(node.input.iter().map(String::as_str));
+        }
+    }
     let mut needed: HashSet<String> = wanted.iter().cloned().collect();
     let mut nodes = Vec::new();
     for (index, node) in graph.node.iter().enumerate() {
-        if !node.input.iter().any(|input| needed.contains(input)) {
+        let on_the_way = node.input.iter().any(|input| needed.contains(input))
+            && node
+                .output
+                .iter()
+                .any(|output| before.contains(output.as_str()));
+        if !on_the_way {
             continue;
         }
         let rule = RULES.binary_search_by(|rule| rule.operator.cmp(&node.operator()));

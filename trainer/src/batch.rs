@@ -33,13 +33,14 @@ pub struct Encoded {
     pub label: usize,
 }
 
-/// Encodes every example of `dataset`.
+/// Encodes every example of `dataset`, its text put into `template` where that says `{text}`.
 ///
 /// # Errors
 /// When a label is not among `labels`, or a text leaves no room for the prompt and is not to be cut.
 pub fn encode(
     dataset: &Dataset,
     labels: &[String],
+    template: &str,
     tokens: &Tokens,
     room: Option<usize>,
     overlength: Overlength,
@@ -47,7 +48,7 @@ pub fn encode(
     let indices = dataset.indices(labels)?;
     let examples = dataset.examples.iter().zip(indices);
     let encoded = examples.map(|(example, label)| {
-        let ids = tokens.encode(&example.text)?;
+        let ids = tokens.encode(&template.replace("{text}", &example.text))?;
         let ids = fit(ids, room, overlength, &dataset.path, example.line)?;
         Ok(Encoded { ids, label })
     });

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use sha2::{Digest, Sha256};
 
 use crate::Error;
@@ -33,20 +33,39 @@ pub struct Dataset {
     pub sha256: String,
 }
 
+/// What some editors put before UTF-8 text.
+const BYTE_ORDER_MARK: &[u8] = &[0xEF, 0xBB, 0xBF];
+/// Longest label that a bundle carries.
+const LABEL_BYTES: usize = 255;
+
 #[derive(Deserialize)]
 struct Row {
     text: Option<String>,
     label: Option<String>,
+    text2: Option<IgnoredAny>,
+    tags: Option<IgnoredAny>,
+    target: Option<IgnoredAny>,
 }
 
 impl Row {
     fn example(self, line: usize) -> Result<Example, String> {
+        if self.text2.is_some() || self.tags.is_some() || self.target.is_some() {
+            let reason = "sentence pairs, tags and targets are not learned yet";
+            return Err(format!(
+                "{reason}; each line needs a \"text\" and a \"label\""
+            ));
+        }
         let missing =
             |name: &str| format!("no \"{name}\"; each line needs a \"text\" and a \"label\"");
         let text = self.text.ok_or_else(|| missing("text"))?;
         let label = self.label.ok_or_else(|| missing("label"))?;
         if text.trim().is_empty() {
             return Err("the text is empty; remove the line".into());
+        }
+        if label.is_empty() || label.len() > LABEL_BYTES || label.chars().any(char::is_control) {
+            return Err(format!(
+                "a label is 1 to {LABEL_BYTES} bytes without control characters, not {label:?}"
+            ));
         }
         Ok(Example { text, label, line })
     }
@@ -68,10 +87,11 @@ impl Dataset {
             line,
             reason,
         };
+        let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
         let examples = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("csv") => read_table(&bytes, b',', at)?,
-            Some("tsv") => read_table(&bytes, b'\t', at)?,
-            _ => read_lines(&bytes, at)?,
+            Some("csv") => read_table(text, b',', at)?,
+            Some("tsv") => read_table(text, b'\t', at)?,
+            _ => read_lines(text, at)?,
         };
         if examples.is_empty() {
             return Err(at(1, "the file holds no example".into()));
@@ -112,7 +132,7 @@ impl Dataset {
                 path: self.path.clone(),
                 line: example.line,
                 reason: format!(
-                    "label {:?} does not occur in the training data; known are {}",
+                    "label {:?} is not one that was learned from the training data: {}",
                     example.label,
                     labels.join(", ")
                 ),
@@ -192,6 +212,10 @@ mod tests {
                 "a.jsonl",
                 "{\"text\":\"so, what\",\"label\":\"a\"}\n\n{\"label\":\"b\",\"text\":\"x\"}\n",
             ),
+            (
+                "b.jsonl",
+                "\u{feff}{\"text\":\"so, what\",\"label\":\"a\"}\n{\"label\":\"b\",\"text\":\"x\"}",
+            ),
             ("a.csv", "label,text\na,\"so, what\"\nb,x\n"),
             ("a.tsv", "text\tlabel\nso, what\ta\nx\tb\n"),
         ];
@@ -215,6 +239,16 @@ mod tests {
                 "line 2: no \"label\"",
             ),
             ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
+            (
+                "a.jsonl",
+                "{\"text\":\"x\",\"text2\":\"y\",\"label\":\"a\"}\n",
+                "line 1: sentence pairs",
+            ),
+            (
+                "a.jsonl",
+                "{\"text\":\"x\",\"label\":\"\"}\n",
+                "line 1: a label is 1 to 255 bytes",
+            ),
             ("a.jsonl", "\n", "line 1: the file holds no example"),
             (
                 "a.csv",
@@ -237,7 +271,8 @@ mod tests {
         .unwrap();
         let error = dataset.indices(&["a".into()]).unwrap_err().to_string();
         assert!(
-            error.contains("line 2: label \"z\" does not occur in the training data"),
+            error
+                .contains("line 2: label \"z\" is not one that was learned from the training data"),
             "{error}"
         );
     }

@@ -1,6 +1,9 @@
 //! What can go wrong while a prompt is trained.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
 
 /// Why training, evaluating or checking failed.
 #[derive(Debug, thiserror::Error)]
@@ -25,7 +28,7 @@ pub enum Error {
     },
     /// `libonnxruntime` cannot be used.
     #[error(
-        "cannot load {library}: {reason}; install the PyPI package onnxruntime (1.22 or newer) and set ORT_DYLIB_PATH to its capi/libonnxruntime.so.*, or pass --onnxruntime"
+        "cannot load {library}: {reason}; install the PyPI package onnxruntime (1.17 or newer) and set ORT_DYLIB_PATH to its capi/libonnxruntime.so.*, or pass --onnxruntime"
     )]
     Library {
         /// What was tried.
@@ -42,15 +45,21 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}; free some space or choose another place with -o")]
+    #[error("cannot write {path}{}", way_out(source))]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
+    },
+    /// The loss or a gradient is no number any more.
+    #[error("training diverged in epoch {epoch}; pass a smaller --learning-rate")]
+    Diverged {
+        /// The epoch, counted from 1.
+        epoch: usize,
     },
     /// A line of a data file is not an example.
     #[error("{path}, line {line}: {reason}")]
@@ -90,4 +99,14 @@ pub enum Error {
     /// The options contradict the base or each other.
     #[error("{0}")]
     Options(String),
+}
+
+/// What helps against a failed write, where that is known.
+fn way_out(source: &io::Error) -> &'static str {
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "; free some space or choose another place with -o"
+        }
+        _ => "; choose another place with -o",
+    }
 }

@@ -1,6 +1,6 @@
 //! The training loop.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
 use preface_graph::{Base, FormKind, Kind};
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -12,7 +12,7 @@ use crate::{
     data::Dataset,
     engine::{Library, Session},
     evaluation::{Evaluation, Evaluator, Prediction, named},
-    form::{Form, Prompt},
+    form::{Form, PositionPlan, Prompt},
     heads::{HeadSize, Pooling, head},
     methods::{Method, Parameter, method},
     optimizer::{AdamW, Group, clip, schedule},
@@ -25,6 +25,14 @@ use crate::{
 const CLIP: f32 = 1.0;
 /// Batches among which rows are sorted by length, so that little is padded.
 const BUCKET: usize = 8;
+/// What surrounds a text: nothing.
+const TEMPLATE: &str = "{text}";
+/// Positions that a prompt must leave for texts.
+const LEAST_ROOM: usize = 16;
+/// Bytes of label names for which a bundle's signed part has room.
+const LABEL_BYTES: usize = 3000;
+/// Token ids of all probes for which it has room.
+const PROBE_IDS: usize = 256;
 /// Examples that a bundle carries to prove itself on a device.
 const PROBES: usize = 4;
 
@@ -141,6 +149,7 @@ struct Run<'a> {
     labels: Vec<String>,
     train: Vec<Encoded>,
     dev: Vec<Encoded>,
+    dev_sha256: String,
     step: Step,
     session: Session,
     evaluator: Evaluator<'a>,
@@ -159,13 +168,14 @@ impl<'a> Run<'a> {
     ) -> Result<Self, Error> {
         let method = method(&options.method)?;
         let head = head(&options.head)?;
-        refuse_unfit(base, method, options)?;
         let tokens = Tokens::read(&base.tokenizer)?;
         let form = Form::of(method.form, options.tokens, &base.description);
         let labels = train.labels();
+        refuse_unfit(base, method, &labels, options)?;
         let room = room(&base.description, &form);
-        let train = encode(train, &labels, &tokens, room, options.overlength)?;
-        let dev = encode(dev, &labels, &tokens, room, options.overlength)?;
+        let train = encode(train, &labels, TEMPLATE, &tokens, room, options.overlength)?;
+        let dev_sha256 = dev.sha256.clone();
+        let dev = encode(dev, &labels, TEMPLATE, &tokens, room, options.overlength)?;
         let size = HeadSize {
             classes: labels.len(),
             hidden: base.description.hidden,
@@ -202,6 +212,7 @@ impl<'a> Run<'a> {
             labels,
             train,
             dev,
+            dev_sha256,
             step,
             session,
             evaluator,
@@ -238,6 +249,13 @@ impl<'a> Run<'a> {
                 .skip(1)
                 .map(|output| output.into_floats())
                 .collect::<Result<Vec<_>, _>>()?;
+            let finite = loss
+                .iter()
+                .chain(gradients.iter().flatten())
+                .all(|number| number.is_finite());
+            if !finite {
+                return Err(Error::Diverged { epoch });
+            }
             clip(&mut gradients, CLIP);
             let factor = schedule((epoch - 1) * steps + index, self.options.epochs * steps);
             self.optimizer.update(&mut self.values, &gradients, factor);
@@ -261,94 +279,152 @@ impl<'a> Run<'a> {
     }
 
     fn adapter(self, best: Best, train: &Dataset) -> Adapter {
-        let own = self.step.parameters.len() - 2;
-        let mut values = best.values;
-        let head = values.split_off(own);
-        let prompt = Prompt {
-            form: self.form.clone(),
-            tensors: (self.method.collapse)(&self.form, values),
-        };
         let description = &self.base.description;
-        let right = self
-            .dev
-            .iter()
-            .zip(&best.predictions)
-            .filter(|(row, prediction)| row.label == prediction.label);
+        let figures = [
+            ("dev_accuracy", best.dev.accuracy),
+            ("dev_macro_f1", best.dev.macro_f1),
+        ];
+        let card = Card {
+            format: 1,
+            method: self.method.name.into(),
+            form: self.form.clone(),
+            head: HeadCard {
+                kind: self.options.head.clone(),
+                classes: self.labels.len(),
+                hidden: description.hidden,
+            },
+            labels: self.labels.clone(),
+            template: TEMPLATE.into(),
+            pooling: self.options.pooling,
+            positions: self.form.positions(description),
+            base_id: description.base_id.clone(),
+            tokenizer_id: description.tokenizer_id.clone(),
+            probes: self.probes(&best.predictions),
+            metrics: figures
+                .map(|(name, figure)| (name.to_owned(), figure))
+                .into(),
+            token_budget: self.token_budget(),
+            receipt: self.receipt(best.epoch, train),
+        };
+        let mut values = best.values;
+        let head = values.split_off((self.method.parameters)(&self.form).len());
+        let tensors = (self.method.collapse)(&self.form, values);
+        let prompt = Prompt {
+            form: self.form,
+            tensors,
+        };
+        Adapter { card, prompt, head }
+    }
+
+    /// The shortest dev examples of different labels that the prompt answers rightly.
+    fn probes(&self, predictions: &[Prediction]) -> Vec<Probe> {
+        let pairs = self.dev.iter().zip(predictions);
+        let mut right: Vec<&Encoded> = pairs
+            .filter(|(row, prediction)| row.label == prediction.label)
+            .map(|(row, _)| row)
+            .collect();
+        right.sort_by_key(|row| row.ids.len());
         let mut probes: Vec<Probe> = Vec::new();
-        for (row, _) in right {
-            if probes.len() < PROBES && probes.iter().all(|probe| probe.label != row.label) {
+        let mut room = PROBE_IDS;
+        for row in right {
+            let new = probes.iter().all(|probe| probe.label != row.label);
+            if probes.len() < PROBES && new && row.ids.len() <= room {
+                room -= row.ids.len();
                 probes.push(Probe {
                     ids: row.ids.clone(),
                     label: row.label,
                 });
             }
         }
+        probes
+    }
+
+    fn token_budget(&self) -> TokenBudget {
         let mut lengths: Vec<usize> = self.train.iter().map(|row| row.ids.len()).collect();
         lengths.sort_unstable();
+        TokenBudget {
+            prompt: self.options.tokens,
+            longest: lengths.last().copied().unwrap_or(0),
+            typical: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
+            positions: self.base.description.max_positions,
+        }
+    }
+
+    fn receipt(&self, best_epoch: usize, train: &Dataset) -> Receipt {
         let options = self.options;
-        let card = Card {
-            format: 1,
-            method: self.method.name.into(),
-            positions: self.form.positions(description),
-            form: self.form,
-            head: HeadCard {
-                kind: options.head.clone(),
-                classes: self.labels.len(),
-                hidden: description.hidden,
-            },
-            labels: self.labels,
-            template: "{text}".into(),
-            pooling: options.pooling,
-            base_id: description.base_id.clone(),
-            tokenizer_id: description.tokenizer_id.clone(),
-            probes,
-            metrics: BTreeMap::from([
-                ("dev_accuracy".into(), best.dev.accuracy),
-                ("dev_macro_f1".into(), best.dev.macro_f1),
-            ]),
-            token_budget: TokenBudget {
-                prompt: options.tokens,
-                longest: lengths.last().copied().unwrap_or(0),
-                typical: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
-                positions: description.max_positions,
-            },
-            receipt: Receipt {
-                seed: options.seed,
-                epochs: options.epochs,
-                best_epoch: best.epoch,
-                learning_rate: options.learning_rate.unwrap_or(self.method.learning_rate),
-                head_learning_rate: options.head_learning_rate,
-                batch: options.batch,
-                examples: train.examples.len(),
-                data_sha256: train.sha256.clone(),
-            },
-        };
-        Adapter { card, prompt, head }
+        Receipt {
+            seed: options.seed,
+            epochs: options.epochs,
+            best_epoch,
+            learning_rate: options.learning_rate.unwrap_or(self.method.learning_rate),
+            head_learning_rate: options.head_learning_rate,
+            batch: options.batch,
+            examples: train.examples.len(),
+            data_sha256: train.sha256.clone(),
+            dev_sha256: self.dev_sha256.clone(),
+            threads: options.threads,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
     }
 }
 
-fn refuse_unfit(base: &Base, method: &Method, options: &Options) -> Result<(), Error> {
-    let refuse = |reason: &str| Err(Error::Options(reason.into()));
-    if base.description.kind == Kind::EncoderDecoder {
+/// Refuses what could not be trained, packed or run.
+fn refuse_unfit(
+    base: &Base,
+    method: &Method,
+    labels: &[String],
+    options: &Options,
+) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::Options(reason));
+    let description = &base.description;
+    let rates = [
+        options.learning_rate.unwrap_or(method.learning_rate),
+        options.head_learning_rate,
+    ];
+    let label_bytes: usize = labels.iter().map(String::len).sum();
+    if description.kind == Kind::EncoderDecoder {
         return refuse(
-            "classification needs an encoder or a decoder; this base is an encoder-decoder",
+            "classification needs an encoder or a decoder; this base is an encoder-decoder".into(),
         );
     }
-    if !base.description.forms.contains(&method.form) {
-        return refuse("the base does not take the form that this method makes; see preface check");
+    if !description.forms.contains(&method.form) {
+        return refuse(
+            "the base does not take the form that this method makes; see preface check".into(),
+        );
     }
-    if options.tokens == 0 || options.batch == 0 {
-        return refuse("a prompt needs at least one virtual token and a batch at least one row");
+    if options.tokens == 0 || options.batch == 0 || options.epochs == 0 {
+        return refuse(
+            "training needs at least one virtual token, one row a batch and one epoch".into(),
+        );
     }
-    let taken = if method.form == FormKind::Embeddings {
-        options.tokens
-    } else {
-        0
-    };
-    match base.description.max_positions {
-        Some(positions) if taken >= positions => {
-            refuse("the prompt leaves no position for the text; pass fewer --tokens")
-        }
+    if rates.iter().any(|rate| !rate.is_finite() || *rate <= 0.0) {
+        return refuse(format!(
+            "learning rates must be positive numbers, not {rates:?}"
+        ));
+    }
+    if labels.len() < 2 {
+        return refuse(format!(
+            "the training data have the one label {labels:?}; a task needs two or more"
+        ));
+    }
+    if label_bytes > LABEL_BYTES {
+        return refuse(format!(
+            "the labels take {label_bytes} bytes, a bundle has room for {LABEL_BYTES}; shorten them"
+        ));
+    }
+    let form = Form::of(method.form, options.tokens, description);
+    if method.form == FormKind::KeyValues
+        && form.positions(description) == PositionPlan::AfterPrompt
+    {
+        return refuse("the base counts positions from its cache, so that a prefix would move the text; use prompt-tuning".into());
+    }
+    let most = description
+        .max_positions
+        .map(|positions| positions.saturating_sub(LEAST_ROOM));
+    match most {
+        Some(most) if options.tokens > most => refuse(format!(
+            "this base takes at most {most} virtual tokens; pass fewer --tokens"
+        )),
         _ => Ok(()),
     }
 }

@@ -11,6 +11,7 @@ const INITIALIZER_ELEMENTS: usize = 4096;
 pub(super) fn walk(
     graph: &GraphProto,
     shapes: &HashMap<String, Vec<i64>>,
+    fills: &HashMap<&str, f64>,
 ) -> HashMap<String, Value> {
     let mut values = HashMap::new();
     for tensor in &graph.initializer {
@@ -23,10 +24,13 @@ pub(super) fn walk(
     }
     for input in &graph.input {
         if let (Some(shape), Some(tensor)) = (shapes.get(input.name()), input.tensor_type()) {
-            values.insert(
-                input.name().to_owned(),
-                Value::shaped(tensor.elem_type(), shape.clone()),
-            );
+            let value = match fills.get(input.name()) {
+                Some(&fill) => {
+                    Value::known(tensor.elem_type(), vec![], vec![fill]).expand(shape.clone())
+                }
+                None => Value::shaped(tensor.elem_type(), shape.clone()),
+            };
+            values.insert(input.name().to_owned(), value);
         }
     }
     for node in &graph.node {
@@ -80,6 +84,7 @@ impl<'a> Call<'a> {
             "Pad" => one(self.pad()),
             "Tile" => one(self.tile()),
             "OneHot" => one(self.one_hot()),
+            "CumSum" => one(self.cumulative_sum()),
             "MatMul" | "FusedMatMul" => one(self.matmul()),
             "Gemm" => one(self.gemm()),
             "Attention" => self.attention(),
@@ -414,6 +419,24 @@ impl<'a> Call<'a> {
         }))
     }
 
+    fn cumulative_sum(&self) -> Option<Value> {
+        let value = self.input(0)?;
+        let axis = *self.input(1)?.as_ints()?.first()?;
+        let axis = self.axis(axis, value.rank())?;
+        let shape = value.shape.clone();
+        let plain = self.node.int("exclusive", 0) == 0 && self.node.int("reverse", 0) == 0;
+        let Some(numbers) = value.numbers.as_ref().filter(|_| plain) else {
+            return Some(Value::shaped(value.data_type, shape));
+        };
+        let mut sums = numbers.clone();
+        let stride = shape.get(axis + 1..)?.iter().product::<i64>() as usize;
+        let block = stride * *shape.get(axis)? as usize;
+        for index in (0..sums.len()).filter(|index| index % block >= stride) {
+            sums[index] += sums[index - stride];
+        }
+        Some(Value::known(value.data_type, shape, sums))
+    }
+
     fn one_hot(&self) -> Option<Value> {
         let mut shape = self.input(0)?.shape.clone();
         let depth = *self.input(1)?.numbers.as_ref()?.first()?;
@@ -574,7 +597,6 @@ const SHAPE_OF_FIRST: &[&str] = &[
     "BiasGelu",
     "Clip",
     "Cos",
-    "CumSum",
     "Dropout",
     "Elu",
     "Erf",
@@ -646,7 +668,7 @@ mod tests {
         build(&mut builder);
         builder.append_to(&mut graph);
         let shapes = HashMap::from([("x".to_owned(), vec![2, 3, 4])]);
-        let values = walk(&graph, &shapes);
+        let values = walk(&graph, &shapes, &HashMap::new());
         values.get(&graph.node.last()?.output[0]).cloned()
     }
 
@@ -709,6 +731,19 @@ mod tests {
                     b.apply("Range", &[&zero, &dim, &one], &[]);
                 },
                 &[3],
+            ),
+            (
+                "cumulative sum of a constant as a shape",
+                |b| {
+                    let (twos, axis) = (b.ints(&[2, 1, 1]), b.scalar(data_type::INT64, 0.0));
+                    let sums = b.apply("CumSum", &[&twos, &axis], &[]);
+                    let end = b.ints(&[2]);
+                    let start = b.ints(&[0]);
+                    let shape = b.apply("Slice", &[&sums, &start, &end], &[]);
+                    let number = b.scalar(data_type::FLOAT, 0.0);
+                    b.apply("Expand", &[&number, &shape], &[]);
+                },
+                &[2, 3],
             ),
             (
                 "unknown stays unknown",

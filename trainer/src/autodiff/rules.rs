@@ -211,6 +211,14 @@ pub const RULES: &[Rule] = &[
     stops("OneHot"),
     stops("Or"),
     rule(
+        "Pad",
+        Flows(slices::unpad),
+        &[
+            check(&[Free(&[2, 3]), Ints(&[0, 1, 1, 2])], &[]),
+            check(&[Free(&[2, 3]), Ints(&[2, -1]), Absent, Ints(&[1])], &[]),
+        ],
+    ),
+    rule(
         "Pow",
         Flows(pow),
         &[
@@ -295,6 +303,16 @@ pub const RULES: &[Rule] = &[
                     Ints(&[2]),
                     Ints(&[-1]),
                     Ints(&[1]),
+                ],
+                &[],
+            ),
+            check(
+                &[
+                    Free(&[3, 5]),
+                    Ints(&[0, 1]),
+                    Ints(&[i64::MAX, i64::MAX]),
+                    Ints(&[0, 1]),
+                    Ints(&[2, 3]),
                 ],
                 &[],
             ),

@@ -55,7 +55,7 @@ pub(super) fn split(call: &mut Call) -> Result<Vec<Part>, Error> {
     Ok(vec![Part::exact(0, whole)])
 }
 
-/// ONNX Slice with steps of one: zeros around the slice.
+/// ONNX Slice with positive steps: zeros between the slice's elements and around them.
 pub(super) fn slice(call: &mut Call) -> Result<Vec<Part>, Error> {
     let (whole, part) = (call.input_fact(0)?, call.fact(&call.output())?);
     let rank = whole.rank();
@@ -68,12 +68,12 @@ pub(super) fn slice(call: &mut Call) -> Result<Vec<Part>, Error> {
         (None, None) => (0..count).collect(),
         _ => call.axes(3, rank)?,
     };
-    if let Some(steps) = call.node.input(4) {
-        let steps = call.fact(steps)?.constant_ints();
-        if steps.is_none_or(|steps| steps.iter().any(|&step| step != 1)) {
-            return Err(call.refuse("a slice with steps other than 1"));
-        }
-    }
+    let steps = match call.node.input(4) {
+        Some(steps) => call.fact(steps)?.constant_ints(),
+        None => Some(vec![1; axes.len()]),
+    };
+    let steps = steps.filter(|steps| steps.iter().all(|&step| step > 0));
+    let steps = steps.ok_or_else(|| call.refuse("a slice with steps that are not positive"))?;
     let mut gradient = call.gradient()?;
     for (index, &axis) in axes.iter().enumerate() {
         let uncut = whole
@@ -84,6 +84,9 @@ pub(super) fn slice(call: &mut Call) -> Result<Vec<Part>, Error> {
         if uncut {
             continue;
         }
+        if steps[index] > 1 {
+            gradient = dilate(call, &gradient, axis, steps[index])?;
+        }
         let start = match &attribute {
             Some(starts) => from_front(call, starts[index], axis)?,
             None => start_of(call, 1, index, axis)?,
@@ -91,6 +94,38 @@ pub(super) fn slice(call: &mut Call) -> Result<Vec<Part>, Error> {
         gradient = pad(call, &gradient, axis, &start)?;
     }
     Ok(vec![Part::exact(0, gradient)])
+}
+
+/// `step - 1` zeros behind every element along `axis`; [`pad`] cuts those that reach too far.
+fn dilate(call: &mut Call, gradient: &str, axis: usize, step: i64) -> Result<String, Error> {
+    let part = call.fact(&call.output())?;
+    let tail = (axis + 1..part.rank()).map(|axis| part.constant_dim(axis));
+    let tail = tail.collect::<Option<Vec<_>>>();
+    let tail = tail.ok_or_else(|| call.refuse("steps before a dimension of free size"))?;
+    let behind = call.builder.ints(&[axis as i64 + 1]);
+    let single = call.apply("Unsqueeze", &[gradient, &behind]);
+    let mut pads = vec![0; 2 * (part.rank() + 1)];
+    pads[part.rank() + axis + 2] = step - 1;
+    let (pads, zero) = (call.builder.ints(&pads), call.number(0.0)?);
+    let wide = call.apply("Pad", &[&single, &pads, &zero]);
+    let mut shape = vec![0; axis];
+    shape.push(-1);
+    shape.extend(tail);
+    let shape = call.builder.ints(&shape);
+    Ok(call.apply("Reshape", &[&wide, &shape]))
+}
+
+/// ONNX Pad with a constant: the padding is cut off again.
+pub(super) fn unpad(call: &mut Call) -> Result<Vec<Part>, Error> {
+    if call.node.text("mode", "constant") != "constant" {
+        return Err(call.refuse("pads with other than a constant"));
+    }
+    let (pads, zero, gradient) = (call.input(1)?, call.number(0.0)?, call.gradient()?);
+    let cuts = call.apply("Neg", &[&pads]);
+    let axes = call.node.input(3).map(str::to_owned);
+    let mut inputs = vec![gradient.as_str(), &cuts, &zero];
+    inputs.extend(axes.as_deref());
+    Ok(vec![Part::exact(0, call.apply("Pad", &inputs))])
 }
 
 /// ONNX Gather: a single index pads with zeros, many scatter-add along axis 0.
