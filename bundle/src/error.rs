@@ -1,5 +1,7 @@
 //! What can be wrong with a bundle or a trust store, and which check says so.
 
+use core::fmt;
+
 use crate::{
     id::{Id, KeyId},
     tensor::Role,
@@ -292,7 +294,7 @@ pub enum Error {
         found: usize,
     },
     /// The trust store is not valid; nothing can be verified with it.
-    #[error("trust store line {line}: {rule}")]
+    #[error("trust store{}: {rule}", Place(*line))]
     TrustStore {
         /// Line, from 1; 0 when the store as a whole is meant.
         line: usize,
@@ -305,6 +307,18 @@ pub enum Error {
         /// The rule that it breaks.
         rule: &'static str,
     },
+}
+
+/// Where in a trust store: ` line 3`, or nothing for the store as a whole.
+struct Place(usize);
+
+impl fmt::Display for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            line => write!(formatter, " line {line}"),
+        }
+    }
 }
 
 impl Error {

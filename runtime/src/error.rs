@@ -1,6 +1,9 @@
 //! What can go wrong between a base image, a bundle and an answer.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
 
 /// Why an image, a task or a text cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -12,15 +15,15 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file cannot be written.
-    #[error("cannot write {path}")]
+    #[error("cannot write {path}{}", remedy(source))]
     Write {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The file does not begin as a base image does.
     #[error("{path} is not a base image; make one with `preface compile BASE -o {path}`")]
@@ -114,7 +117,9 @@ pub enum Error {
     #[error("no task is active; load a bundle and activate it")]
     NoTask,
     /// A text has more tokens than the base or the session takes.
-    #[error("the text has {tokens} tokens, at most {limit} fit; shorten it or allow truncation")]
+    #[error(
+        "the text has {tokens} tokens, at most {limit} fit; shorten it or cut it with --truncate"
+    )]
     TooLong {
         /// Tokens of the text, special tokens included.
         tokens: usize,
@@ -124,6 +129,11 @@ pub enum Error {
     /// The text has no tokens at all.
     #[error("the text has no tokens")]
     Empty,
+    /// The scores of an answer are infinite or no numbers.
+    #[error(
+        "the answer is not a number: the base image or the bundle is damaged; run `preface verify` on the image"
+    )]
+    NotANumber,
     /// A token that the embedding table does not hold.
     #[error("token {id} is outside the vocabulary of {vocabulary}")]
     Token {
@@ -142,4 +152,15 @@ pub enum Error {
         /// What stands in the way.
         reason: String,
     },
+}
+
+/// What to do about a file that cannot be written.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            "; free some space or choose another place with -o"
+        }
+        ErrorKind::NotFound => "; its folder is not there: make it first",
+        _ => "",
+    }
 }

@@ -116,6 +116,13 @@ impl Session {
             .map(|(index, loaded)| (TaskHandle(index), &*loaded.task.id))
     }
 
+    /// The labels of a loaded task, in the order of its classes; none where the handle is another session's.
+    pub fn labels(&self, task: TaskHandle) -> &[String] {
+        self.tasks
+            .get(task.0)
+            .map_or(&[], |loaded| &loaded.task.labels)
+    }
+
     /// Dequantises and expands the task of a verified bundle, and puts it beside the others; one of the same name is
     /// replaced and keeps its handle. The active task stays the active one.
     ///
@@ -177,7 +184,7 @@ impl Session {
     /// Answers a text given as token ids, special tokens included, with the active task.
     ///
     /// # Errors
-    /// When no task is active, there are no tokens or too many, or the engine fails.
+    /// When no task is active, there are no tokens or too many, the engine fails, or its answer is no number.
     pub fn classify_tokens(&mut self, ids: &[u32]) -> Result<Answer<'_>, Error> {
         let handle = self.active.ok_or(Error::NoTask)?;
         let Loaded { task, prefix } = self.tasks.get(handle.0).ok_or(Error::NoTask)?;
@@ -202,6 +209,9 @@ impl Session {
         let text = &hidden[task.prompt_positions() * features.len()..];
         pool(task.pooling, text, features);
         let (class, score) = task.head.best(features, scores);
+        if !score.is_finite() || !scores.iter().all(|score| score.is_finite()) {
+            return Err(Error::NotANumber);
+        }
         let label = &task.labels[class];
         Ok(Answer {
             task: &task.id,
@@ -209,6 +219,29 @@ impl Session {
             class,
             score,
         })
+    }
+
+    /// Runs two tokens through the base without a task: whether the engine can run it at all.
+    ///
+    /// # Errors
+    /// When the engine fails.
+    pub fn try_out(&mut self) -> Result<(), Error> {
+        let Description {
+            hidden,
+            placeholder,
+            ..
+        } = *self.image.description();
+        let mut rows = vec![0.0; 2 * hidden];
+        for row in rows.chunks_exact_mut(hidden) {
+            self.image.embedding(placeholder, row)?;
+        }
+        let ids = [placeholder.into(); 2];
+        let prefix = self.engine.prepare(None)?;
+        let input = Input {
+            rows: &rows,
+            ids: &ids,
+        };
+        self.engine.run(input, &prefix).map(|_| ())
     }
 
     fn active(&self) -> Result<&Loaded, Error> {
@@ -367,6 +400,21 @@ mod tests {
                 session.activate(TaskHandle(0)),
                 Err(Error::NoTask)
             ));
+        });
+    }
+
+    #[test]
+    fn an_answer_that_is_no_number_is_refused() {
+        with_session(Options::default(), |image, mut session| {
+            let base = session.description().clone();
+            for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut damaged = task("t", embeddings(&image, &[1]), &base);
+                damaged.head.bias[1] = number;
+                let handle = session.add(damaged).unwrap();
+                session.activate(handle).unwrap();
+                let error = session.classify("heat").unwrap_err();
+                assert!(matches!(error, Error::NotANumber), "{number}: {error}");
+            }
         });
     }
 

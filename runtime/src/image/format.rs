@@ -12,7 +12,7 @@ use crate::Error;
 /// The start of every base image of this format.
 pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v001\n";
 /// What comes before the version in [`MAGIC`].
-const FAMILY: &[u8] = b"\x89PRB\r\n\x1a\npreface-base-image-";
+pub(crate) const FAMILY: &[u8] = b"\x89PRB\r\n\x1a\npreface-base-image-";
 /// The name of this format, for messages.
 const FORMAT: &str = "v001";
 /// Where sections and packed weights begin: a page.

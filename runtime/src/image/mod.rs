@@ -12,6 +12,8 @@ mod hex;
 mod write;
 
 use std::{
+    fs::{self, File},
+    io::Read,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -58,6 +60,15 @@ impl Image {
                 index,
             }),
         })
+    }
+
+    /// Whether the file at `path` begins as a base image of any version does; `false` where it cannot be read.
+    pub fn is_at(path: &Path) -> bool {
+        let mut start = [0; format::FAMILY.len()];
+        let mut read = || File::open(path)?.read_exact(&mut start);
+        fs::metadata(path).is_ok_and(|found| found.is_file())
+            && read().is_ok()
+            && start == format::FAMILY
     }
 
     /// The file that is mapped.

@@ -46,7 +46,7 @@ impl Writer {
             .truncate(true)
             .open(&partial);
         let file = file.map_err(|source| Error::Write {
-            path: partial.clone(),
+            path: path.to_owned(),
             source,
         })?;
         let mut writer = Self {
