@@ -16,8 +16,9 @@ mod verbs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
-use crate::output::Output;
+use crate::{output::Output, tasks::Refused};
 
 /// Teach one frozen language model many narrow tasks, a few kilobytes each.
 #[derive(Parser)]
@@ -49,6 +50,7 @@ enum Command {
     Compile(verbs::compile::Arguments),
     Run(verbs::run::Arguments),
     Bench(verbs::bench::Arguments),
+    Doctor(verbs::doctor::Arguments),
     #[cfg(feature = "host")]
     Demo(verbs::demo::Arguments),
 }
@@ -73,6 +75,7 @@ impl Command {
             Self::Compile(arguments) => verbs::compile::run(arguments, output),
             Self::Run(arguments) => verbs::run::run(arguments, output),
             Self::Bench(arguments) => verbs::bench::run(arguments, output),
+            Self::Doctor(arguments) => verbs::doctor::run(arguments, output),
             #[cfg(feature = "host")]
             Self::Demo(arguments) => verbs::demo::run(arguments, output),
         }
@@ -82,8 +85,22 @@ impl Command {
 fn main() -> ExitCode {
     let program = Program::parse();
     let output = Output::new(program.json);
-    program.command.run(&output).unwrap_or_else(|error| {
-        output.note(format_args!("preface: {error:#}"));
-        ExitCode::from(2)
-    })
+    let code = program
+        .command
+        .run(&output)
+        .unwrap_or_else(|error| failed(&error, &output));
+    output.end(code)
+}
+
+/// Reports an error; a bundle that is refused is an answer, 1, and everything else 2.
+fn failed(error: &anyhow::Error, output: &Output) -> ExitCode {
+    let exit_code = match error.is::<Refused>() {
+        true => 1,
+        false => 2,
+    };
+    output.note(format_args!("preface: {error:#}"));
+    let report = json!({"error": format!("{error:#}"), "exit_code": exit_code});
+    // A string and a number can always be serialised.
+    let _ = output.json(&report);
+    ExitCode::from(exit_code)
 }

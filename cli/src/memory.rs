@@ -45,7 +45,7 @@ impl Memory {
             if first.ends_with(':') {
                 total = if inside { total.and(line) } else { total };
             } else {
-                inside = line.ends_with(path);
+                inside = path_of(line) == path;
             }
         }
         total
@@ -75,6 +75,14 @@ impl Memory {
     }
 }
 
+/// The path in the first line of a mapping: what follows address, permissions, offset, device and inode.
+fn path_of(line: &str) -> &str {
+    (0..5).fold(line, |rest, _| {
+        rest.split_once(' ')
+            .map_or("", |(_, rest)| rest.trim_start())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,7 +98,9 @@ Private_Clean:         4 kB
 55e2-55e3 rw-p 00000000 00:00 0 [heap]
 Rss:                   8 kB
 Private_Dirty:         8 kB
-55e4-55e5 r--p 00000000 08:01 11 /a/x.base
+55e3-55e4 r--p 00000000 08:01 12                         /b/a/x.base
+Rss:                  16 kB
+55e4-55e5 r--p 00000000 08:01 11                         /a/x.base
 Rss:                   4 kB
 Private_Dirty:         4 kB
 VmFlags: rd mr mw me

@@ -1,20 +1,32 @@
 //! What the program prints: data on stdout, talk on stderr.
 
-use std::{fmt::Display, time::Duration};
+use std::{
+    fmt::Display,
+    io::{self, ErrorKind, Write},
+    process::ExitCode,
+    sync::OnceLock,
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 /// Where a verb sends its results: people's text, or one JSON object.
-#[derive(Clone, Copy, Debug)]
+///
+/// What cannot be written is remembered, not a panic: [`Output::end`] makes it the program's exit code.
+#[derive(Debug)]
 pub struct Output {
     json: bool,
+    failure: OnceLock<io::Error>,
 }
 
 impl Output {
     /// An output for people, or for scripts when `json` is set.
     pub fn new(json: bool) -> Self {
-        Self { json }
+        Self {
+            json,
+            failure: OnceLock::new(),
+        }
     }
 
     /// Prints `value` as one line of JSON on stdout when JSON was asked for.
@@ -23,7 +35,7 @@ impl Output {
     /// When `value` cannot be serialised.
     pub fn json(&self, value: &impl Serialize) -> anyhow::Result<()> {
         if self.json {
-            println!("{}", serde_json::to_string(value)?);
+            self.print(serde_json::to_string(value)?);
         }
         Ok(())
     }
@@ -31,13 +43,45 @@ impl Output {
     /// Prints a result for people on stdout; silent when JSON was asked for.
     pub fn say(&self, text: impl Display) {
         if !self.json {
-            println!("{text}");
+            self.print(text);
         }
     }
 
     /// Prints talk on stderr.
     pub fn note(&self, text: impl Display) {
-        eprintln!("{text}");
+        // Where stderr is gone, nobody is left to tell.
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+
+    /// Prints one line on stdout, whoever asked.
+    pub fn print(&self, text: impl Display) {
+        if !self.is_closed()
+            && let Err(error) = writeln!(io::stdout().lock(), "{text}")
+        {
+            let _ = self.failure.set(error);
+        }
+    }
+
+    /// Whether stdout takes no more, so that going on is in vain.
+    pub fn is_closed(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    /// The exit code of a program that would exit with `code`: 2 where results were lost, unless whoever reads stdout
+    /// went away on purpose, as `head` does. A code that says no stays.
+    pub fn end(&self, code: ExitCode) -> ExitCode {
+        match self.failure.get() {
+            Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+                self.note(format_args!(
+                    "preface: cannot write to standard output: {error}"
+                ));
+                match code == ExitCode::SUCCESS {
+                    true => ExitCode::from(2),
+                    false => code,
+                }
+            }
+            _ => code,
+        }
     }
 
     /// A progress bar on stderr, hidden where stderr is not a terminal.

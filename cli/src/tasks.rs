@@ -1,11 +1,13 @@
 //! A base image with verified bundles on it: what `run` and `bench` begin with.
 
 use std::{
+    fmt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
+use clap::builder::RangedU64ValueParser;
 use preface_bundle::{Frame, Policy, TrustStore};
 use preface_runtime::{Image, Options, Overlength, Session, TaskHandle, bundle};
 
@@ -22,11 +24,16 @@ pub struct Files {
     #[arg(long, value_name = "FILE")]
     pub trust: PathBuf,
     /// Most tokens of a text, special tokens included.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count(1_000_000))]
     pub max_tokens: Option<usize>,
     /// Cut a text that is too long instead of refusing it.
     #[arg(long)]
     pub truncate: bool,
+}
+
+/// Reads a number on the command line, from 1 to `most`.
+pub fn count(most: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=most)
 }
 
 /// A session with its tasks in the order of their bundles.
@@ -40,8 +47,13 @@ impl Files {
     /// Maps the image, and verifies and loads every bundle.
     ///
     /// # Errors
-    /// When a file cannot be read, a bundle is not verified, or the parts do not fit.
+    /// When a file cannot be read, a bundle is not verified, two bundles have one task, or the parts do not fit.
     pub fn open(&self) -> anyhow::Result<Tasks> {
+        let base = self.base.display();
+        ensure!(
+            !self.base.is_dir(),
+            "{base} is a base folder; compile it first: preface compile {base} -o {base}.base"
+        );
         let overlength = if self.truncate {
             Overlength::Truncate
         } else {
@@ -56,7 +68,16 @@ impl Files {
         let trust = self.trust()?;
         let mut handles = Vec::new();
         for path in &self.bundles {
-            handles.push(load(&mut session, path, &trust)?);
+            let handle = load(&mut session, path, &trust)?;
+            if let Some(place) = handles.iter().position(|&other| other == handle) {
+                bail!(
+                    "{} and {} both have the task {}; give one of them",
+                    self.bundles[place].display(),
+                    path.display(),
+                    name(&session, handle)
+                );
+            }
+            handles.push(handle);
         }
         Ok(Tasks {
             image,
@@ -68,19 +89,36 @@ impl Files {
     /// The text of the trust store.
     ///
     /// # Errors
-    /// When it cannot be read, or others could have written it.
+    /// When it cannot be read, is not valid, or others could have written it.
     pub fn trust(&self) -> anyhow::Result<String> {
-        Ok(bundle::read_trust(&self.trust)?)
+        let text = bundle::read_trust(&self.trust)?;
+        TrustStore::parse(&text).with_context(|| self.trust.display().to_string())?;
+        Ok(text)
+    }
+}
+
+fn name(session: &Session, handle: TaskHandle) -> &str {
+    let found = session.tasks().find(|&(other, _)| other == handle);
+    found.map_or("", |(_, name)| name)
+}
+
+/// A bundle that may not be used here: an answer, where other errors are failures.
+#[derive(Debug)]
+pub struct Refused(PathBuf);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} is refused", self.0.display())
     }
 }
 
 /// Verifies the bundle at `path` against the trust store's text and loads it.
 ///
 /// # Errors
-/// When it cannot be read, is not verified, or does not fit the base.
+/// When it cannot be read; [`Refused`] when it is not verified or does not fit the base.
 pub fn load(session: &mut Session, path: &Path, trust: &str) -> anyhow::Result<TaskHandle> {
     let bytes = bundle::read(path)?;
-    let refused = || format!("{} is refused", path.display());
+    let refused = || Refused(path.into());
     let store = TrustStore::parse(trust).context("the trust store is not valid")?;
     let base = session.description();
     let mut policy = Policy::for_base(base.base_id, base.tokenizer_id);

@@ -17,7 +17,7 @@ use crate::{
     allocations,
     memory::Memory,
     output::Output,
-    tasks::{self, Files, Tasks},
+    tasks::{self, Files, Tasks, count},
 };
 
 /// What a child says once it has answered.
@@ -44,13 +44,13 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     text: Option<PathBuf>,
     /// Length of a made-up text, special tokens included.
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = count(1_000_000))]
     tokens: usize,
     /// How many runs are timed.
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = count(1_000_000))]
     runs: usize,
     /// Processes that have the image open while memory is read, this one included.
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = count(1000))]
     processes: usize,
     /// Answer once, say so, and wait until standard input closes.
     #[arg(long, hide = true)]
@@ -85,7 +85,6 @@ struct Report {
 
 /// Measures everything and prints it.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    ensure!(arguments.runs > 0, "--runs must be at least 1");
     let Tasks {
         image,
         mut session,
@@ -100,7 +99,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         runs: arguments.runs,
     };
     if arguments.hold {
-        return bench.hold();
+        return bench.hold(output);
     }
     bench.warm_up()?;
     let (from_tokens, from_text) = bench.runs()?;
@@ -130,7 +129,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         arena_bytes: bench.session.arena_bytes(),
         private_bytes: memory.private_bytes,
         shared_bytes: memory.shared_bytes,
-        processes: arguments.processes.max(1),
+        processes: arguments.processes,
         image_bytes: image.len_bytes(),
         image: mapped,
     };
@@ -340,10 +339,10 @@ impl Bench {
     }
 
     /// Answers once and then keeps the image open until the parent is done.
-    fn hold(&mut self) -> anyhow::Result<ExitCode> {
+    fn hold(&mut self, output: &Output) -> anyhow::Result<ExitCode> {
         let sample = self.texts.first().context("no text")?;
         self.session.classify(&sample.text)?;
-        println!("{READY}");
+        output.print(READY);
         stdin()
             .read_to_end(&mut Vec::new())
             .context("cannot wait for the parent")?;

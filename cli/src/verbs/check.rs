@@ -3,7 +3,11 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use preface_graph::{Base, Description, FormKind, Kind, PositionRule};
-use preface_trainer::check::{GradientCheck, gradients};
+use preface_trainer::{
+    Error,
+    check::{GradientCheck, gradients},
+    tokens::Tokens,
+};
 use serde_json::json;
 
 use crate::{onnxruntime::OnnxRuntime, output::Output};
@@ -38,10 +42,16 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
+    if let Err(error) = Tokens::read(&base.tokenizer) {
+        return refuse(Some(&base.description), &error.to_string(), output);
+    }
     let library = arguments.onnxruntime.load()?;
     let checks = match gradients(&base, &library, arguments.onnxruntime.threads()) {
         Ok(checks) => checks,
-        Err(error) => return refuse(Some(&base.description), &error.to_string(), output),
+        Err(error @ (Error::NoRule { .. } | Error::NoGradient { .. } | Error::Graph(_))) => {
+            return refuse(Some(&base.description), &error.to_string(), output);
+        }
+        Err(error) => return Err(error.into()),
     };
     let worst = checks.iter().map(|check| check.error).fold(0.0, f64::max);
     if worst.is_nan() || worst > TOLERANCE {
@@ -111,7 +121,17 @@ fn report(
             check.error
         ));
     }
+    let trainable = description.kind != Kind::EncoderDecoder;
+    let servable = base.serving_graph();
+    if !trainable {
+        output.say("not yet      preface train learns prompts for encoders and decoders only");
+    }
+    if let Err(error) = &servable {
+        output.say(format_args!("not yet      preface compile: {error}"));
+    }
     output.json(&json!({
+        "trainable": trainable,
+        "servable": servable.is_ok(),
         "usable": true,
         "kind": description.kind,
         "layers": layers.len(),

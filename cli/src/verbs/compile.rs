@@ -1,13 +1,18 @@
 //! `preface compile`: lays a base model out for mapping.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use anyhow::Context;
 use indicatif::ProgressBar;
 use preface_graph::Base;
-use preface_runtime::compile::{Progress, Source, Summary};
+use preface_runtime::{
+    Options, Session,
+    compile::{Progress, Source, Summary},
+};
 use serde_json::json;
 
 use crate::output::Output;
@@ -29,7 +34,7 @@ pub struct Arguments {
     output: PathBuf,
 }
 
-/// Reads the base, packs its weights and writes the image.
+/// Reads the base, packs its weights, writes the image and tries it out.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let base = Base::open(&arguments.base)?;
     let summary = compile(&base, &arguments.output, output)?;
@@ -40,7 +45,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 /// Compiles `base` to an image at `path`, drawing how far it is.
 ///
 /// # Errors
-/// When the base cannot be compiled or the image not be written.
+/// When the base cannot be compiled, the image not be written, or what is written does not run.
 pub fn compile(base: &Base, path: &Path, output: &Output) -> anyhow::Result<Summary> {
     let source = Source::of_base(base)?;
     let mut bar = Bar { output, bar: None };
@@ -48,7 +53,17 @@ pub fn compile(base: &Base, path: &Path, output: &Output) -> anyhow::Result<Summ
     if let Some(bar) = bar.bar {
         bar.finish_and_clear();
     }
+    if let Err(error) = try_out(path) {
+        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+        return Err(error).context("the runtime cannot run this base; no image is left");
+    }
     Ok(summary)
+}
+
+/// Opens the image and runs two tokens: what cannot run is better known here than on a device.
+fn try_out(path: &Path) -> anyhow::Result<()> {
+    let image = crate::image::open(path)?;
+    Ok(Session::open(&image, Options::default())?.try_out()?)
 }
 
 fn report(summary: &Summary, output: &Output) -> anyhow::Result<()> {

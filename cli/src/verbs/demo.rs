@@ -70,8 +70,8 @@ const TASKS: [Task; 2] = [
         name: "home_command",
         method: "prompt-tuning",
         tokens: 8,
-        epochs: 16,
-        learning_rate: 1e-2,
+        epochs: 12,
+        learning_rate: 3e-2,
         data: [
             include_str!("../../../demo/tasks/home_command/train.jsonl"),
             include_str!("../../../demo/tasks/home_command/dev.jsonl"),
@@ -208,13 +208,19 @@ impl Stage<'_> {
     fn pack(&self, task: &Task, key: &SecretKey, trust: &str) -> anyhow::Result<Packed> {
         let [train, dev, test] = self.data(task)?;
         let folder = self.path(&format!("{}.adapter", task.name));
-        let adapter = self.adapter(task, &folder, &train, &dev, &test)?;
-        let accuracy = adapter
-            .card
-            .metrics
-            .get("test_accuracy")
-            .copied()
-            .unwrap_or(0.0);
+        let mut adapter = self.adapter(task, &folder, &train, &dev)?;
+        let threads = self.arguments.onnxruntime.threads();
+        let figures = on_onnxruntime(
+            &adapter,
+            self.base,
+            self.library,
+            &test,
+            Overlength::Refuse,
+            threads,
+            self.output,
+        )?;
+        note_test(&mut adapter, figures);
+        adapter.write(&folder)?;
         let options = preface_packager::Options::new(task.name, 1);
         let packed = pack(&Packable::open(&folder)?, &options, key)?;
         let path = self.path(&format!("{}.preface", task.name));
@@ -228,7 +234,7 @@ impl Stage<'_> {
         ));
         Ok(Packed {
             test,
-            accuracy,
+            accuracy: figures.accuracy,
             bytes: packed.bytes.len(),
             path,
         })
@@ -241,7 +247,6 @@ impl Stage<'_> {
         folder: &Path,
         train: &Dataset,
         dev: &Dataset,
-        test: &Dataset,
     ) -> anyhow::Result<Adapter> {
         let options = Options {
             method: task.method.into(),
@@ -259,14 +264,14 @@ impl Stage<'_> {
         };
         if let Ok(adapter) = Adapter::read(folder)
             && !self.arguments.fresh
-            && is_result_of(&adapter, &options, self.base, train)
+            && is_result_of(&adapter, &options, self.base, [train, dev])
         {
             self.output
                 .note(format_args!("{}: trained already", folder.display()));
             return Ok(adapter);
         }
         let label = format!("training {}", task.name);
-        let mut outcome = training::train(
+        let outcome = training::train(
             self.base,
             self.library,
             train,
@@ -274,17 +279,6 @@ impl Stage<'_> {
             &options,
             &mut Bar::new(self.output, &label),
         )?;
-        let figures = on_onnxruntime(
-            &outcome.adapter,
-            self.base,
-            self.library,
-            test,
-            Overlength::Refuse,
-            options.threads,
-            self.output,
-        )?;
-        note_test(&mut outcome, Some(figures));
-        outcome.adapter.write(folder)?;
         self.output.note(format_args!(
             "{}: trained in {:.0} s",
             folder.display(),
@@ -343,14 +337,19 @@ impl Stage<'_> {
     }
 }
 
-fn is_result_of(adapter: &Adapter, options: &Options, base: &Base, train: &Dataset) -> bool {
+fn is_result_of(adapter: &Adapter, options: &Options, base: &Base, data: [&Dataset; 2]) -> bool {
     let (card, receipt) = (&adapter.card, &adapter.card.receipt);
+    let [train, dev] = data;
     let same_way = card.method == options.method
         && card.form.tokens() == options.tokens
         && receipt.epochs == options.epochs
+        && receipt.batch == options.batch
         && receipt.seed == options.seed
+        && receipt.version == env!("CARGO_PKG_VERSION")
+        && receipt.head_learning_rate == options.head_learning_rate
         && options.learning_rate == Some(receipt.learning_rate);
-    same_way && card.base_id == base.description.base_id && receipt.data_sha256 == train.sha256
+    let same_data = receipt.data_sha256 == train.sha256 && receipt.dev_sha256 == dev.sha256;
+    same_way && same_data && adapter.fits(&base.description, Path::new("")).is_ok()
 }
 
 /// What the runtime did with one task's sentences.

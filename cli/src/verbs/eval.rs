@@ -114,7 +114,15 @@ pub fn on_onnxruntime(
 ) -> anyhow::Result<Evaluation> {
     let tokens = Tokens::read(&base.tokenizer)?;
     let room = room(&base.description, &adapter.prompt.form);
-    let rows = encode(data, &adapter.card.labels, &tokens, room, overlength)?;
+    let card = &adapter.card;
+    let rows = encode(
+        data,
+        &card.labels,
+        &card.template,
+        &tokens,
+        room,
+        overlength,
+    )?;
     let bar = output.progress(rows.len() as u64, "evaluating");
     let predictions = evaluate(adapter, base, library, &rows, threads, |done| {
         bar.set_position(done as u64)
@@ -136,18 +144,14 @@ pub fn on_runtime(
 ) -> anyhow::Result<Evaluation> {
     session.activate(task)?;
     let bar = output.progress(data.examples.len() as u64, "evaluating");
-    let labels = data.labels();
+    let labels = session.labels(task).to_vec();
     let (mut predictions, mut truth) = (Vec::new(), Vec::new());
     for (example, label) in data.examples.iter().zip(data.indices(&labels)?) {
         let answer = session.classify(&example.text);
         let answer =
             answer.with_context(|| format!("{}, line {}", data.path.display(), example.line))?;
-        let found = labels
-            .iter()
-            .position(|label| label == answer.label)
-            .unwrap_or(labels.len());
         predictions.push(Prediction {
-            label: found,
+            label: answer.class,
             score: answer.score,
             loss: 0.0,
         });
@@ -158,5 +162,5 @@ pub fn on_runtime(
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Evaluation::of(&predictions, &truth, labels.len() + 1))
+    Ok(Evaluation::of(&predictions, &truth, labels.len()))
 }

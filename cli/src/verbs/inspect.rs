@@ -1,30 +1,39 @@
 //! `preface inspect`: what does this file say about itself?
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context;
 use clap::Args;
 use preface_bundle::{Form, Frame, Manifest};
-use preface_runtime::bundle::read;
+use preface_runtime::{EngineKind, Image, bundle::read};
 use serde_json::{Value, json};
 
 use crate::output::Output;
 
-/// Show what a bundle says about itself, without verifying anything
+/// Show what a bundle or a base image says about itself, without verifying anything
 #[derive(Args)]
 #[command(after_help = "\
 Nothing that this shows is vouched for: use `preface verify` before you believe it.
 
 Example:
-  preface inspect intent.preface")]
+  preface inspect intent.preface
+  preface inspect minilm.base")]
 pub struct Arguments {
-    /// The bundle
+    /// The bundle or base image
     file: PathBuf,
 }
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let name = arguments.file.display().to_string();
+    if Image::is_at(&arguments.file) {
+        let report = describe_image(&arguments.file)?;
+        show(&report, &format!("{name}: a base image"), output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let bytes = read(&arguments.file)?;
     let frame = Frame::parse(&bytes).with_context(|| name.clone())?;
     let manifest = frame.unverified_manifest().with_context(|| name.clone())?;
@@ -36,10 +45,14 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         .map(|entry| entry.key_id.to_string())
         .collect::<Vec<_>>()
         .into();
-    output.json(&report)?;
-    output.say(format_args!(
-        "{name}: NOT VERIFIED: anybody can have written what follows"
-    ));
+    let title = format!("{name}: NOT VERIFIED: anybody can have written what follows");
+    show(&report, &title, output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(report: &Value, title: &str, output: &Output) -> anyhow::Result<()> {
+    output.json(report)?;
+    output.say(title);
     for (field, value) in report.as_object().into_iter().flatten() {
         match value
             .as_array()
@@ -51,7 +64,27 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
             None => output.say(format_args!("{field:>16}  {value}")),
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+fn describe_image(path: &Path) -> anyhow::Result<Value> {
+    let image = crate::image::open(path)?;
+    let base = image.description();
+    Ok(json!({
+        "kind": base.kind,
+        "layers": base.layers,
+        "hidden": base.hidden,
+        "vocabulary": base.vocabulary,
+        "max_positions": base.max_positions,
+        "engine": EngineKind::Plan.to_string(),
+        "packer": format!("tract {}", image.packer()),
+        "architecture": image.architecture(),
+        "kernels": image.kernels(),
+        "base_id": base.base_id.to_string(),
+        "tokenizer_id": base.tokenizer_id.to_string(),
+        "bytes": image.len_bytes(),
+        "tokenizer_bytes": image.tokenizer().len(),
+    }))
 }
 
 fn describe(manifest: &Manifest<'_>) -> Value {

@@ -7,6 +7,7 @@ pub mod check;
 pub mod compile;
 #[cfg(feature = "host")]
 pub mod demo;
+pub mod doctor;
 #[cfg(feature = "host")]
 pub mod eval;
 pub mod inspect;

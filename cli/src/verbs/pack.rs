@@ -3,7 +3,7 @@
 use std::{env, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 use preface_bundle::{Dtype, unix_seconds};
 use preface_packager::{Access, Adapter, Options, Packed, SecretKey, pack, write_file};
 use serde_json::json;
@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long, value_name = "ID")]
     task: String,
     /// Number of this release of the task; a device takes only larger ones
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..))]
     sequence: u64,
     /// Number format of prompt and head
     #[arg(long, value_enum, default_value_t = Format::I8)]
@@ -92,6 +92,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let key = match SecretKey::open(&arguments.key) {
         Err(error) if error.is_unsafe_permissions() => {
             output.note(format_args!("preface: {error}"));
+            output.json(&json!({"error": error.to_string(), "exit_code": 21}))?;
             return Ok(ExitCode::from(21));
         }
         key => key?,

@@ -1,11 +1,11 @@
 //! `preface run`: answers texts.
 
 use std::{
-    io::{self, BufRead},
+    io::{self, BufRead, ErrorKind},
     process::ExitCode,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, Error, anyhow, bail};
 use preface_runtime::{Session, TaskHandle};
 use serde::Serialize;
 
@@ -56,7 +56,14 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     for (number, line) in io::stdin().lock().lines().enumerate() {
-        let line = line.context("cannot read standard input")?;
+        if output.is_closed() {
+            break;
+        }
+        let place = || format!("line {} of standard input", number + 1);
+        let line = line.map_err(|error| match error.kind() {
+            ErrorKind::InvalidData => anyhow!("{} is not UTF-8 text", place()),
+            _ => Error::new(error).context("cannot read standard input"),
+        })?;
         if line.trim().is_empty() {
             continue;
         }
@@ -67,7 +74,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
             text.as_deref().unwrap_or(&line),
             output,
         )
-        .with_context(|| format!("line {} of standard input", number + 1))?;
+        .with_context(place)?;
     }
     Ok(ExitCode::SUCCESS)
 }

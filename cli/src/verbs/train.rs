@@ -1,10 +1,11 @@
 //! `preface train`: learns a prompt for one task.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use indicatif::ProgressBar;
 use preface_graph::Base;
 use preface_trainer::{
+    adapter::Adapter,
     batch::Overlength,
     data::Dataset,
     evaluation::Evaluation,
@@ -121,7 +122,9 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         )?),
         None => None,
     };
-    note_test(&mut outcome, test);
+    if let Some(test) = test {
+        note_test(&mut outcome.adapter, test);
+    }
     outcome.adapter.write(&arguments.output)?;
     report(
         &outcome,
@@ -133,12 +136,13 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 }
 
 /// Keeps the figures on test data with the adapter.
-pub fn note_test(outcome: &mut Outcome, test: Option<Evaluation>) {
-    let metrics: &mut BTreeMap<String, f64> = &mut outcome.adapter.card.metrics;
-    if let Some(test) = test {
-        metrics.insert("test_accuracy".into(), test.accuracy);
-        metrics.insert("test_macro_f1".into(), test.macro_f1);
-    }
+pub fn note_test(adapter: &mut Adapter, test: Evaluation) {
+    let figures = [
+        ("test_accuracy", test.accuracy),
+        ("test_macro_f1", test.macro_f1),
+    ];
+    let named = figures.map(|(name, figure)| (name.to_owned(), figure));
+    adapter.card.metrics.extend(named);
 }
 
 fn report(

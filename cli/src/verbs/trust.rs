@@ -34,6 +34,9 @@ enum Action {
 
 /// Show a trust store, if it is valid
 #[derive(Args)]
+#[command(after_help = "\
+Example:
+  preface trust show release.trust")]
 struct Show {
     /// The trust store
     file: PathBuf,
@@ -112,6 +115,9 @@ mod host {
 
     /// Make a trust store
     #[derive(Args)]
+    #[command(after_help = "\
+Example:
+  preface trust new -o release.trust --key keys/release.pub --task 'intent.*'")]
     pub struct New {
         /// The trust store to write
         #[arg(short, long, value_name = "FILE")]
@@ -132,6 +138,9 @@ mod host {
 
     /// Add keys to a trust store; its version grows by one
     #[derive(Args)]
+    #[command(after_help = "\
+Example:
+  preface trust add release.trust --key keys/second.pub")]
     pub struct Add {
         /// The trust store to change
         file: PathBuf,
@@ -145,6 +154,9 @@ mod host {
 
     /// Revoke keys or bundles in a trust store; its version grows by one
     #[derive(Args)]
+    #[command(after_help = "\
+Example:
+  preface trust revoke release.trust --key 0123456789abcdef0123456789abcdef")]
     pub struct Revoke {
         /// The trust store to change
         file: PathBuf,

@@ -1,4 +1,6 @@
-//! `preface verify`: may this bundle be used here?
+//! `preface verify`: may this bundle be used here, is this image whole?
+
+mod image;
 
 use std::{
     path::{Path, PathBuf},
@@ -11,12 +13,15 @@ use clap::Args;
 use preface_bundle::{
     Binding, Check, Frame, Id, Namespace, Policy, TrustStore, VerifiedBundle, is_name,
 };
-use preface_runtime::bundle::{ReadError, decode, read, read_trust};
+use preface_runtime::{
+    Image,
+    bundle::{ReadError, decode, read, read_trust},
+};
 use serde::Serialize;
 
 use crate::output::Output;
 
-/// Verify a bundle: who signed it, what it was made for, and every byte of it
+/// Verify a bundle: who signed it, what it was made for, and every byte of it; or every byte of a base image
 #[derive(Args)]
 #[command(after_help = "\
 Exit: 0 verified; 10 malformed (also cut short, or with bytes after its end); 11 not signed by \
@@ -25,14 +30,17 @@ namespace or runtime; 15 older than allowed; 16 expired; 17 revoked; 18 trust st
 invalid; 20 the bundle or the base cannot be read; 21 others can write the trust store; \
 2 wrong usage.
 
+A base image is compared with its own digests and needs no trust store: 0, 10, 13 or 20.
+
 Example:
-  preface verify intent.preface --trust release.trust --base minilm")]
+  preface verify intent.preface --trust release.trust --base minilm
+  preface verify minilm.base")]
 pub struct Arguments {
-    /// The bundle
-    bundle: PathBuf,
-    /// The trust store: whose signatures count
+    /// The bundle, or a base image
+    file: PathBuf,
+    /// The trust store: whose signatures count; a bundle needs one
     #[arg(long, value_name = "FILE")]
-    trust: PathBuf,
+    trust: Option<PathBuf>,
     /// The base model that the bundle must be made for: a base image or a base folder
     #[arg(long, value_name = "BASE", conflicts_with_all = ["base_id", "tokenizer_id"])]
     base: Option<PathBuf>,
@@ -61,13 +69,9 @@ fn name(text: &str) -> Result<String, String> {
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let mut bundle_id = None;
-    let report = match verified(&arguments, &mut bundle_id) {
-        Ok(sentence) => Report::new(&arguments, bundle_id, None, sentence),
-        Err(refusal) => {
-            let sentence = refusal.sentence.clone();
-            Report::new(&arguments, bundle_id, Some(&refusal), sentence)
-        }
+    let report = match Image::is_at(&arguments.file) {
+        true => image::report(&arguments)?,
+        false => bundle_report(&arguments)?,
     };
     let notes = report
         .checks
@@ -84,6 +88,19 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     output.json(&report)?;
     Ok(ExitCode::from(report.exit_code))
+}
+
+fn bundle_report(arguments: &Arguments) -> anyhow::Result<Report> {
+    let trust = arguments.trust.as_deref();
+    let trust = trust.context("a bundle is verified with a trust store; give --trust FILE")?;
+    let mut bundle_id = None;
+    Ok(match verified(arguments, trust, &mut bundle_id) {
+        Ok(sentence) => Report::new(arguments, bundle_id, None, sentence),
+        Err(refusal) => {
+            let sentence = refusal.sentence.clone();
+            Report::new(arguments, bundle_id, Some(&refusal), sentence)
+        }
+    })
 }
 
 /// Why the answer is no.
@@ -123,13 +140,16 @@ impl Refusal {
 }
 
 /// The sentence for a bundle that may be used, or why it may not.
-fn verified(arguments: &Arguments, bundle_id: &mut Option<Id>) -> Result<String, Refusal> {
-    let trust = &arguments.trust;
+fn verified(
+    arguments: &Arguments,
+    trust: &Path,
+    bundle_id: &mut Option<Id>,
+) -> Result<String, Refusal> {
     let text =
         read_trust(trust).map_err(|error| Refusal::of_file(error.trust_exit_code(), error))?;
     let store = TrustStore::parse(&text).map_err(|error| Refusal::of_bundle(trust, &error))?;
     let policy = policy(arguments)?;
-    let path = &arguments.bundle;
+    let path = &arguments.file;
     let file = read(path).map_err(|error| Refusal::of_file(error.bundle_exit_code(), error))?;
     let refuse = |error: preface_bundle::Error| Refusal::of_bundle(path, &error);
     let frame = Frame::parse(&file).map_err(refuse)?;

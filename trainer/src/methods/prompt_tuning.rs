@@ -7,7 +7,7 @@ use super::{Method, Parameter};
 pub(super) const METHOD: Method = Method {
     name: "prompt-tuning",
     form: FormKind::Embeddings,
-    learning_rate: 1e-2,
+    learning_rate: 3e-2,
     parameters: |form| {
         let shape = form.shapes().remove(0);
         vec![Parameter {
