@@ -30,6 +30,8 @@ test: base ## every test
 lint: ## formatting, clippy, licences and who may use which engine
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release -p preface --no-default-features --features device -- -D warnings
+	$(CARGO) clippy --release -p preface --no-default-features --features device,plan -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 	  $(CARGO) deny check licenses bans sources; \
 	else \

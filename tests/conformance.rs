@@ -141,7 +141,7 @@ fn adapter(base: &Base, form: &Form) -> Adapter {
         "base_id": description.base_id, "tokenizer_id": description.tokenizer_id, "probes": [], "metrics": BTreeMap::<String, f64>::new(),
         "token_budget": {"prompt": form.tokens(), "longest": 9, "typical": 5, "positions": description.max_positions},
         "receipt": {"seed": 0, "epochs": 1, "best_epoch": 1, "learning_rate": 0.1, "head_learning_rate": 0.1, "batch": 1,
-                    "examples": 1, "data_sha256": "00".repeat(32)},
+                    "examples": 1, "data_sha256": "00".repeat(32), "dev_sha256": "00".repeat(32), "threads": 1, "version": "0"},
     });
     let card: Card = serde_json::from_value(card).unwrap();
     let tensors = form

@@ -94,6 +94,16 @@ fn check_describes_a_base() {
 }
 
 #[test]
+fn doctor_says_what_is_missing() {
+    let found = json(&preface(&["doctor", "--json"]));
+    assert_eq!(found["architecture"], std::env::consts::ARCH);
+    assert_eq!(found["onnxruntime"]["loaded"], true, "{found}");
+    let output = preface(&["doctor", "--onnxruntime", "/nowhere/lib.so"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("ORT_DYLIB_PATH"));
+}
+
+#[test]
 fn check_names_what_is_no_transformer() {
     use preface_graph::{
         builder::Builder,

@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_preface");
 const HIDDEN: usize = 64;
-const WORDS: [&str; 5] = ["[UNK]", "light", "on", "off", "dim"];
+const WORDS: [&str; 8] = ["[UNK]", "light", "on", "off", "dim", "up", "down", "now"];
 const OPSET: i64 = 17;
 
 /// A folder with a base, its image, a trust store and two bundles: one of each form.
@@ -66,10 +66,14 @@ impl Scene {
 
     /// What the program says about arguments that it must refuse.
     fn refused(&self, arguments: &[&str]) -> String {
+        self.refused_with(2, arguments)
+    }
+
+    fn refused_with(&self, exit_code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert_eq!(
             output.status.code(),
-            Some(2),
+            Some(exit_code),
             "{arguments:?}: {}",
             text(&output.stdout)
         );
@@ -302,7 +306,14 @@ fn what_cannot_be_answered_is_refused() {
             scene.served("run", &["--task", "other", "light"]),
             "rows, prefix",
         ),
-        (scene.served("run", &[&long]), "15 tokens, at most 14 fit"),
+        (scene.served("run", &["--max-tokens", "0", "light"]), "1.."),
+        (scene.served("bench", &["--runs", "9999999"]), "1000000"),
+        (scene.served("bench", &["--tokens", "0"]), "1.."),
+        (scene.served("bench", &["--processes", "0"]), "1.."),
+        (
+            scene.served("run", &[&long]),
+            "15 tokens, at most 14 fit; shorten it or cut it with --truncate",
+        ),
         (
             scene.served("run", &["--max-tokens", "1", "light on"]),
             "2 tokens, at most 1 fit",
@@ -319,7 +330,7 @@ fn what_cannot_be_answered_is_refused() {
     fs::write(scene.at("rows.preface"), bundle).unwrap();
     assert!(
         scene
-            .refused(&scene.served("run", &["light"]))
+            .refused_with(1, &scene.served("run", &["light"]))
             .contains("rows.preface is refused")
     );
     let image = fs::read(scene.at("x.base")).unwrap();
@@ -367,4 +378,187 @@ fn bench_measures_what_scripts_rely_on() {
         "{report}"
     );
     assert_eq!(image["shared_bytes"], image["resident_bytes"]);
+}
+
+/// A shell that runs the program, its arguments in `$@`, as `script` says.
+fn shell(scene: &Scene, script: &str, arguments: &[&str]) -> Output {
+    Command::new("sh")
+        .current_dir(&scene.folder)
+        .args(["-c", script, PROGRAM])
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn files_that_do_not_go_together_are_named() {
+    let scene = Scene::new();
+    fs::copy(scene.at("rows.preface"), scene.at("again.preface")).unwrap();
+    fs::write(scene.at("bad"), "preface-trust v1\n").unwrap();
+    let table: [(&[&str], &str); 3] = [
+        (
+            &[
+                "--base",
+                "x.base",
+                "--trust",
+                "trust",
+                "--bundle",
+                "rows.preface",
+                "again.preface",
+            ],
+            "rows.preface and again.preface both have the task rows",
+        ),
+        (
+            &[
+                "--base",
+                "base",
+                "--trust",
+                "trust",
+                "--bundle",
+                "rows.preface",
+            ],
+            "base is a base folder; compile it first: preface compile base -o base.base",
+        ),
+        (
+            &[
+                "--base",
+                "x.base",
+                "--trust",
+                "bad",
+                "--bundle",
+                "rows.preface",
+            ],
+            "bad: trust store: ",
+        ),
+    ];
+    for (files, message) in table {
+        let said = scene.refused(&[&["run", "light"], files].concat());
+        assert!(said.contains(message), "{files:?}: {said}");
+    }
+}
+
+#[test]
+fn an_error_is_json_too() {
+    let scene = Scene::new();
+    let output = scene.run(&scene.served("run", &["--json", "--task", "other", "light"]));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["exit_code"], json!(2));
+    let said = text(&output.stderr);
+    assert_eq!(
+        said.trim(),
+        format!("preface: {}", report["error"].as_str().unwrap())
+    );
+}
+
+#[test]
+fn a_stdout_that_takes_nothing_is_no_panic() {
+    let scene = Scene::new();
+    let arguments = scene.served("run", &["light"]);
+    let full = shell(&scene, r#"exec "$0" "$@" > /dev/full"#, &arguments);
+    let said = text(&full.stderr);
+    assert_eq!(full.status.code(), Some(2), "{said}");
+    assert!(
+        said.starts_with("preface: cannot write to standard output: "),
+        "{said}"
+    );
+    let script = r#"yes light | ("$0" "$@"; echo $? >&2) | head -n 1"#;
+    let gone = shell(&scene, script, &scene.served("run", &[]));
+    assert_eq!(text(&gone.stderr).trim(), "0");
+    let mut changed = fs::read(scene.at("rows.preface")).unwrap();
+    let last = changed.len() - 1;
+    changed[last] ^= 1;
+    fs::write(scene.at("rows.preface"), changed).unwrap();
+    let refused = ["verify", "rows.preface", "--trust", "trust", "--json"];
+    let output = shell(&scene, r#"exec "$0" "$@" > /dev/full"#, &refused);
+    assert_eq!(output.status.code(), Some(12), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_line_that_is_no_text_is_named() {
+    let scene = Scene::new();
+    fs::write(scene.at("lines"), b"light\n\xff\xfe\n").unwrap();
+    let output = shell(
+        &scene,
+        r#"exec "$0" "$@" < lines"#,
+        &scene.served("run", &[]),
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("line 2 of standard input is not UTF-8 text"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_image_is_verified_and_shown() {
+    let scene = Scene::new();
+    assert!(scene.good(&["verify", "x.base"]).contains("verified"));
+    let shown: Value = serde_json::from_str(&scene.good(&["inspect", "x.base", "--json"])).unwrap();
+    let base = Base::open(&scene.at("base")).unwrap().description;
+    assert_eq!(shown["base_id"], json!(base.base_id));
+    assert_eq!(shown["architecture"], json!(std::env::consts::ARCH));
+    let mut image = fs::read(scene.at("x.base")).unwrap();
+    image[5000] ^= 1;
+    fs::write(scene.at("x.base"), image).unwrap();
+    let output = scene.run(&["verify", "x.base", "--json"]);
+    assert_eq!(output.status.code(), Some(13), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["verified"], &report["exit_code"]),
+        (&json!(false), &json!(13))
+    );
+    assert_eq!(
+        report["checks"][1],
+        json!({"name": "weights", "result": "failed"})
+    );
+}
+
+#[test]
+fn a_bundle_is_for_its_base_alone() {
+    let scene = Scene::new();
+    scene.good(&["compile", "base", "-o", "same.base"]);
+    write_base(&scene.at("other"));
+    let config = r#"{"max_position_embeddings": 8}"#;
+    fs::write(scene.at("other/config.json"), config).unwrap();
+    let mut model = ModelProto::decode(&*fs::read(scene.at("other/model.onnx")).unwrap()).unwrap();
+    let words = numbers(77, WORDS.len() * HIDDEN);
+    let dims = [WORDS.len() as i64, HIDDEN as i64];
+    let initializers = &mut model.graph.as_mut().unwrap().initializer;
+    let table = initializers
+        .iter_mut()
+        .find(|tensor| tensor.name() == "words");
+    *table.unwrap() = TensorProto::of_floats("words", &dims, &words);
+    fs::write(scene.at("other/model.onnx"), model.encode_to_vec()).unwrap();
+    scene.good(&["compile", "other", "-o", "other.base"]);
+    let verify = ["verify", "rows.preface", "--trust", "trust", "--base"];
+    for base in ["base", "x.base", "same.base"] {
+        scene.good(&[&verify[..], &[base]].concat());
+    }
+    for base in ["other", "other.base"] {
+        scene.refused_with(14, &[&verify[..], &[base]].concat());
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_no_image() {
+    let scene = Scene::new();
+    let script = r#"trap '' XFSZ; ulimit -f 8; exec "$0" "$@""#;
+    let full = shell(&scene, script, &["compile", "base", "-o", "full.base"]);
+    let said = text(&full.stderr);
+    assert_eq!(full.status.code(), Some(2), "{said}");
+    let expected = "cannot write full.base; free some space or choose another place with -o";
+    assert!(said.contains(expected), "{said}");
+    let left = fs::read_dir(&scene.folder).unwrap().flatten();
+    let names = left.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    assert!(
+        names
+            .filter(|name| name.contains("full.base"))
+            .eq([] as [&str; 0])
+    );
+    let said = scene.refused(&["compile", "base", "-o", "nowhere/x.base"]);
+    assert!(
+        said.contains("cannot write nowhere/x.base; its folder is not there"),
+        "{said}"
+    );
 }
