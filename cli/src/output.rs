@@ -5,9 +5,9 @@ use std::{
     io::{self, ErrorKind, Write},
     process::ExitCode,
     sync::OnceLock,
-    time::Duration,
 };
 
+#[cfg(feature = "compile")]
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -85,6 +85,7 @@ impl Output {
     }
 
     /// A progress bar on stderr, hidden where stderr is not a terminal.
+    #[cfg(feature = "compile")]
     pub fn progress(&self, length: u64, label: &str) -> ProgressBar {
         let style = ProgressStyle::with_template("{prefix:>24} [{bar:32}] {pos}/{len} {msg} {eta}")
             .expect("the template is well formed")
@@ -92,7 +93,7 @@ impl Output {
         let bar = ProgressBar::new(length)
             .with_style(style)
             .with_prefix(label.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(200));
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
         bar
     }
 }
