@@ -85,11 +85,29 @@ pub struct Site {
 
 /// Nodes between the product of queries and keys and the Softmax.
 const SCORE_PATH: &[&str] = &[
-    "Add", "Where", "Mul", "Div", "Cast", "Identity", "Tanh", "Max", "Clip", "Sub",
+    "Add",
+    "Where",
+    "Mul",
+    "Div",
+    "Cast",
+    "Identity",
+    "Tanh",
+    "Max",
+    "Clip",
+    "Sub",
+    "QuantizeLinear",
+    "DequantizeLinear",
 ];
 
 /// Nodes between the Softmax and the product with the values.
-const WEIGHT_PATH: &[&str] = &["Where", "Cast", "Identity", "Dropout"];
+const WEIGHT_PATH: &[&str] = &[
+    "Where",
+    "Cast",
+    "Identity",
+    "Dropout",
+    "QuantizeLinear",
+    "DequantizeLinear",
+];
 
 /// Finds every attention site, in the order of the graph.
 ///
@@ -155,6 +173,12 @@ impl<'a> Finder<'a> {
         }
         let (key, value) = (self.joint(scores, 1)?, self.joint(weighted, 1)?);
         let (kv_heads, head_dim) = self.geometry(&value.0, weighted)?;
+        if self.geometry(&key.0, scores)? != (kv_heads, head_dim) {
+            return Err(Error::at(
+                softmax,
+                "weighs values of another size than the keys; a prefix has one size for both",
+            ));
+        }
         Ok(Some(Site {
             node: softmax.label().to_owned(),
             kv_heads,
@@ -221,9 +245,9 @@ impl<'a> Finder<'a> {
         while let Some(node) = self.wiring.producer(value) {
             match node.op_type() {
                 "Concat" => {
-                    if let Some(past) = node.input.iter().find(|name| self.past.contains(name)) {
+                    if let Some(past) = node.input.iter().find_map(|name| self.cache(name)) {
                         let joint = self.heads_first(node, value)?;
-                        return Ok((joint, Some(past.clone())));
+                        return Ok((joint, Some(past.to_owned())));
                     }
                     break;
                 }
@@ -244,11 +268,26 @@ impl<'a> Finder<'a> {
                     Some(input) => value = input,
                     None => break,
                 },
-                "Cast" | "Identity" => value = node.input(0).unwrap_or_default(),
+                "Cast" | "Identity" | "QuantizeLinear" | "DequantizeLinear" => {
+                    value = node.input(0).unwrap_or_default();
+                }
                 _ => break,
             }
         }
         Ok((self.heads_first(product, value)?, None))
+    }
+
+    /// The cache that `value` is, as it comes in.
+    fn cache(&self, value: &'a str) -> Option<&'a str> {
+        let mut value = value;
+        while let Some(node) = self.wiring.producer(value) {
+            let same = match node.op_type() {
+                "Concat" => node.input.len() == 1,
+                operator => operator == "Identity",
+            };
+            value = node.input(0).filter(|_| same)?;
+        }
+        self.past.iter().any(|past| past == value).then_some(value)
     }
 
     /// The other operand of a multiplication or division by one number.

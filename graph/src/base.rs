@@ -18,11 +18,13 @@ use crate::{
     facts::Facts,
     inputs::{self, Inputs, Size},
     lift,
+    logits::{self, Logits},
     onnx::{ModelProto, TensorProto, data_type},
     positions::positions,
     settings::Settings,
     soundness,
     tensor::element_bytes,
+    weights,
     wiring::Wiring,
 };
 
@@ -99,7 +101,8 @@ pub struct Description {
     pub hidden: usize,
     /// Rows of the token-embedding table.
     pub vocabulary: usize,
-    /// Keys and values of each layer that a prefix joins, in order.
+    /// Keys and values of each site that a prefix joins ([`Description::prefix_sites`]): one a layer, of an
+    /// encoder-decoder one a layer of the encoder and two a layer of the decoder.
     pub layers: Vec<LayerGeometry>,
     /// The id that fills rows, where `config.json` or the tokenizer names one.
     pub padding: Option<u32>,
@@ -115,8 +118,14 @@ pub struct Description {
     pub parameters: usize,
     /// Names of the graph's inputs.
     pub inputs: Inputs,
+    /// The token that hides another from a masked language model, where `tokenizer.json` has one.
+    pub mask_token: Option<u32>,
+    /// The token that ends a text, where the files beside the model name one.
+    pub end_token: Option<u32>,
     /// The value that heads read: hidden rows `[batch, sequence, hidden]`.
     pub hidden_rows: String,
+    /// The scores of a language-modelling head, where the graph has one.
+    pub logits: Option<Logits>,
     /// The value with the rows that the embedding Gather looks up.
     pub embedding_rows: String,
     /// The initializer that holds the token-embedding table.
@@ -132,7 +141,8 @@ pub struct Description {
 /// A base folder, opened and understood.
 #[derive(Clone, Debug)]
 pub struct Base {
-    /// The folder that holds the model and the files beside it.
+    /// The folder in which the model's tensors name the files that hold them: large tensors stay in their files, the
+    /// model file among them, which must not change while the base is in use.
     pub folder: PathBuf,
     /// The model file.
     pub path: PathBuf,
@@ -161,13 +171,15 @@ impl Base {
             folder: folder.into(),
         })?;
         let tokenizer = read(&tokenizer_path)?;
-        let mut model = read_model(&path)?;
-        let data_folder = path.parent().unwrap_or(folder).to_owned();
-        let base_id = base_id(&model, &data_folder)?;
+        let (model, file) = decode(&path)?;
+        let beside = path.parent().unwrap_or(folder);
+        let base_id = base_id(&model, beside)?;
+        let (mut model, data_folder) = weights::leave_in_files(model, &file, &path)?;
+        drop(file);
         let (description, facts) = describe(
             &mut model,
             &data_folder,
-            Settings::read(&data_folder, &tokenizer),
+            Settings::read(beside, &tokenizer),
             base_id,
             hex(&Sha256::digest(&tokenizer)),
         )?;
@@ -179,6 +191,21 @@ impl Base {
             facts,
             tokenizer,
         })
+    }
+
+    /// The base without the rounding of its activations, where it has any: straight-through gradients (Bengio,
+    /// Léonard and Courville 2013) are the gradients of this one.
+    pub fn unrounded(&self) -> Option<Self> {
+        let mut base = self.clone();
+        let opset = base.model.opset();
+        let graph = base.model.graph.as_mut()?;
+        if !decompose::unround(graph, opset) {
+            return None;
+        }
+        let wiring = Wiring::of(graph);
+        let shapes = SIZES.map(|size| base.description.inputs.shapes(&wiring, size));
+        base.facts = Facts::of(graph, &shapes);
+        Some(base)
     }
 }
 
@@ -199,8 +226,13 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// When the file cannot be read or is no ONNX model.
 pub fn read_model(path: &Path) -> Result<ModelProto, Error> {
+    decode(path).map(|(model, _)| model)
+}
+
+/// The model in a file, whose bytes are slices of the file's.
+fn decode(path: &Path) -> Result<(ModelProto, Bytes), Error> {
     let bytes = Bytes::from(read(path)?);
-    let model = ModelProto::decode(bytes).map_err(|source| Error::Decode {
+    let model = ModelProto::decode(bytes.clone()).map_err(|source| Error::Decode {
         path: path.into(),
         source,
     })?;
@@ -214,7 +246,7 @@ pub fn read_model(path: &Path) -> Result<ModelProto, Error> {
             path.display()
         )));
     }
-    Ok(model)
+    Ok((model, bytes))
 }
 
 /// Lower-case hexadecimal digits.
@@ -253,8 +285,10 @@ fn describe(
     tokenizer_id: String,
 ) -> Result<(Description, Facts), Error> {
     soundness::check(model)?;
+    let opset = model.opset();
     let graph = model.graph.get_or_insert_default();
     decompose::hoist_constants(graph)?;
+    decompose::write_out(graph, opset, folder)?;
     inputs::widen(graph);
     let inputs = Inputs::of(&Wiring::of(graph))?;
     let facts_of = |graph: &crate::onnx::GraphProto| {
@@ -265,7 +299,7 @@ fn describe(
     lift::lift(model, &facts)?;
     let opset = model.opset();
     let graph = model.graph.get_or_insert_default();
-    decompose::decompose(graph, opset, &facts)?;
+    let facts = decompose::decompose(graph, opset, facts_of)?;
     decompose::loosen_repeats(graph, opset, &facts);
     let facts = facts_of(graph);
     let wiring = Wiring::of(graph);
@@ -288,6 +322,14 @@ fn describe(
     let kind = classify(&wiring, &inputs, &mut sites, folder);
     let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
         .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output")))?;
+    let expected = logits::Expected {
+        rows: SIZES
+            .map(|size| [size.batch, row_tokens(kind, size)])
+            .into(),
+        vocabulary,
+        hidden_rows: &hidden_rows,
+    };
+    let logits = logits::logits(&wiring, &facts, &expected);
     let parameters = graph
         .initializer
         .iter()
@@ -301,6 +343,9 @@ fn describe(
         layers: Vec::new(),
         padding: settings.padding,
         placeholder: settings.placeholder(),
+        mask_token: settings.mask_token,
+        end_token: settings.end_token,
+        logits,
         position_rule,
         max_positions,
         forms: vec![FormKind::Embeddings, FormKind::KeyValues],
@@ -415,6 +460,25 @@ fn is_triangle(tensor: &TensorProto, folder: &Path) -> bool {
     right.windows(2).all(|pair| pair[0] == pair[1]) && right.first().copied() != below
 }
 
+/// Whether `value` is what a quantised product reads: rows rounded to integers.
+fn is_rounded(wiring: &Wiring, value: &str) -> bool {
+    wiring
+        .producer(value)
+        .is_some_and(|node| match node.op_type() {
+            "DequantizeLinear" | "DynamicQuantizeLinear" | "QuantizeLinear" => true,
+            "Cast" | "Sub" => node.input(0).is_some_and(|input| is_rounded(wiring, input)),
+            _ => false,
+        })
+}
+
+/// Hidden rows of one text: an encoder-decoder's are its decoder's.
+fn row_tokens(kind: Kind, size: Size) -> i64 {
+    match kind {
+        Kind::EncoderDecoder => size.decoder_sequence,
+        Kind::Encoder | Kind::Decoder => size.sequence,
+    }
+}
+
 /// The hidden rows that heads read: the graph's own output of that shape behind the last attention, else the last
 /// such value before an output.
 fn hidden_rows(
@@ -425,14 +489,7 @@ fn hidden_rows(
     kind: Kind,
 ) -> Option<String> {
     let last = sites.last()?.node.as_str();
-    let tokens = |size: Size| {
-        if kind == Kind::EncoderDecoder {
-            size.decoder_sequence
-        } else {
-            size.sequence
-        }
-    };
-    let expected = SIZES.map(|size| vec![size.batch, tokens(size), hidden as i64]);
+    let expected = SIZES.map(|size| vec![size.batch, row_tokens(kind, size), hidden as i64]);
     let fits = |value: &str| {
         let behind = |value| {
             wiring
@@ -442,6 +499,7 @@ fn hidden_rows(
         facts
             .get(value)
             .is_some_and(|fact| fact.shapes == expected && fact.is_float())
+            && !is_rounded(wiring, value)
             && wiring
                 .ancestors(value_name(wiring, value))
                 .into_iter()

@@ -6,22 +6,30 @@
 pub mod attention;
 mod base;
 pub mod builder;
+pub mod cut;
 mod decompose;
 mod error;
 pub mod facts;
+pub mod hidden;
 pub mod inputs;
 mod lift;
+mod logits;
 pub mod onnx;
+pub mod order;
 mod positions;
+pub mod rows;
 mod serve;
 mod settings;
+mod sizes;
 mod soundness;
 pub mod splice;
 pub mod tensor;
+mod weights;
 pub mod wiring;
 
 pub use base::{
     Base, Description, FormKind, Kind, LayerGeometry, PositionRule, SIZES, hex, read_model,
 };
 pub use error::Error;
+pub use logits::{Logits, Projection};
 pub use serve::{PrefixInputs, ServingGraph, ServingInputs};

@@ -38,15 +38,21 @@ pub struct ServingInputs {
     pub positions: Option<String>,
     /// The prefix of each layer, in order.
     pub prefixes: Vec<PrefixInputs>,
+    /// Whether a layer may be without a prefix that others have: not where the graph counts the text's positions behind
+    /// a prefix, as a cache's first rows.
+    pub partial: bool,
 }
 
-/// One layer's prefix: two f32 inputs `[1, kv_heads, prefix, head_dim]`.
+/// One layer's prefix: two f32 inputs `[1, kv_heads, prefix, head_dim]` and an f32 input `[1]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrefixInputs {
     /// Name of the keys.
     pub key: String,
     /// Name of the values.
     pub value: String,
+    /// Name of the number added to the attention scores of the prefix: 0 leaves them, far below zero the layer is as
+    /// without a prefix.
+    pub gate: String,
     /// Heads of the keys and values.
     pub kv_heads: usize,
     /// Elements of one head.
@@ -86,15 +92,19 @@ impl Base {
             layers.push(PrefixInputs {
                 key: names.fresh(),
                 value: names.fresh(),
+                gate: names.fresh(),
                 kv_heads,
                 head_dim,
             });
         }
-        let prefixes: Vec<Prefix> = layers
+        let prefixes: Vec<Option<Prefix>> = layers
             .iter()
-            .map(|layer| Prefix {
-                key: layer.key.clone(),
-                value: layer.value.clone(),
+            .map(|layer| {
+                Some(Prefix {
+                    key: layer.key.clone(),
+                    value: layer.value.clone(),
+                    gate: Some(layer.gate.clone()),
+                })
             })
             .collect();
         splice::join_prefix(graph, opset, description, &self.facts, &prefixes)?;
@@ -117,12 +127,15 @@ impl Base {
                 .any(|entry| entry.name() == input)
                 .then_some(input)
         };
+        let positions = kept(&description.inputs.positions);
+        let cached = description.prefix_sites().all(|site| site.past.is_some());
         let inputs = ServingInputs {
             embeddings: description.embedding_rows.clone(),
             ids: kept(&Some(description.inputs.ids.clone())),
             mask: kept(&description.inputs.mask),
             token_types: kept(&description.inputs.token_types),
-            positions: kept(&description.inputs.positions),
+            partial: !cached || positions.is_some(),
+            positions,
             prefixes: layers,
         };
         Ok(ServingGraph {
@@ -172,5 +185,7 @@ fn declare_inputs(
                 .input
                 .push(ValueInfoProto::tensor(name, data_type::FLOAT, &dims));
         }
+        let gate = ValueInfoProto::tensor(&layer.gate, data_type::FLOAT, &["1"]);
+        graph.input.push(gate);
     }
 }

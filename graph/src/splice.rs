@@ -23,6 +23,9 @@ pub struct Prefix {
     pub key: String,
     /// Name of the values.
     pub value: String,
+    /// Name of a value `[1]`, or `[batch, 1, 1, 1]`, that is added to the scores of the prefix before their Softmax: far below zero the layer
+    /// is as it was without a prefix, at 0 the prefix weighs as it is. A prefix of zeros is no such thing.
+    pub gate: Option<String>,
 }
 
 /// Frees the name of the rows that the embedding Gather looks up, so that the caller can give them another maker.
@@ -48,38 +51,48 @@ pub fn cut_embedding(
     Ok((position + 1, looked_up))
 }
 
-/// Joins a prefix to every site that takes one ([`Description::prefix_sites`]), in their order.
+/// Joins prefixes to the sites that take one ([`Description::prefix_sites`]), in their order; a site with `None` stays
+/// as it is. All prefixes have the same number of rows.
 ///
-/// A graph with a cache takes the prefix as its first cached keys and values, and its mask input then covers the
-/// text alone. Prefix rows ask nothing, and every token sees all of them.
+/// Prefix rows ask nothing, and every token sees all of them. Where a graph has a cache and every site a prefix, the
+/// prefix is the first cached keys and values: they are no input any more, the mask input covers the text alone, and
+/// positions that the graph counts begin behind the prefix. Where only some sites have one, it stands before a cache
+/// that stays an input (empty at first), the mask input covers cache and text, and positions do not move.
 ///
 /// # Errors
-/// When there are more or fewer prefixes than sites, or the graph is not the one that was described.
+/// When there are more or fewer prefixes than sites or none at all, or the graph is not the one that was described.
 pub fn join_prefix(
     graph: &mut GraphProto,
     opset: i64,
     description: &Description,
     facts: &Facts,
-    prefixes: &[Prefix],
+    prefixes: &[Option<Prefix>],
 ) -> Result<(), Error> {
     let sites: Vec<&Site> = description.prefix_sites().collect();
-    let Some(first) = prefixes.first().filter(|_| prefixes.len() == sites.len()) else {
+    if prefixes.len() != sites.len() {
         return Err(Error::unusable(format!(
             "{} prefixes for {} attention sites",
             prefixes.len(),
             sites.len()
         )));
+    }
+    let Some(first) = prefixes.iter().flatten().next() else {
+        return Err(Error::unusable("no attention site is given a prefix"));
     };
+    let cached =
+        prefixes.iter().all(Option::is_some) && sites.iter().all(|site| site.past.is_some());
     let mut splice = Splice {
         counts: counts(graph, &sites),
         builder: Builder::beside(graph, "prefix", opset),
         inserted: Vec::new(),
         renamed: HashMap::new(),
+        widened: HashMap::new(),
         facts,
         length_of: first.key.clone(),
     };
     for (site, prefix) in sites.iter().zip(prefixes) {
-        match &site.past {
+        let Some(prefix) = prefix else { continue };
+        match site.past.as_ref().filter(|_| cached) {
             Some((key, value)) => {
                 splice.renamed.insert(key.clone(), prefix.key.clone());
                 splice.renamed.insert(value.clone(), prefix.value.clone());
@@ -92,11 +105,11 @@ pub fn join_prefix(
                 }
             }
         }
+        if let Some(gate) = &prefix.gate {
+            splice.gate(graph, site, gate, cached && site.past.is_some())?;
+        }
     }
-    if let (Some(mask), true) = (
-        &description.inputs.mask,
-        sites.iter().any(|site| site.past.is_some()),
-    ) {
+    if let Some(mask) = description.inputs.mask.as_ref().filter(|_| cached) {
         splice.cover_prefix(mask)?;
     }
     splice.finish(graph);
@@ -104,12 +117,11 @@ pub fn join_prefix(
 }
 
 impl Description {
-    /// The sites that a prefix joins: an encoder's own, a decoder's own, and of an encoder-decoder the encoder's.
+    /// The sites that a prefix joins, in the order of the graph: every one. Of an encoder-decoder these are all three
+    /// places of Li and Liang 2021, the encoder's tokens, the decoder's and the decoder's look at the encoder;
+    /// [`Site::direction`] tells them apart.
     pub fn prefix_sites(&self) -> impl Iterator<Item = &Site> {
-        let first = self.sites.first().map(|site| site.direction);
-        self.sites
-            .iter()
-            .filter(move |site| Some(site.direction) == first)
+        self.sites.iter()
     }
 }
 
@@ -121,17 +133,24 @@ struct Splice<'a> {
     builder: Builder,
     inserted: Vec<(Place, Vec<NodeProto>)>,
     renamed: HashMap<String, String>,
+    widened: HashMap<String, String>,
     facts: &'a Facts,
     length_of: String,
 }
 
 impl Splice<'_> {
-    /// Gives the value at `joint` to a Concat of the prefix with what was there.
+    /// Gives those who read the value at `joint` a Concat of the prefix with it; as an output of the graph, a cache to
+    /// come, it stays what it was.
     fn join(&mut self, graph: &mut GraphProto, joint: &Joint, prefix: &str) -> Result<(), Error> {
-        let place = position_of(graph, &joint.value)?;
-        let text = self.builder.fresh();
-        rename_output(&mut graph.node[place], &joint.value, &text);
-        self.count_text_alone(graph, joint, &text);
+        let text = &joint.value;
+        let place = position_of(graph, text)?;
+        let joined = self.builder.fresh();
+        for input in graph.node.iter_mut().flat_map(|node| &mut node.input) {
+            if input == text {
+                input.clone_from(&joined);
+            }
+        }
+        self.count_text_alone(graph, joint, text);
         let prefix = match joint.layout {
             Layout::HeadsFirst => prefix.to_owned(),
             Layout::TokensFirst => {
@@ -141,12 +160,42 @@ impl Splice<'_> {
             }
         };
         let axis = Attribute::Int(joint.layout.token_axis());
-        self.builder.write(
-            "Concat",
-            &[&prefix, &text],
-            &[&joint.value],
-            &[("axis", axis)],
-        );
+        self.builder
+            .write("Concat", &[&prefix, text], &[&joined], &[("axis", axis)]);
+        self.insert(Some(place));
+        Ok(())
+    }
+
+    /// Adds `[gate ...; 0 ...]` to what the Softmax of `site` reads, the gate in the columns of the prefix. The columns
+    /// are counted from the keys, so that nothing needs the scores of every token; `counted` says that the prefix is
+    /// among the keys already.
+    fn gate(
+        &mut self,
+        graph: &mut GraphProto,
+        site: &Site,
+        gate: &str,
+        counted: bool,
+    ) -> Result<(), Error> {
+        let label = &site.node;
+        let softmax = graph.node.iter().position(|node| node.label() == label);
+        let softmax =
+            softmax.ok_or_else(|| Error::unusable(format!("there is no Softmax {label}")))?;
+        let scores = graph.node[softmax].input(0).unwrap_or_default().to_owned();
+        let place = position_of(graph, &scores)?;
+        let builder = &mut self.builder;
+        let prefix = dimension(builder, &self.length_of, 2);
+        let keys = dimension(builder, &site.key.value, site.key.layout.token_axis());
+        let text = match counted {
+            true => builder.apply("Sub", &[&keys, &prefix], &[]),
+            false => keys,
+        };
+        let (one, zero) = (builder.floats(&[1.0]), builder.floats(&[0.0]));
+        let ones = builder.apply("Expand", &[&one, &prefix], &[]);
+        let zeros = builder.apply("Expand", &[&zero, &text], &[]);
+        let columns = builder.apply("Concat", &[&ones, &zeros], &[("axis", Attribute::Int(0))]);
+        let row = builder.apply("Mul", &[gate, &columns], &[]);
+        let gated = builder.apply("Add", &[&scores, &row], &[]);
+        graph.node[softmax].input[0] = gated;
         self.insert(Some(place));
         Ok(())
     }
@@ -188,7 +237,7 @@ impl Splice<'_> {
         let reader = position_of(graph, output)?;
         let mask = graph.node[reader].input[input].clone();
         let key = format!("{mask} {visible}");
-        let wide = match self.renamed.get(&key) {
+        let wide = match self.widened.get(&key) {
             Some(wide) => wide.clone(),
             None => {
                 let wide = self.widened(&mask, visible)?;
@@ -197,7 +246,7 @@ impl Splice<'_> {
                     .iter()
                     .position(|node| node.output.contains(&mask));
                 self.insert(place);
-                self.renamed.insert(key, wide.clone());
+                self.widened.insert(key, wide.clone());
                 wide
             }
         };
@@ -215,13 +264,7 @@ impl Splice<'_> {
         let shape = builder.apply("Shape", &[mask], &[]);
         let (zero, last) = (builder.ints(&[0]), builder.ints(&[rank - 1]));
         let leading = builder.apply("Slice", &[&shape, &zero, &last, &zero], &[]);
-        let prefix_shape = builder.apply("Shape", &[&self.length_of], &[]);
-        let tokens_axis = builder.ints(&[2]);
-        let length = builder.apply(
-            "Gather",
-            &[&prefix_shape, &tokens_axis],
-            &[("axis", Attribute::Int(0))],
-        );
+        let length = dimension(builder, &self.length_of, 2);
         let shape = builder.apply(
             "Concat",
             &[&leading, &length],
@@ -323,10 +366,11 @@ fn position_of(graph: &GraphProto, value: &str) -> Result<usize, Error> {
     position.ok_or_else(|| Error::unusable(format!("no node makes {value}")))
 }
 
-fn rename_output(node: &mut NodeProto, from: &str, to: &str) {
-    for output in node.output.iter_mut().filter(|output| *output == from) {
-        to.clone_into(output);
-    }
+/// Dimension `axis` of `value` as a list of one integer.
+fn dimension(builder: &mut Builder, value: &str, axis: i64) -> String {
+    let shape = builder.apply("Shape", &[value], &[]);
+    let axis = builder.ints(&[axis]);
+    builder.apply("Gather", &[&shape, &axis], &[("axis", Attribute::Int(0))])
 }
 
 /// Keeps what `outputs` need: nodes, initializers and inputs; the outputs become the graph's.

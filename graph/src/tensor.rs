@@ -3,14 +3,14 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use bytes::Bytes;
 
 use crate::{
     Error,
-    onnx::{TensorProto, data_type},
+    onnx::{StringStringEntryProto, TensorProto, data_type},
 };
 
 const EXTERNAL: i32 = 1;
@@ -111,6 +111,7 @@ impl TensorProto {
             data_type::BOOL | data_type::UINT8 => {
                 bytes.iter().map(|&byte| f64::from(byte)).collect()
             }
+            data_type::INT8 => bytes.iter().map(|&byte| f64::from(byte as i8)).collect(),
             data_type::FLOAT => each(&bytes, |chunk| f64::from(f32::from_le_bytes(chunk))),
             data_type::DOUBLE => each(&bytes, f64::from_le_bytes),
             data_type::INT32 => each(&bytes, |chunk| f64::from(i32::from_le_bytes(chunk))),
@@ -135,21 +136,13 @@ impl TensorProto {
         bytes.into()
     }
 
-    fn read_external(&self, folder: &Path) -> Result<Bytes, Error> {
-        let entry = |key: &str| {
-            let mut entries = self.external_data.iter();
-            entries
-                .find(|entry| entry.key() == key)
-                .map(|entry| entry.value())
-        };
-        let number = |key: &str| match entry(key) {
-            None => Ok(None),
-            Some(text) => text
-                .parse::<u64>()
-                .map(Some)
-                .map_err(|_| self.error(format!("{key} {text} is not a number"))),
-        };
-        let location = entry("location")
+    /// The file beside the model in `folder` that holds the numbers.
+    ///
+    /// # Errors
+    /// When none is named, or it lies outside `folder`.
+    pub(crate) fn external_path(&self, folder: &Path) -> Result<PathBuf, Error> {
+        let location = self
+            .external_entry("location")
             .ok_or_else(|| self.error("external data without a location".into()))?;
         if !Path::new(location)
             .components()
@@ -159,7 +152,47 @@ impl TensorProto {
                 "external data {location} lies outside the model's folder"
             )));
         }
-        let path = folder.join(location);
+        Ok(folder.join(location))
+    }
+
+    /// Drops the numbers for a reference to them in a file: [`TensorProto::relocate`] says in which.
+    pub(crate) fn refer(&mut self, range: &[(&str, usize)]) {
+        self.raw_data = None;
+        self.data_location = Some(EXTERNAL);
+        let entry = |(key, value): &(&str, usize)| entry(key, value.to_string());
+        self.external_data = range.iter().map(entry).collect();
+    }
+
+    /// Names the file of a tensor's numbers.
+    ///
+    /// # Errors
+    /// When the name is not UTF-8, which ONNX cannot say.
+    pub(crate) fn relocate(&mut self, file: &Path) -> Result<(), Error> {
+        let name = file
+            .to_str()
+            .map(str::to_owned)
+            .ok_or_else(|| self.error(format!("the name of {} is not UTF-8", file.display())))?;
+        self.external_data.retain(|entry| entry.key() != "location");
+        self.external_data.insert(0, entry("location", name));
+        Ok(())
+    }
+
+    fn external_entry(&self, key: &str) -> Option<&str> {
+        let mut entries = self.external_data.iter();
+        entries
+            .find(|entry| entry.key() == key)
+            .map(StringStringEntryProto::value)
+    }
+
+    fn read_external(&self, folder: &Path) -> Result<Bytes, Error> {
+        let number = |key: &str| match self.external_entry(key) {
+            None => Ok(None),
+            Some(text) => text
+                .parse::<u64>()
+                .map(Some)
+                .map_err(|_| self.error(format!("{key} {text} is not a number"))),
+        };
+        let path = self.external_path(folder)?;
         let failed = |source| Error::Read {
             path: path.clone(),
             source,
@@ -183,6 +216,13 @@ impl TensorProto {
     }
 }
 
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto {
+        key: Some(key.to_owned()),
+        value: Some(value),
+    }
+}
+
 fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
     bytes
         .as_chunks()
@@ -195,13 +235,9 @@ fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f6
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx::StringStringEntryProto;
 
     fn external(entries: &[(&str, &str)]) -> TensorProto {
-        let entry = |&(key, value): &(&str, &str)| StringStringEntryProto {
-            key: Some(key.into()),
-            value: Some(value.into()),
-        };
+        let entry = |&(key, value): &(&str, &str)| entry(key, value.to_owned());
         TensorProto {
             name: Some("w".into()),
             dims: vec![2],
