@@ -1,5 +1,14 @@
 //! Composite operators written out in primitives, so that sites and gradients have one form to know.
 
+mod attention;
+mod contrib;
+mod precision;
+mod quantised;
+
+use std::{collections::HashSet, path::Path};
+
+use self::attention::Writer;
+pub(crate) use self::quantised::unround;
 use crate::{
     Error,
     builder::{Attribute, Builder},
@@ -46,23 +55,97 @@ fn constant(node: &NodeProto) -> Option<crate::onnx::TensorProto> {
     })
 }
 
-/// Writes out ONNX's `RotaryEmbedding` and `Attention` (operator set 23).
+/// Writes out what needs no shapes: reduced precision, quantised weights and fused operators. Inputs and lookups are
+/// found in what is left.
+///
+/// # Errors
+/// When an operator is used in a form that has no rule here, or a tensor cannot be read.
+pub(crate) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Result<(), Error> {
+    precision::widen_floats(graph, folder)?;
+    contrib::write_out(graph, opset)?;
+    quantised::write_out(graph, opset, folder)
+}
+
+/// Writes out the attentions, rotary embeddings and products of ONNX (operator set 23) and of ONNX Runtime, whose
+/// arithmetic depends on shapes, and returns the facts about what they became.
 ///
 /// # Errors
 /// When one of them is used in a form that has no rule here.
-pub(crate) fn decompose(graph: &mut GraphProto, opset: i64, facts: &Facts) -> Result<(), Error> {
-    let composite = |node: &NodeProto| {
-        matches!(node.op_type(), "RotaryEmbedding" | "Attention") && node.domain().is_empty()
-    };
-    if !graph.node.iter().any(composite) {
-        return Ok(());
+pub(crate) fn decompose(
+    graph: &mut GraphProto,
+    opset: i64,
+    facts_of: impl Fn(&GraphProto) -> Facts,
+) -> Result<Facts, Error> {
+    let mut facts = facts_of(graph);
+    let mut left = composites(graph).count();
+    while left > 0 {
+        pass(graph, opset, &facts)?;
+        facts = facts_of(graph);
+        let remaining = composites(graph).count();
+        if remaining == left {
+            let stuck = composites(graph).next();
+            return Err(stuck.map_or_else(
+                || Error::unusable("a composite operator is left"),
+                |node| Error::at(node, "the shape of what it reads is not known"),
+            ));
+        }
+        left = remaining;
     }
+    Ok(facts)
+}
+
+type Writing = for<'a, 'b> fn(&'b mut Writer<'a>) -> Result<(), Error>;
+
+/// How a composite operator is written out.
+fn rule(node: &NodeProto, constants: &HashSet<&str>) -> Option<Writing> {
+    Some(match (node.domain(), node.op_type()) {
+        ("" | "ai.onnx", "RotaryEmbedding") => {
+            |writer| rotary_embedding(writer.builder, writer.node)
+        }
+        ("" | "ai.onnx", "Attention") => {
+            |writer| attention(writer.builder, writer.node, writer.facts)
+        }
+        ("com.microsoft", "Attention") => |writer| writer.packed_attention(),
+        ("com.microsoft", "MultiHeadAttention") => |writer| writer.multi_head_attention(),
+        ("com.microsoft", "GroupQueryAttention") => |writer| writer.group_query_attention(),
+        ("com.microsoft", "RotaryEmbedding") => |writer| writer.rotary_embedding(),
+        ("com.microsoft", "FusedMatMul") => {
+            let weighted = node.input(1).is_some_and(|name| constants.contains(name));
+            if weighted && node.int("transA", 0) == 0 {
+                return None;
+            }
+            |writer| writer.fused_matmul()
+        }
+        _ => return None,
+    })
+}
+
+fn constants(graph: &GraphProto) -> HashSet<&str> {
+    let initializers = graph.initializer.iter();
+    initializers.map(|tensor| tensor.name()).collect()
+}
+
+fn composites(graph: &GraphProto) -> impl Iterator<Item = &NodeProto> {
+    let constants = constants(graph);
+    let nodes = graph.node.iter();
+    nodes.filter(move |node| rule(node, &constants).is_some())
+}
+
+/// Writes out every composite node whose inputs are known.
+fn pass(graph: &mut GraphProto, opset: i64, facts: &Facts) -> Result<(), Error> {
     let mut builder = Builder::beside(graph, "plain", opset);
-    for node in std::mem::take(&mut graph.node) {
-        match node.op_type() {
-            "RotaryEmbedding" if composite(&node) => rotary_embedding(&mut builder, &node)?,
-            "Attention" if composite(&node) => attention(&mut builder, &node, facts)?,
-            _ => builder.nodes.push(node),
+    let nodes = std::mem::take(&mut graph.node);
+    let constants = constants(graph);
+    for node in nodes {
+        let mut inputs = node.input.iter().filter(|name| !name.is_empty());
+        let known = inputs.all(|name| facts.get(name).is_some());
+        match rule(&node, &constants).filter(|_| known) {
+            Some(write) => write(&mut Writer {
+                builder: &mut builder,
+                node: &node,
+                facts,
+            })?,
+            None => builder.nodes.push(node),
         }
     }
     builder.append_to(graph);

@@ -92,6 +92,16 @@ impl<'a> Call<'a> {
                 self.input(1)?.data_type,
                 self.input(0)?.shape.clone(),
             ))),
+            "QuantizeLinear" => one(Some(Value::shaped(
+                self.input(2)
+                    .map_or(data_type::UINT8, |zero| zero.data_type),
+                self.input(0)?.shape.clone(),
+            ))),
+            "DynamicQuantizeLinear" => Some(vec![
+                Value::shaped(data_type::UINT8, self.input(0)?.shape.clone()),
+                Value::shaped(data_type::FLOAT, vec![]),
+                Value::shaped(data_type::UINT8, vec![]),
+            ]),
             "LayerNormalization" => self.layer_normalization(),
             operator if operator.starts_with("Reduce") || operator.starts_with("Arg") => {
                 one(self.reduce())
