@@ -5,6 +5,7 @@
 //! gradient. A rule works on shapes that the walk knows from [`Facts`]; it returns gradients as broadcast as the
 //! node's output, and the walk alone sums them back to the shape of the input.
 
+mod gelu;
 mod rules;
 mod slices;
 
@@ -141,6 +142,7 @@ pub struct Call<'a> {
     pub output_gradients: Vec<Option<String>>,
     facts: &'a Facts,
     needed: &'a HashSet<String>,
+    mended: &'a HashMap<String, String>,
 }
 
 impl Call<'_> {
@@ -163,6 +165,12 @@ impl Call<'_> {
     /// The name of the first output.
     pub fn output(&self) -> String {
         self.node.output[0].clone()
+    }
+
+    /// The first output without its NaNs, where the graph itself puts zeros in their place.
+    pub fn mended_output(&self) -> String {
+        let output = self.output();
+        self.mended.get(&output).cloned().unwrap_or(output)
     }
 
     /// The gradient of the first output.
@@ -275,7 +283,9 @@ pub fn backward(
     seeds: &[(String, String)],
     wanted: &[String],
 ) -> Result<Vec<String>, Error> {
+    gelu::fuse(graph, facts);
     let Path { needed, nodes } = nodes_between(graph, facts, seeds, wanted)?;
+    let mended = mended(graph, facts);
     let mut arrived: HashMap<String, Vec<String>> = HashMap::new();
     for (value, gradient) in seeds {
         arrived
@@ -299,6 +309,7 @@ pub fn backward(
             output_gradients,
             facts,
             needed: &needed,
+            mended: &mended,
         };
         let parts = flows(&mut call)?;
         for part in parts {
@@ -360,14 +371,36 @@ fn nodes_between(
         })?;
         if let Gradient::Flows(flow) = RULES[rule].gradient {
             nodes.push((index, flow));
-            let floats = node
+            let rounds = rules::ROUNDING.contains(&node.op_type());
+            let differentiable = node
                 .output
                 .iter()
-                .filter(|output| facts.get(output).is_none_or(Fact::is_float));
-            needed.extend(floats.cloned());
+                .enumerate()
+                .filter(|(index, output)| {
+                    (rounds && *index == 0) || facts.get(output).is_none_or(Fact::is_float)
+                })
+                .map(|(_, output)| output);
+            needed.extend(differentiable.cloned());
         }
     }
     Ok(Path { needed, nodes })
+}
+
+/// Values that `Where(IsNaN(x), 0, x)` makes of `x`: exporters write so behind a Softmax, whose row is NaN where every key
+/// is hidden.
+fn mended(graph: &GraphProto, facts: &Facts) -> HashMap<String, String> {
+    let is_nan = |name: &str, of: &str| {
+        let mut nodes = graph.node.iter().filter(|node| node.op_type() == "IsNaN");
+        nodes.any(|node| node.output[0] == name && node.input(0) == Some(of))
+    };
+    let choices = graph.node.iter().filter(|node| node.op_type() == "Where");
+    let found = choices.filter_map(|node| {
+        let (condition, zero, value) = (node.input(0)?, node.input(1)?, node.input(2)?);
+        let zeros = facts.get(zero)?.constant_scalar() == Some(0.0);
+        let mends = zeros && is_nan(condition, value);
+        mends.then(|| (value.to_owned(), node.output[0].clone()))
+    });
+    found.collect()
 }
 
 fn sum(builder: &mut Builder, mut parts: Vec<String>) -> String {

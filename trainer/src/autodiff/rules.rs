@@ -41,6 +41,9 @@ const fn check(
     }
 }
 
+/// Operators whose first output is integers and still passes a gradient, straight through.
+pub(super) const ROUNDING: &[&str] = &["DynamicQuantizeLinear", "QuantizeLinear"];
+
 /// A rule for every operator between a prompt and a loss.
 pub const RULES: &[Rule] = &[
     rule("Abs", Flows(abs), &[check(&[Free(&[2, 3])], &[])]),
@@ -81,6 +84,7 @@ pub const RULES: &[Rule] = &[
     ),
     stops("ConstantOfShape"),
     rule("Cos", Flows(cos), &[check(&[Free(&[2, 3])], &[])]),
+    rule("DequantizeLinear", Flows(dequantize_straight_through), &[]),
     rule(
         "Div",
         Flows(div),
@@ -90,6 +94,11 @@ pub const RULES: &[Rule] = &[
         ],
     ),
     rule("Dropout", Flows(identity), &[]),
+    rule(
+        "DynamicQuantizeLinear",
+        Flows(quantize_dynamically_straight_through),
+        &[],
+    ),
     stops("Equal"),
     rule("Erf", Flows(erf), &[check(&[Free(&[2, 3])], &[])]),
     rule("Exp", Flows(exp), &[check(&[Free(&[2, 3])], &[])]),
@@ -227,6 +236,7 @@ pub const RULES: &[Rule] = &[
             check(&[Positive(&[2, 3]), Number(-0.5)], &[]),
         ],
     ),
+    rule("QuantizeLinear", Flows(quantize_straight_through), &[]),
     rule(
         "RMSNormalization",
         Flows(rms_normalization),
@@ -391,6 +401,11 @@ pub const RULES: &[Rule] = &[
             &[("transB", Setting::Int(1))],
         )],
     ),
+    rule(
+        "com.microsoft:Gelu",
+        Flows(gelu),
+        &[check(&[Free(&[2, 5])], &[])],
+    ),
 ];
 
 fn one(part: Part) -> Parts {
@@ -494,13 +509,48 @@ fn transpose(call: &mut Call) -> Parts {
     ))
 }
 
+/// The gradient of integers, which straight-through estimators pass, is itself a float.
 fn cast(call: &mut Call) -> Parts {
-    let (from, gradient) = (call.input_fact(0)?.data_type, call.gradient()?);
+    let (fact, gradient) = (call.input_fact(0)?, call.gradient()?);
+    if !fact.is_float() {
+        return one(Part::exact(0, gradient));
+    }
+    let from = fact.data_type;
     let to = [("to", Attribute::Int(i64::from(from)))];
     one(Part::exact(
         0,
         call.builder.apply("Cast", &[&gradient], &to),
     ))
+}
+
+/// The straight-through estimator of Bengio, Leonard and Courville 2013: `round(x / scale) + zero` passes the gradient
+/// as `x / scale` would, outside its range too.
+fn quantize_straight_through(call: &mut Call) -> Parts {
+    let (scale, gradient) = (one_scale(call)?, call.gradient()?);
+    one(Part::exact(0, call.apply("Div", &[&gradient, &scale])))
+}
+
+/// The same for the other way, `(y - zero) scale`.
+fn dequantize_straight_through(call: &mut Call) -> Parts {
+    let (scale, gradient) = (one_scale(call)?, call.gradient()?);
+    one(Part::exact(0, call.apply("Mul", &[&gradient, &scale])))
+}
+
+/// The same where the scale follows the input: it is taken as a constant.
+fn quantize_dynamically_straight_through(call: &mut Call) -> Parts {
+    let Some(gradient) = call.output_gradients[0].clone() else {
+        return Ok(Vec::new());
+    };
+    let scale = call.node.output[1].clone();
+    one(Part::exact(0, call.apply("Div", &[&gradient, &scale])))
+}
+
+fn one_scale(call: &Call) -> Result<String, Error> {
+    let single = |shape: &Vec<i64>| shape.iter().product::<i64>() == 1;
+    match call.input_fact(1)?.shapes.iter().all(single) {
+        true => call.input(1),
+        false => Err(call.refuse("activations with several scales")),
+    }
 }
 
 fn where_(call: &mut Call) -> Parts {
@@ -615,10 +665,10 @@ fn gemm(call: &mut Call) -> Parts {
     Ok(parts)
 }
 
-/// `y (dy - sum(dy y))`.
+/// `y (dy - sum(dy y))`; a row that hides everything passes nothing.
 fn softmax(call: &mut Call) -> Parts {
     let axis = call.node.int("axis", -1);
-    let (output, gradient) = (call.output(), call.gradient()?);
+    let (output, gradient) = (call.mended_output(), call.gradient()?);
     let weighted = call.apply("Mul", &[&gradient, &output]);
     let total = call.builder.reduce("ReduceSum", &weighted, &[axis], true);
     let shared = call.apply("Mul", &[&output, &total]);
@@ -636,7 +686,8 @@ fn log_softmax(call: &mut Call) -> Parts {
 }
 
 /// Layer normalisation (Ba et al. 2016) from the forward's own mean and inverse deviation: with `n` the normalised
-/// input and `g = dy * scale`, `dx = (g - mean(g) - n mean(g n)) / deviation`.
+/// input and `g = dy * scale`, `dx = (g - mean(g) - n mean(g n)) / deviation`. The centred input stands for `n`, its two
+/// inverse deviations are multiplied into the mean.
 fn layer_normalization(call: &mut Call) -> Parts {
     normalises_last_axis(call)?;
     let (output, input, scale) = (call.output(), call.input(0)?, call.input(1)?);
@@ -648,10 +699,13 @@ fn layer_normalization(call: &mut Call) -> Parts {
     let gradient = call.gradient()?;
     let gradient = call.apply("Mul", &[&gradient, &scale]);
     let centred = call.apply("Sub", &[&input, &mean]);
-    let normal = call.apply("Mul", &[&centred, &inverse]);
     let average = call.builder.reduce("ReduceMean", &gradient, &[-1], true);
     let level = call.apply("Sub", &[&gradient, &average]);
-    let rest = along(call, &gradient, &normal);
+    let product = call.apply("Mul", &[&gradient, &centred]);
+    let along = call.builder.reduce("ReduceMean", &product, &[-1], true);
+    let square = call.apply("Mul", &[&inverse, &inverse]);
+    let along = call.apply("Mul", &[&along, &square]);
+    let rest = call.apply("Mul", &[&centred, &along]);
     let rest = call.apply("Sub", &[&level, &rest]);
     one(Part::exact(0, call.apply("Mul", &[&rest, &inverse])))
 }
@@ -754,15 +808,14 @@ fn abs(call: &mut Call) -> Parts {
     times(call, |call, input| Ok(call.apply("Sign", &[input])))
 }
 
-/// `2 / sqrt(pi) exp(-x^2)`.
+/// `2 / sqrt(pi) exp(-x^2)`, by a division by `exp(x^2)`.
 fn erf(call: &mut Call) -> Parts {
-    times(call, |call, input| {
-        let scale = call.number(2.0 / PI.sqrt())?;
-        let square = call.apply("Mul", &[input, input]);
-        let negative = call.apply("Neg", &[&square]);
-        let bell = call.apply("Exp", &[&negative]);
-        Ok(call.apply("Mul", &[&bell, &scale]))
-    })
+    let (input, gradient) = (call.input(0)?, call.gradient()?);
+    let scale = call.number(2.0 / PI.sqrt())?;
+    let square = call.apply("Mul", &[&input, &input]);
+    let inverse = call.apply("Exp", &[&square]);
+    let bell = call.apply("Div", &[&gradient, &inverse]);
+    one(Part::exact(0, call.apply("Mul", &[&bell, &scale])))
 }
 
 fn relu(call: &mut Call) -> Parts {
@@ -795,20 +848,21 @@ fn gelu(call: &mut Call) -> Parts {
     }
 }
 
-/// `(1 + erf(x / sqrt 2)) / 2 + x exp(-x^2 / 2) / sqrt(2 pi)`.
+/// With `u = x / sqrt 2`: `(1 + erf u) / 2 + u exp(-u^2) / sqrt(pi)`. A division by `exp(u^2)`, infinite or not, saves
+/// a pass over the negation, and a sigmoid of straight lines, exact between -1 and 1, one over the sum.
 fn gelu_derivative(call: &mut Call, input: &str) -> Result<String, Error> {
-    let (one, half) = (call.number(1.0)?, call.number(0.5)?);
-    let (root, slope) = (call.number(FRAC_1_SQRT_2)?, call.number(-0.5)?);
-    let height = call.number(1.0 / (2.0 * PI).sqrt())?;
+    let (root, height) = (call.number(FRAC_1_SQRT_2)?, call.number(1.0 / PI.sqrt())?);
     let scaled = call.apply("Mul", &[input, &root]);
     let error = call.apply("Erf", &[&scaled]);
-    let sum = call.apply("Add", &[&error, &one]);
-    let area = call.apply("Mul", &[&sum, &half]);
-    let square = call.apply("Mul", &[input, input]);
-    let exponent = call.apply("Mul", &[&square, &slope]);
-    let bell = call.apply("Exp", &[&exponent]);
-    let bell = call.apply("Mul", &[&bell, &height]);
-    let moved = call.apply("Mul", &[&bell, input]);
+    let line = [
+        ("alpha", Attribute::Float(0.5)),
+        ("beta", Attribute::Float(0.5)),
+    ];
+    let area = call.builder.apply("HardSigmoid", &[&error], &line);
+    let square = call.apply("Mul", &[&scaled, &scaled]);
+    let inverse = call.apply("Exp", &[&square]);
+    let bell = call.apply("Div", &[&scaled, &inverse]);
+    let moved = call.apply("Mul", &[&bell, &height]);
     Ok(call.apply("Add", &[&area, &moved]))
 }
 
