@@ -1,90 +1,26 @@
 //! Examples as the arrays that a graph is fed.
 
-use std::path::Path;
-
-use preface_graph::Description;
+use preface_graph::{Description, Kind};
 
 use crate::{
-    Error,
-    data::Dataset,
+    encode::{Encoded, Truth},
     engine::Array,
-    form::Form,
+    form::{Form, Place},
     heads::Pooling,
-    step::{LABELS, POOL, Step, WEIGHTS},
-    tokens::Tokens,
+    step::{CHOICE, LABELS, LOWER, PLACES, Step, TARGETS, WEIGHTS},
 };
 
-/// What happens to a text that the positions leave no room for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Overlength {
-    /// It is an error.
-    #[default]
-    Refuse,
-    /// Its tokens before the last are cut.
-    Truncate,
-}
-
-/// The token ids and label of one example.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded {
-    /// Token ids, special tokens included.
-    pub ids: Vec<i64>,
-    /// Index of the label.
-    pub label: usize,
-}
-
-/// Encodes every example of `dataset`, its text put into `template` where that says `{text}`.
-///
-/// # Errors
-/// When a label is not among `labels`, or a text leaves no room for the prompt and is not to be cut.
-pub fn encode(
-    dataset: &Dataset,
-    labels: &[String],
-    template: &str,
-    tokens: &Tokens,
-    room: Option<usize>,
-    overlength: Overlength,
-) -> Result<Vec<Encoded>, Error> {
-    let indices = dataset.indices(labels)?;
-    let examples = dataset.examples.iter().zip(indices);
-    let encoded = examples.map(|(example, label)| {
-        let ids = tokens.encode(&template.replace("{text}", &example.text))?;
-        let ids = fit(ids, room, overlength, &dataset.path, example.line)?;
-        Ok(Encoded { ids, label })
-    });
-    encoded.collect()
-}
-
-fn fit(
-    mut ids: Vec<i64>,
-    room: Option<usize>,
-    overlength: Overlength,
-    path: &Path,
-    line: usize,
-) -> Result<Vec<i64>, Error> {
-    let Some(room) = room.filter(|&room| ids.len() > room) else {
-        return Ok(ids);
-    };
-    if overlength == Overlength::Refuse || room == 0 {
-        return Err(Error::TooLong {
-            path: path.into(),
-            line,
-            tokens: ids.len(),
-            room,
-        });
-    }
-    ids.drain(room - 1..ids.len() - 1);
-    Ok(ids)
-}
-
-/// Tokens of text that the base's positions leave room for beside a prompt; `None` where nothing bounds them.
-pub fn room(base: &Description, form: &Form) -> Option<usize> {
-    let taken = match form.positions(base) {
-        crate::form::PositionPlan::AfterPrompt => form.tokens(),
-        crate::form::PositionPlan::TextFromZero => 0,
-    };
-    base.max_positions
-        .map(|positions| positions.saturating_sub(taken))
+/// How rows are laid out for one step.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout<'a> {
+    /// The base.
+    pub base: &'a Description,
+    /// The form of the prompt.
+    pub form: &'a Form,
+    /// Which rows a head reads.
+    pub pooling: Pooling,
+    /// The weight of each class in the loss; empty where all weigh the same.
+    pub class_weights: &'a [f32],
 }
 
 /// The arrays of one batch, by the graph's names.
@@ -93,63 +29,37 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Lays `rows` side by side, padded on the right, with places for the prompt in front.
+    /// Lays the rows of every candidate side by side, padded on the right, with places for the prompt.
     ///
-    /// Pooling weights, labels and loss weights are added where `step` takes them.
-    pub fn of(
-        rows: &[&Encoded],
-        base: &Description,
-        form: &Form,
-        pooling: Pooling,
-        step: &Step,
-    ) -> Self {
-        let slots = form.slots();
-        let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
-        let shape = [rows.len(), slots + longest];
-        let mut layout = Layout {
-            shape,
-            slots,
-            rows,
+    /// Every candidate has as many rows. What the graph does not take is left out.
+    pub fn of(candidates: &[Vec<&Encoded>], layout: Layout, step: &Step) -> Self {
+        let rows: Vec<&Encoded> = candidates.iter().flatten().copied().collect();
+        let longest =
+            |length: fn(&Encoded) -> usize| rows.iter().map(|row| length(row)).max().unwrap_or(0);
+        let width = layout.form.slots() + longest(|row| row.ids.len());
+        let mut sheet = Sheet {
+            width,
+            read_width: match layout.base.kind {
+                Kind::EncoderDecoder => longest(|row| row.decoder_ids.len()),
+                _ => width,
+            },
+            layout,
+            rows: &rows,
             feeds: Vec::new(),
         };
-        let inputs = &base.inputs;
-        let padding = i64::from(base.padding.unwrap_or(0));
-        layout.ints(Some(&inputs.ids), |row, at| match at.checked_sub(slots) {
-            None => i64::from(base.placeholder),
-            Some(index) => row.ids.get(index).copied().unwrap_or(padding),
-        });
-        layout.ints(inputs.decoder_ids.as_deref(), |row, at| {
-            row.ids.get(at).copied().unwrap_or(padding)
-        });
-        layout.ints(inputs.mask.as_deref(), |row, at| {
-            i64::from(at < slots + row.ids.len())
-        });
-        layout.ints(inputs.token_types.as_deref(), |_, _| 0);
-        layout.ints(inputs.positions.as_deref(), |_, at| at as i64);
-        layout.past(base, form);
-        if step.inputs.contains_key(POOL) {
-            layout.pool(step.input(POOL), pooling);
-        }
-        if step.inputs.contains_key(LABELS) {
-            let labels = rows.iter().map(|row| row.label as i64).collect();
-            layout.feeds.push((
-                step.input(LABELS).into(),
-                Array::ints(&[rows.len()], labels),
-            ));
-            let weights = vec![1.0 / rows.len() as f32; rows.len()];
-            layout.feeds.push((
-                step.input(WEIGHTS).into(),
-                Array::floats(&[rows.len()], weights),
-            ));
-        }
-        let declared = step.model.graph.iter().flat_map(|graph| &graph.input);
-        let declared: Vec<&str> = declared.map(|input| input.name()).collect();
-        layout
-            .feeds
-            .retain(|(name, _)| declared.contains(&name.as_str()));
-        Self {
-            feeds: layout.feeds,
-        }
+        sheet.texts();
+        sheet.past();
+        sheet.places(step.input(PLACES));
+        sheet.lower(step.input(LOWER));
+        sheet.answers(step, candidates.first().map_or(0, Vec::len));
+        let graph = step.model.graph.iter();
+        let declared: Vec<&str> = graph
+            .flat_map(|graph| &graph.input)
+            .map(|input| input.name())
+            .collect();
+        let mut feeds = sheet.feeds;
+        feeds.retain(|(name, _)| declared.contains(&name.as_str()));
+        Self { feeds }
     }
 
     /// The arrays with the parameters beside them.
@@ -159,52 +69,272 @@ impl Batch {
     }
 }
 
-struct Layout<'a> {
-    shape: [usize; 2],
-    slots: usize,
+struct Sheet<'a> {
+    width: usize,
+    read_width: usize,
+    layout: Layout<'a>,
     rows: &'a [&'a Encoded],
     feeds: Vec<(String, Array)>,
 }
 
-impl Layout<'_> {
-    fn ints(&mut self, name: Option<&str>, value: impl Fn(&Encoded, usize) -> i64) {
-        let Some(name) = name else { return };
-        let width = self.shape[1];
-        let values = self
-            .rows
-            .iter()
-            .flat_map(|row| (0..width).map(|at| value(row, at)).collect::<Vec<_>>());
-        self.feeds
-            .push((name.into(), Array::ints(&self.shape, values.collect())));
+impl Sheet<'_> {
+    fn texts(&mut self) {
+        let Layout { base, form, .. } = self.layout;
+        let (slots, inputs) = (form.slots(), &base.inputs);
+        let padding = i64::from(base.padding.unwrap_or(0));
+        let placeholder = i64::from(base.placeholder);
+        let id = |row: &Encoded, at: usize| match index_at(form, row, at) {
+            Some(index) => row.ids.get(index).copied().unwrap_or(padding),
+            None => placeholder,
+        };
+        let segment = |row: &Encoded, at: usize| {
+            index_at(form, row, at)
+                .and_then(|index| row.types.get(index).copied())
+                .unwrap_or(0)
+        };
+        self.ints(Some(&inputs.ids), self.width, id);
+        self.ints(inputs.decoder_ids.as_deref(), self.read_width, |row, at| {
+            row.decoder_ids.get(at).copied().unwrap_or(padding)
+        });
+        self.ints(inputs.token_types.as_deref(), self.width, segment);
+        let past = self.past_width();
+        self.ints(inputs.mask.as_deref(), past + self.width, |row, at| {
+            let taken = match at.checked_sub(past) {
+                None => at < row.past.ids.len(),
+                Some(at) => at < slots + row.ids.len(),
+            };
+            i64::from(taken)
+        });
+        self.ints(inputs.positions.as_deref(), self.width, |row, at| {
+            (row.past.ids.len() + at) as i64
+        });
     }
 
-    /// Empty caches for a graph that takes them and gets no prefix.
-    fn past(&mut self, base: &Description, form: &Form) {
-        if matches!(form, Form::KeyValues { .. }) {
-            return;
-        }
-        for (index, name) in base.inputs.past.iter().enumerate() {
-            let Some(layer) = base.layers.get(index / 2) else {
+    /// Tokens of the longest past.
+    fn past_width(&self) -> usize {
+        let tokens = self.rows.iter().map(|row| row.past.ids.len());
+        tokens.max().unwrap_or(0)
+    }
+
+    fn ints(&mut self, name: Option<&str>, width: usize, value: impl Fn(&Encoded, usize) -> i64) {
+        let Some(name) = name else { return };
+        let line = |row: &&Encoded| (0..width).map(|at| value(row, at)).collect::<Vec<_>>();
+        let values = self.rows.iter().flat_map(line).collect();
+        self.feeds
+            .push((name.into(), Array::ints(&[self.rows.len(), width], values)));
+    }
+
+    /// Caches `[rows, kv_heads, past, head_dim]`, empty where nothing was computed before; a graph that takes a prefix as
+    /// its cache does not declare them any more.
+    fn past(&mut self) {
+        let width = self.past_width();
+        for (index, name) in self.layout.base.inputs.past.iter().enumerate() {
+            let Some(layer) = self.layout.base.layers.get(index / 2) else {
                 return;
             };
-            let shape = [self.rows.len(), layer.kv_heads, 0, layer.head_dim];
+            let mut cache = Vec::new();
+            for row in self.rows {
+                let own = row.past.caches.get(index).map_or(&[][..], Vec::as_slice);
+                let head = row.past.ids.len() * layer.head_dim;
+                for number in 0..layer.kv_heads {
+                    cache.extend_from_slice(&own[number * head..(number + 1) * head]);
+                    cache.resize(
+                        cache.len() + (width - row.past.ids.len()) * layer.head_dim,
+                        0.0,
+                    );
+                }
+            }
+            let shape = [self.rows.len(), layer.kv_heads, width, layer.head_dim];
             self.feeds
-                .push((name.clone(), Array::floats(&shape, Vec::new())));
+                .push((name.clone(), Array::floats(&shape, cache)));
         }
     }
 
-    fn pool(&mut self, name: &str, pooling: Pooling) {
-        let mut weights = vec![0.0; self.shape[0] * self.shape[1]];
+    /// Which virtual token stands at each place: `[rows, sequence, tokens]`.
+    fn places(&mut self, name: &str) {
+        let form = self.layout.form;
+        if form.place() == Place::Before {
+            return;
+        }
+        let tokens = form.tokens();
+        let mut places = vec![0.0; self.rows.len() * self.width * tokens];
+        for (row, sheet) in self.rows.iter().zip(places.chunks_mut(self.width * tokens)) {
+            for token in 0..tokens {
+                sheet[(row.text + token) * tokens + token] = 1.0;
+            }
+        }
+        let shape = [self.rows.len(), self.width, tokens];
+        self.feeds
+            .push((name.into(), Array::floats(&shape, places)));
+    }
+
+    /// Hidden rows that were computed before: `[rows, sequence, hidden]`.
+    fn lower(&mut self, name: &str) {
+        if self.rows.iter().any(|row| row.lower.is_empty()) {
+            return;
+        }
+        let line = self.width * self.layout.base.hidden;
+        let mut hidden = Vec::with_capacity(self.rows.len() * line);
+        for (index, row) in self.rows.iter().enumerate() {
+            hidden.extend_from_slice(&row.lower);
+            hidden.resize((index + 1) * line, 0.0);
+        }
+        let shape = [self.rows.len(), self.width, self.layout.base.hidden];
+        self.feeds
+            .push((name.into(), Array::floats(&shape, hidden)));
+    }
+
+    /// Where answers are read, what they should be, and how much each counts.
+    fn answers(&mut self, step: &Step, each: usize) {
+        let readings: Vec<Vec<Reading>> = self.rows.iter().map(|row| self.readings(row)).collect();
+        let most = readings.iter().map(Vec::len).max().unwrap_or(0);
+        let count = self.rows.len() * most;
+        let mut choice = vec![0.0; count * self.read_width];
+        let (mut labels, mut weights) = (vec![0; count], vec![0.0; count]);
+        let at = |row: usize, index: usize| row * most + index;
+        for (row, readings) in readings.iter().enumerate() {
+            for (index, reading) in readings.iter().enumerate() {
+                let place = at(row, index);
+                labels[place] = reading.class as i64;
+                weights[place] = reading.weight;
+                let line = &mut choice[place * self.read_width..(place + 1) * self.read_width];
+                reading
+                    .chosen
+                    .iter()
+                    .for_each(|&(at, weight)| line[at] = weight);
+            }
+        }
+        for part in weights.chunks_mut((each * most).max(1)) {
+            let total: f32 = part.iter().sum();
+            part.iter_mut()
+                .for_each(|weight| *weight /= total.max(f32::MIN_POSITIVE));
+        }
+        let shape = [self.rows.len(), most, self.read_width];
+        self.feeds
+            .push((step.input(CHOICE).into(), Array::floats(&shape, choice)));
+        self.feeds
+            .push((step.input(LABELS).into(), Array::ints(&[count], labels)));
+        self.feeds
+            .push((step.input(WEIGHTS).into(), Array::floats(&[count], weights)));
+        self.targets(step);
+    }
+
+    /// 1 for each class that a row has: `[rows, classes]`.
+    fn targets(&mut self, step: &Step) {
+        if !step.inputs.contains_key(TARGETS) {
+            return;
+        }
+        let mut targets = vec![0.0; self.rows.len() * step.classes];
         for (row, line) in self
             .rows
             .iter()
-            .zip(weights.chunks_mut(self.shape[1].max(1)))
+            .zip(targets.chunks_mut(step.classes.max(1)))
         {
-            let text = &mut line[self.slots..self.slots + row.ids.len()];
-            text.copy_from_slice(&pooling.weights(row.ids.len()));
+            if let Truth::Classes(classes) = &row.truth {
+                classes.iter().for_each(|&class| line[class] = 1.0);
+            }
         }
+        let shape = [self.rows.len(), step.classes];
         self.feeds
-            .push((name.into(), Array::floats(&self.shape, weights)));
+            .push((step.input(TARGETS).into(), Array::floats(&shape, targets)));
+    }
+
+    fn readings(&self, row: &Encoded) -> Vec<Reading> {
+        let weight = |class: usize| self.layout.class_weights.get(class).copied().unwrap_or(1.0);
+        let form = self.layout.form;
+        match &row.truth {
+            Truth::Places(places) => places
+                .iter()
+                .map(|&(at, class)| {
+                    let at = match self.layout.base.kind {
+                        Kind::EncoderDecoder => at,
+                        _ => place_before_next(form, row, at),
+                    };
+                    Reading {
+                        chosen: vec![(at, 1.0)],
+                        class,
+                        weight: weight(class),
+                    }
+                })
+                .collect(),
+            truth => {
+                let class = match truth {
+                    Truth::Class(class) => *class,
+                    _ => 0,
+                };
+                vec![Reading {
+                    chosen: self.pooled(row),
+                    class,
+                    weight: weight(class),
+                }]
+            }
+        }
+    }
+
+    /// The places that the pooling takes of a text, each with its weight.
+    fn pooled(&self, row: &Encoded) -> Vec<(usize, f32)> {
+        let Layout {
+            base,
+            form,
+            pooling,
+            ..
+        } = self.layout;
+        if base.kind == Kind::EncoderDecoder {
+            return vec![(0, 1.0)];
+        }
+        let text = row.text;
+        let only = |index: usize| vec![(place_of(form, row, index), 1.0)];
+        match pooling {
+            Pooling::Mean => {
+                let weight = 1.0 / text as f32;
+                (0..text)
+                    .map(|index| (place_of(form, row, index), weight))
+                    .collect()
+            }
+            Pooling::First => only(0),
+            Pooling::Last if base.kind == Kind::Decoder => {
+                vec![(place_before_next(form, row, text.saturating_sub(1)), 1.0)]
+            }
+            Pooling::Last => only(text.saturating_sub(1)),
+            Pooling::Mask => only(row.mask.unwrap_or(0)),
+        }
+    }
+}
+
+/// One answer of a row: the places that it is read from, the class, and how much it counts.
+struct Reading {
+    chosen: Vec<(usize, f32)>,
+    class: usize,
+    weight: f32,
+}
+
+/// The index of the id at a place of the sequence; `None` at the prompt.
+fn index_at(form: &Form, row: &Encoded, at: usize) -> Option<usize> {
+    let slots = form.slots();
+    let first = match form.place() {
+        Place::Before => 0,
+        Place::After => row.text,
+    };
+    match at {
+        _ if at < first => Some(at),
+        _ if at < first + slots => None,
+        _ => Some(at - slots),
+    }
+}
+
+/// The place in the sequence of the id `index`.
+fn place_of(form: &Form, row: &Encoded, index: usize) -> usize {
+    match form.place() {
+        Place::After if index < row.text => index,
+        _ => index + form.slots(),
+    }
+}
+
+/// The place before that of the id behind `index`: the prompt stands between the last of the text and what follows.
+fn place_before_next(form: &Form, row: &Encoded, index: usize) -> usize {
+    match form.place() {
+        Place::After if index + 1 < row.text => index,
+        _ => index + form.slots(),
     }
 }
 
@@ -213,24 +343,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_text_is_refused_or_keeps_its_last_token() {
-        let path = Path::new("train.jsonl");
-        let error = fit(vec![1, 2, 3, 4], Some(3), Overlength::Refuse, path, 7)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains(
-                "train.jsonl, line 7: 4 tokens, but the base's positions leave room for 3"
-            ),
-            "{error}"
-        );
+    fn a_prompt_stands_before_or_behind_the_text() {
+        let row = Encoded {
+            text: 2,
+            ..Encoded::of_ids(vec![7, 8, 9])
+        };
+        let form = |place| Form::Embeddings {
+            tokens: 2,
+            hidden: 4,
+            place,
+        };
+        let ids = |place| {
+            (0..5)
+                .map(|at| index_at(&form(place), &row, at))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(ids(Place::Before), [None, None, Some(0), Some(1), Some(2)]);
+        assert_eq!(ids(Place::After), [Some(0), Some(1), None, None, Some(2)]);
+        let places = |place| {
+            (0..3)
+                .map(|index| place_of(&form(place), &row, index))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(
-            fit(vec![1, 2, 3, 4], Some(3), Overlength::Truncate, path, 7).unwrap(),
-            [1, 2, 4]
+            (places(Place::Before), places(Place::After)),
+            (vec![2, 3, 4], vec![0, 1, 4])
         );
+        let before = |place| {
+            (0..3)
+                .map(|index| place_before_next(&form(place), &row, index))
+                .collect::<Vec<_>>()
+        };
         assert_eq!(
-            fit(vec![1, 2], None, Overlength::Refuse, path, 7).unwrap(),
-            [1, 2]
+            (before(Place::Before), before(Place::After)),
+            (vec![2, 3, 4], vec![0, 3, 4])
         );
     }
 }

@@ -1,95 +1,56 @@
-//! How often a prompt is right.
+//! Running prompts on examples.
 
-use preface_graph::Base;
-use serde::Serialize;
+use preface_graph::{Base, Description};
 
 use crate::{
     Error,
-    adapter::Adapter,
-    batch::{Batch, Encoded},
+    adapter::{Adapter, Card, InputsCard},
+    batch::{Batch, Layout},
+    data::{AnswerKind, Dataset},
+    encode::{Encoded, Encoder, Overlength, Rows, Truth, Wording},
     engine::{Array, Library, Session},
-    form::Form,
-    heads::{HeadSize, Pooling, head},
-    methods::{self, Method},
-    step::{Purpose, Step},
+    given::{Given, fed},
+    heads::{Pooling, head},
+    methods::{self, Method, Sizes},
+    metrics::{Found, Prediction},
+    step::{Extent, Loss, Purpose, Reader, Reading, Step},
+    tokens::Tokens,
 };
 
 /// Rows a run.
 const ROWS: usize = 32;
 
-/// One answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Prediction {
-    /// Index of the label.
-    pub label: usize,
-    /// Its probability.
-    pub score: f32,
-    /// Cross-entropy of the true label, in nats.
-    pub loss: f32,
+/// What it takes to read answers of a task.
+#[derive(Clone, Copy)]
+pub struct Questions<'a> {
+    /// Head, sizes, loss and how much is read.
+    pub reader: Reader<'a>,
+    /// Which rows the head reads.
+    pub pooling: Pooling,
+    /// What the head is given.
+    pub given: &'a Given,
 }
 
-/// Figures over labelled texts.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Evaluation {
-    /// The share of right answers.
-    pub accuracy: f64,
-    /// F1 averaged over the labels.
-    pub macro_f1: f64,
-    /// The number of texts.
-    pub examples: usize,
-    /// Mean cross-entropy, in nats.
-    #[serde(skip)]
-    pub loss: f64,
-}
-
-impl Evaluation {
-    /// The figures of `predictions` for texts with the labels of `truth`.
-    pub fn of(predictions: &[Prediction], truth: &[Encoded], classes: usize) -> Self {
-        let pairs: Vec<(usize, usize)> = predictions
-            .iter()
-            .zip(truth)
-            .map(|(prediction, row)| (prediction.label, row.label))
-            .collect();
-        let right = pairs.iter().filter(|(found, label)| found == label).count();
-        let loss: f64 = predictions
-            .iter()
-            .map(|prediction| f64::from(prediction.loss))
-            .sum();
-        let examples = pairs.len();
-        Self {
-            accuracy: right as f64 / examples.max(1) as f64,
-            macro_f1: macro_f1(&pairs, classes),
-            examples,
-            loss: loss / examples.max(1) as f64,
-        }
+/// How the rows of a task are read.
+pub fn reading(kind: AnswerKind, pooling: Pooling) -> Reading {
+    match (kind, pooling) {
+        (AnswerKind::Tags | AnswerKind::Text, _) => Reading::Several,
+        (_, Pooling::Mean) => Reading::Mean,
+        _ => Reading::One,
     }
-}
-
-/// F1 of each label that occurs among answers or truths, averaged.
-fn macro_f1(pairs: &[(usize, usize)], classes: usize) -> f64 {
-    let scores = (0..classes).filter_map(|class| {
-        let count = |matches: &dyn Fn(&(usize, usize)) -> bool| {
-            pairs.iter().filter(|pair| matches(pair)).count()
-        };
-        let hits = count(&|&(found, label)| found == class && label == class);
-        let named = count(&|&(found, _)| found == class) + count(&|&(_, label)| label == class);
-        (named > 0).then(|| 2.0 * hits as f64 / named as f64)
-    });
-    let scores: Vec<f64> = scores.collect();
-    scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
 /// Runs prompts of one form on a base.
 pub struct Evaluator<'a> {
     base: &'a Base,
-    form: Form,
-    pooling: Pooling,
+    sizes: Sizes,
+    questions: Questions<'a>,
     step: Step,
     session: Session,
 }
 
 impl<'a> Evaluator<'a> {
-    /// An evaluator for prompts that `method` parametrises, with a head of `size`.
+    /// An evaluator for prompts that `method` parametrises.
     ///
     /// # Errors
     /// When the graph cannot be written or is refused.
@@ -97,17 +58,23 @@ impl<'a> Evaluator<'a> {
         base: &'a Base,
         library: &Library,
         method: &Method,
-        form: &Form,
-        size: HeadSize,
-        pooling: Pooling,
+        sizes: &Sizes,
+        extent: Extent,
+        questions: Questions<'a>,
         threads: usize,
     ) -> Result<Self, Error> {
-        let step = Step::build(base, method, form, Purpose::Logits(head("linear")?, size))?;
+        let step = Step::build(
+            base,
+            method,
+            sizes,
+            extent,
+            Purpose::Answers(questions.reader),
+        )?;
         let session = library.session(&step.model, &base.folder, threads)?;
         Ok(Self {
             base,
-            form: form.clone(),
-            pooling,
+            sizes: sizes.clone(),
+            questions,
             step,
             session,
         })
@@ -123,28 +90,108 @@ impl<'a> Evaluator<'a> {
         rows: &[Encoded],
         mut after: impl FnMut(usize),
     ) -> Result<Vec<Prediction>, Error> {
-        let named = named(&self.step, parameters);
+        let mut named = named(&self.step, parameters);
+        named.extend(fed(&self.step, self.questions.given));
+        let layout = Layout {
+            base: &self.base.description,
+            form: &self.sizes.form,
+            pooling: self.questions.pooling,
+            class_weights: &[],
+        };
         let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.sort_by_key(|&index| rows[index].ids.len());
+        order.sort_by_key(|&index| rows[index].length());
         let mut predictions = vec![None; rows.len()];
         for (done, chunk) in order.chunks(ROWS).enumerate() {
             let batch: Vec<&Encoded> = chunk.iter().map(|&index| &rows[index]).collect();
-            let arrays = Batch::of(
-                &batch,
-                &self.base.description,
-                &self.form,
-                self.pooling,
-                &self.step,
-            );
-            let mut outputs = self.session.run(&arrays.with(&named))?;
-            let logits = outputs.swap_remove(0).into_floats()?;
-            for (logits, &index) in logits.chunks(logits.len() / chunk.len()).zip(chunk) {
-                predictions[index] = Some(prediction(logits, rows[index].label));
+            let arrays = Batch::of(std::slice::from_ref(&batch), layout, &self.step);
+            let outputs = self.session.run(&arrays.with(&named))?;
+            let answers = answers(self.questions.reader.loss, outputs, &batch)?;
+            for (answer, &index) in answers.into_iter().zip(chunk) {
+                predictions[index] = Some(answer);
             }
             after(done * ROWS + chunk.len());
         }
         Ok(predictions.into_iter().flatten().collect())
     }
+}
+
+/// One answer for each row, from the arrays of [`Purpose::Answers`].
+fn answers(loss: Loss, outputs: Vec<Array>, rows: &[&Encoded]) -> Result<Vec<Prediction>, Error> {
+    let missing = || Error::Engine("an answer is missing".into());
+    let mut outputs = outputs.into_iter();
+    let mut next = || outputs.next().ok_or_else(missing);
+    match loss {
+        Loss::Softmax => {
+            let classes = next()?.into_ints()?;
+            let (scores, losses) = (next()?.into_floats()?, next()?.into_floats()?);
+            let most = classes.len() / rows.len().max(1);
+            let row = |(index, row): (usize, &&Encoded)| {
+                let read = index * most..index * most + readings(row);
+                let classes: Vec<usize> = classes[read.clone()]
+                    .iter()
+                    .map(|&class| class as usize)
+                    .collect();
+                let losses = &losses[read.clone()];
+                Prediction {
+                    found: match (&row.truth, classes.first()) {
+                        (Truth::Places(_), _) | (_, None) => Found::Places(classes),
+                        (_, Some(&class)) => Found::Class(class),
+                    },
+                    score: scores[read].iter().copied().fold(1.0, f32::min),
+                    loss: losses.iter().sum::<f32>() / losses.len().max(1) as f32,
+                }
+            };
+            Ok(rows.iter().enumerate().map(row).collect())
+        }
+        Loss::Sigmoid => {
+            let (probabilities, losses) = (next()?.into_floats()?, next()?.into_floats()?);
+            let width = probabilities.len() / rows.len().max(1);
+            let pairs = probabilities.chunks(width.max(1)).zip(losses);
+            let row = |(probabilities, loss): (&[f32], f32)| Prediction {
+                score: probabilities
+                    .iter()
+                    .copied()
+                    .map(|p| p.max(1.0 - p))
+                    .fold(1.0, f32::min),
+                found: Found::Probabilities(probabilities.into()),
+                loss,
+            };
+            Ok(pairs.map(row).collect())
+        }
+    }
+}
+
+fn readings(row: &Encoded) -> usize {
+    match &row.truth {
+        Truth::Places(places) => places.len(),
+        _ => 1,
+    }
+}
+
+/// Examples in numbers as the task of an adapter reads them; `outside` is the label of texts that have none of its
+/// labels.
+///
+/// # Errors
+/// As [`Encoder::encode`].
+pub fn encode(
+    card: &Card,
+    base: &Description,
+    tokens: &Tokens,
+    data: &Dataset,
+    overlength: Overlength,
+    outside: Option<&str>,
+) -> Result<Rows, Error> {
+    let wording = Wording {
+        template: card.template.clone(),
+        kind: card.answer.kind,
+        pairs: card.inputs == InputsCard::Pair,
+        pooling: card.pooling,
+        room: base
+            .max_positions
+            .map(|positions| positions.saturating_sub(card.form.taken(base))),
+        overlength,
+    };
+    Encoder::new(tokens, base, &wording, &card.labels, outside)?.encode(data)
 }
 
 /// Evaluates an adapter on `rows`.
@@ -159,19 +206,43 @@ pub fn evaluate(
     threads: usize,
     after: impl FnMut(usize),
 ) -> Result<Vec<Prediction>, Error> {
-    let form = &adapter.prompt.form;
-    let size = HeadSize {
-        classes: adapter.card.head.classes,
-        hidden: adapter.card.head.hidden,
+    let card = &adapter.card;
+    let head = head(&card.head.kind)?;
+    let given = match card.verbaliser.is_empty() {
+        true => Given::of(
+            head,
+            base,
+            library,
+            &Tokens::read(&base.tokenizer)?,
+            &card.labels,
+            &[],
+        )?,
+        false => Given::of_verbaliser(base, card.verbaliser.clone())?,
     };
-    let method = methods::stored(form);
+    let questions = Questions {
+        reader: Reader {
+            head,
+            size: head.size(
+                card.labels.len(),
+                card.head.rank.unwrap_or(1),
+                &base.description,
+            ),
+            loss: Loss::of(card.answer.kind),
+            reading: reading(card.answer.kind, card.pooling),
+        },
+        pooling: card.pooling,
+        given: &given,
+    };
+    let form = adapter.prompt.form.clone();
+    let method = methods::stored(&form);
+    let sizes = Sizes::of(form, base.description.hidden);
     let mut evaluator = Evaluator::new(
         base,
         library,
         method,
-        form,
-        size,
-        adapter.card.pooling,
+        &sizes,
+        Extent::ONE,
+        questions,
         threads,
     )?;
     let parameters = [adapter.prompt.tensors.clone(), adapter.head.clone()].concat();
@@ -189,46 +260,4 @@ pub(crate) fn named(step: &Step, parameters: &[Vec<f32>]) -> Vec<(String, Array)
             )
         })
         .collect()
-}
-
-fn prediction(logits: &[f32], truth: usize) -> Prediction {
-    let label = logits.iter().enumerate().fold(
-        0,
-        |best, (index, &logit)| if logit > logits[best] { index } else { best },
-    );
-    let most = logits[label];
-    let total: f32 = logits.iter().map(|&logit| (logit - most).exp()).sum();
-    let loss = total.ln() + most - logits.get(truth).copied().unwrap_or(most);
-    Prediction {
-        label,
-        score: 1.0 / total,
-        loss,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn figures_as_by_hand() {
-        let rows = [0, 0, 1, 1].map(|label| Encoded { ids: vec![], label });
-        let predictions = [0, 1, 1, 1].map(|label| Prediction {
-            label,
-            score: 1.0,
-            loss: 0.5,
-        });
-        let evaluation = Evaluation::of(&predictions, &rows, 3);
-        assert_eq!(evaluation.accuracy, 0.75);
-        assert!((evaluation.macro_f1 - (2.0 / 3.0 + 4.0 / 5.0) / 2.0).abs() < 1e-12);
-        assert_eq!(evaluation.loss, 0.5);
-    }
-
-    #[test]
-    fn a_score_is_a_probability() {
-        let found = prediction(&[1.0, 3.0, 1.0], 0);
-        assert_eq!(found.label, 1);
-        assert!((found.score - 1.0 / (1.0 + 2.0 * (-2f32).exp())).abs() < 1e-6);
-        assert!((found.loss - (2.0 - found.score.ln())).abs() < 1e-6);
-    }
 }
