@@ -1,33 +1,141 @@
-//! What turns the base's pooled rows into an answer: each head is a subgraph from its parameters to logits.
+//! What turns the base's output into an answer: each head is a subgraph from its parameters to logits.
 
+mod factored_linear;
+mod generation;
+mod label_text;
 mod linear;
+mod verbaliser;
 
-use preface_graph::builder::Builder;
+use preface_graph::{Description, builder::Builder};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, methods::Parameter};
+use crate::{Error, data::AnswerKind, form::Tensors, methods::Parameter};
+
+pub use label_text::SCALE as LABEL_TEXT_SCALE;
 
 /// The sizes of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadSize {
-    /// Labels.
+    /// Labels, or the vocabulary.
     pub classes: usize,
-    /// Width of the pooled rows.
-    pub hidden: usize,
+    /// Width of the rows that it reads.
+    pub width: usize,
+    /// Rank of its factors.
+    pub rank: usize,
 }
+
+/// Which of the base's values a head reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// Hidden rows.
+    Hidden,
+    /// The rows before the base's own last product.
+    Projection,
+    /// The base's own logits over its vocabulary.
+    Logits,
+}
+
+impl Reads {
+    /// The value's name.
+    ///
+    /// # Errors
+    /// When the base has no logits over its vocabulary.
+    pub fn value(self, base: &Description) -> Result<String, Error> {
+        let logits = base.logits.as_ref();
+        let projection = logits.and_then(|logits| logits.projection.as_ref());
+        match self {
+            Self::Hidden => Ok(base.hidden_rows.clone()),
+            Self::Projection => projection
+                .map(|projection| projection.input.clone())
+                .ok_or_else(no_logits),
+            Self::Logits => logits
+                .map(|logits| logits.value.clone())
+                .ok_or_else(no_logits),
+        }
+    }
+}
+
+pub(crate) fn no_logits() -> Error {
+    Error::Options(
+        "the base gives no logits over its vocabulary; take a model exported with its language-model head, or another --head".into(),
+    )
+}
+
+/// Shapes of what a head is given and does not learn, by name.
+pub type Given = Vec<(&'static str, Vec<usize>)>;
 
 /// A head.
 pub struct Head {
     /// The name by which `--head` knows it.
     pub name: &'static str,
+    /// What it reads.
+    pub reads: Reads,
+    /// The kinds of answers that it gives.
+    pub answers: &'static [AnswerKind],
     /// What it trains.
     pub parameters: fn(HeadSize) -> Vec<Parameter>,
-    /// Writes the subgraph from pooled rows `[batch, hidden]` to logits `[batch, classes]`.
+    /// What it is given: tensors made of the label names before training.
+    pub given: fn(HeadSize) -> Given,
+    /// Writes the subgraph from rows `[readings, width]` to logits `[readings, classes]`; the names are those of the
+    /// parameters, then of what it is given.
     pub subgraph: fn(&mut Builder, &str, &[String]) -> String,
+    /// Its parameters from those `[classes, width]` and `[classes]` of a linear head that was fitted before; `None`
+    /// where it cannot start from one.
+    pub from_linear: Option<fn(HeadSize, Tensors) -> Tensors>,
+    /// Parameters that start from random numbers where no head was fitted, by their index; all others start from zeros.
+    pub random: &'static [usize],
+    /// The tensors' names in an adapter folder, in the order of the parameters.
+    pub stored: &'static [&'static str],
 }
 
+impl Head {
+    /// Whether it has a rank to choose.
+    pub fn is_factored(&self) -> bool {
+        let parameters = |rank| {
+            (self.parameters)(HeadSize {
+                classes: 2,
+                width: 2,
+                rank,
+            })
+        };
+        parameters(1) != parameters(2)
+    }
+
+    /// Its sizes over a base, for `classes` labels.
+    pub fn size(&self, classes: usize, rank: usize, base: &Description) -> HeadSize {
+        let logits = base.logits.as_ref();
+        let projection = logits.and_then(|logits| logits.projection.as_ref());
+        let width = match self.reads {
+            Reads::Hidden => base.hidden,
+            Reads::Projection => projection.map_or(base.hidden, |projection| projection.width),
+            Reads::Logits => logits.map_or(0, |logits| logits.vocabulary),
+        };
+        let classes = match self.reads {
+            Reads::Logits => width,
+            Reads::Hidden | Reads::Projection => classes,
+        };
+        HeadSize {
+            classes,
+            width,
+            rank,
+        }
+    }
+}
+
+const NOTHING: fn(HeadSize) -> Given = |_| Vec::new();
+const ONE_OR_MORE_LABELS: &[AnswerKind] = &[AnswerKind::Label, AnswerKind::Labels];
+const WEIGHT: &str = "base_model.classifier.weight";
+const BIAS: &str = "base_model.classifier.bias";
+
 /// Every head, sorted by name.
-pub const HEADS: &[Head] = &[linear::HEAD];
+pub const HEADS: &[Head] = &[
+    factored_linear::HEAD,
+    generation::HEAD,
+    label_text::HEAD,
+    linear::HEAD,
+    linear::TOKEN_HEAD,
+    verbaliser::HEAD,
+];
 
 /// The head of that name.
 ///
@@ -43,6 +151,15 @@ pub fn head(name: &str) -> Result<&'static Head, Error> {
     })
 }
 
+/// The head that answers of a kind get where none is named.
+pub fn usual(kind: AnswerKind) -> &'static Head {
+    match kind {
+        AnswerKind::Label | AnswerKind::Labels => &linear::HEAD,
+        AnswerKind::Tags => &linear::TOKEN_HEAD,
+        AnswerKind::Text => &generation::HEAD,
+    }
+}
+
 /// Which rows of the base's output a head reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -52,24 +169,10 @@ pub enum Pooling {
     Mean,
     /// The text's first token.
     First,
-    /// The text's last token.
+    /// The last token: of the text, or of a prompt behind it.
     Last,
-}
-
-impl Pooling {
-    /// The weight of each of `tokens` rows.
-    pub fn weights(self, tokens: usize) -> Vec<f32> {
-        let only = |chosen: usize| {
-            (0..tokens)
-                .map(|index| f32::from(u8::from(index == chosen)))
-                .collect()
-        };
-        match self {
-            Self::Mean => vec![1.0 / tokens as f32; tokens],
-            Self::First => only(0),
-            Self::Last => only(tokens.saturating_sub(1)),
-        }
-    }
+    /// The mask token that the template puts beside the text.
+    Mask,
 }
 
 #[cfg(test)]
@@ -82,14 +185,27 @@ mod tests {
     }
 
     #[test]
-    fn pooling_weights_sum_to_one() {
-        let table = [
-            (Pooling::Mean, vec![0.25; 4]),
-            (Pooling::First, vec![1.0, 0.0, 0.0, 0.0]),
-            (Pooling::Last, vec![0.0, 0.0, 0.0, 1.0]),
-        ];
-        for (pooling, expected) in table {
-            assert_eq!(pooling.weights(4), expected);
+    fn every_kind_of_answer_has_a_usual_head_that_gives_it() {
+        use AnswerKind::{Label, Labels, Tags, Text};
+        for kind in [Label, Labels, Tags, Text] {
+            assert!(usual(kind).answers.contains(&kind), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn every_parameter_has_a_name_in_the_folder() {
+        let size = HeadSize {
+            classes: 3,
+            width: 4,
+            rank: 2,
+        };
+        for head in HEADS {
+            assert_eq!(
+                (head.parameters)(size).len(),
+                head.stored.len(),
+                "{}",
+                head.name
+            );
         }
     }
 }

@@ -3,7 +3,13 @@
 //! Initialisation from class labels and from the vocabulary, Lester et al. 2021, section 3.2; from the keys and values
 //! of real tokens, Li and Liang 2021, section 7.4.
 
-use preface_graph::{Base, attention::Layout, onnx::ValueInfoProto, splice};
+use preface_graph::{
+    Base, Kind, LayerGeometry,
+    attention::{Layout, Site},
+    hidden,
+    onnx::ValueInfoProto,
+    splice,
+};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
@@ -12,12 +18,45 @@ use rand_chacha::{
 use crate::{
     Error,
     engine::{Array, Library},
+    form::{Form, Prompt, Tensors, rows_by_token},
+    tokens::Tokens,
 };
+
+/// Where a prompt's first values come from.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Init {
+    /// The label names, then tokens sampled from the training texts.
+    #[default]
+    Labels,
+    /// Tokens sampled from the training texts.
+    Vocabulary,
+    /// A text, repeated or cut to the number of virtual tokens.
+    Text(String),
+    /// Another prompt of the same form, repeated or cut likewise.
+    Prompt(Box<Prompt>),
+    /// Zeros: sound for keys and values alone.
+    Zero,
+}
+
+impl Init {
+    /// Its name in reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Labels => "labels",
+            Self::Vocabulary => "vocabulary",
+            Self::Text(_) => "text",
+            Self::Prompt(_) => "adapter",
+            Self::Zero => "zero",
+        }
+    }
+}
 
 /// Real tokens and a source of randomness for the values that training starts from.
 pub struct Seedbed<'a> {
     base: &'a Base,
     library: &'a Library,
+    init: &'a Init,
+    text: Vec<i64>,
     labels: Vec<Vec<i64>>,
     vocabulary: Vec<i64>,
     random: ChaCha8Rng,
@@ -25,28 +64,56 @@ pub struct Seedbed<'a> {
 
 impl<'a> Seedbed<'a> {
     /// A seedbed with the token ids of each label and the distinct ids of the training texts.
+    ///
+    /// # Errors
+    /// When the text to start from cannot be read or has no token.
     pub fn new(
         base: &'a Base,
         library: &'a Library,
-        labels: Vec<Vec<i64>>,
+        init: &'a Init,
+        tokens: &Tokens,
+        labels: &[String],
         vocabulary: Vec<i64>,
         seed: u64,
-    ) -> Self {
-        let random = ChaCha8Rng::seed_from_u64(seed);
-        Self {
+    ) -> Result<Self, Error> {
+        let text = match init {
+            Init::Text(text) => tokens.plain(text)?,
+            _ => Vec::new(),
+        };
+        if matches!(init, Init::Text(_)) && text.is_empty() {
+            return Err(Error::Options("the text to start from has no token".into()));
+        }
+        let spoken = labels.iter().map(|label| tokens.plain(&spoken(label)));
+        Ok(Self {
             base,
             library,
-            labels,
+            init,
+            text,
+            labels: spoken.collect::<Result<_, _>>()?,
             vocabulary,
-            random,
-        }
+            random: ChaCha8Rng::seed_from_u64(seed),
+        })
     }
 
-    /// Rows `[tokens, hidden]`: the mean embedding of each label, then embeddings of sampled tokens.
+    /// Rows `[tokens, hidden]`.
     ///
     /// # Errors
-    /// When the embedding table cannot be read.
+    /// When the embedding table cannot be read, or the rows cannot start so.
     pub fn embeddings(&mut self, tokens: usize) -> Result<Vec<f32>, Error> {
+        if let Init::Prompt(prompt) = self.init {
+            let (Form::Embeddings { hidden, .. }, [rows]) =
+                (&prompt.form, prompt.tensors.as_slice())
+            else {
+                return Err(other_form());
+            };
+            return match *hidden == self.base.description.hidden {
+                true => Ok(rows.iter().copied().cycle().take(tokens * hidden).collect()),
+                false => Err(other_form()),
+            };
+        }
+        if *self.init == Init::Zero {
+            return Err(Error::Options("rows of zeros are far from every embedding; start from labels, vocabulary or a text".into()));
+        }
         let hidden = self.base.description.hidden;
         let table = self.table()?;
         let row = |id: i64| {
@@ -55,12 +122,18 @@ impl<'a> Seedbed<'a> {
                 .and_then(|id| table.chunks(hidden).nth(id))
         };
         let mut rows = Vec::with_capacity(tokens * hidden);
-        for label in self.labels.iter().take(tokens) {
-            let found: Vec<&[f32]> = label.iter().filter_map(|&id| row(id)).collect();
-            rows.extend((0..hidden).map(|column| mean(found.iter().map(|row| row[column]))));
+        if *self.init == Init::Labels {
+            for label in self
+                .labels
+                .iter()
+                .filter(|label| !label.is_empty())
+                .take(tokens)
+            {
+                let found: Vec<&[f32]> = label.iter().filter_map(|&id| row(id)).collect();
+                rows.extend((0..hidden).map(|column| mean(found.iter().map(|row| row[column]))));
+            }
         }
-        while rows.len() < tokens * hidden {
-            let id = self.vocabulary[below(&mut self.random, self.vocabulary.len())];
+        for id in self.ids(tokens - rows.len() / hidden) {
             rows.extend_from_slice(row(id).ok_or_else(|| {
                 Error::Options(format!("token id {id} is not in the embedding table"))
             })?);
@@ -68,27 +141,137 @@ impl<'a> Seedbed<'a> {
         Ok(rows)
     }
 
-    /// Keys and values `[2, kv_heads, tokens, head_dim]` of each layer, as the base makes them of the labels' tokens
-    /// and of sampled ones.
+    /// Keys and values `[2, kv_heads, tokens, head_dim]` of each layer of `form`, as the base makes them of real
+    /// tokens.
     ///
     /// # Errors
-    /// When the base cannot be run.
-    pub fn key_values(&mut self, tokens: usize) -> Result<Vec<Vec<f32>>, Error> {
-        let mut ids: Vec<i64> = self.labels.iter().flatten().copied().take(tokens).collect();
-        while ids.len() < tokens {
-            ids.push(self.vocabulary[below(&mut self.random, self.vocabulary.len())]);
+    /// When the base cannot be run, or the prompt to start from has other layers.
+    pub fn key_values(&mut self, form: &Form) -> Result<Tensors, Error> {
+        let Form::KeyValues {
+            tokens,
+            first_layer,
+            layers,
+            ..
+        } = form
+        else {
+            return Err(other_form());
+        };
+        match self.init {
+            Init::Zero => {
+                let zeros =
+                    |layer: &LayerGeometry| vec![0.0; 2 * layer.kv_heads * tokens * layer.head_dim];
+                Ok(layers.iter().map(zeros).collect())
+            }
+            Init::Prompt(prompt) => stretched(prompt, form),
+            _ => {
+                let sites: Vec<&Site> = self
+                    .base
+                    .description
+                    .prefix_sites()
+                    .skip(*first_layer)
+                    .take(layers.len())
+                    .collect();
+                let names = sites
+                    .iter()
+                    .flat_map(|site| [&site.key.value, &site.value.value]);
+                let names = names.cloned().collect();
+                let mut found = self.of_real_tokens(*tokens, names)?.into_iter();
+                let mut tensors = Vec::new();
+                for site in sites {
+                    let mut tensor = Vec::new();
+                    for joint in [&site.key, &site.value] {
+                        let values = found.next().unwrap_or_default();
+                        tensor.extend(heads_first(
+                            values,
+                            joint.layout,
+                            site.kv_heads,
+                            *tokens,
+                            site.head_dim,
+                        ));
+                    }
+                    tensors.push(tensor);
+                }
+                Ok(tensors)
+            }
         }
+    }
+
+    /// The same as one row `[layers * 2 * kv_heads * head_dim]` for each virtual token.
+    ///
+    /// # Errors
+    /// As [`Seedbed::key_values`].
+    pub fn key_values_by_token(&mut self, form: &Form) -> Result<Vec<f32>, Error> {
+        let tensors = self.key_values(form)?;
+        Ok(rows_by_token(form, &tensors))
+    }
+
+    /// The inputs `[1, tokens, hidden]` of each layer of `form` for real tokens.
+    ///
+    /// # Errors
+    /// When the base cannot be run, or its layers have no input of that kind.
+    pub fn layer_inputs(&mut self, form: &Form) -> Result<Tensors, Error> {
+        let Form::KeyValues {
+            tokens,
+            first_layer,
+            layers,
+            ..
+        } = form
+        else {
+            return Err(other_form());
+        };
+        if matches!(self.init, Init::Zero | Init::Prompt(_)) {
+            return Err(Error::Options(
+                "hidden prompts start from labels, vocabulary or a text".into(),
+            ));
+        }
+        let description = &self.base.description;
+        if description.kind == Kind::EncoderDecoder {
+            return Err(Error::Options("hidden prompts stand before the layers of one stack; an encoder-decoder takes prefix-tuning at all its attentions".into()));
+        }
+        let graph = self.base.model.graph.as_ref().ok_or_else(other_form)?;
+        let sites = description
+            .prefix_sites()
+            .skip(*first_layer)
+            .take(layers.len());
+        let names = sites.map(|site| hidden::input_of(graph, &self.base.facts, site));
+        let names = names.collect::<Result<Vec<_>, _>>()?;
+        self.of_real_tokens(*tokens, names)
+    }
+
+    /// Normally distributed numbers (Box and Muller 1958).
+    pub fn normal(&mut self, count: usize, deviation: f32) -> Vec<f32> {
+        let mut unit = || (f64::from(self.random.next_u32()) + 0.5) / (f64::from(u32::MAX) + 1.0);
+        let number = |_| {
+            let (radius, angle) = ((-2.0 * unit().ln()).sqrt(), std::f64::consts::TAU * unit());
+            deviation * (radius * angle.cos()) as f32
+        };
+        (0..count).map(number).collect()
+    }
+
+    /// Token ids to start from: of the labels or the text, then sampled ones.
+    fn ids(&mut self, tokens: usize) -> Vec<i64> {
+        if !self.text.is_empty() {
+            return self.text.iter().copied().cycle().take(tokens).collect();
+        }
+        (0..tokens)
+            .map(|_| self.vocabulary[below(&mut self.random, self.vocabulary.len())])
+            .collect()
+    }
+
+    /// Values that the base computes for `tokens` real tokens.
+    fn of_real_tokens(&mut self, tokens: usize, names: Vec<String>) -> Result<Tensors, Error> {
+        let mut ids: Vec<i64> = match self.init {
+            Init::Labels => self.labels.iter().flatten().copied().take(tokens).collect(),
+            _ => Vec::new(),
+        };
+        ids.extend(self.ids(tokens - ids.len()));
         let base = self.base;
-        let sites: Vec<_> = base.description.prefix_sites().collect();
         let mut model = base.model.clone();
-        let names = sites
-            .iter()
-            .flat_map(|site| [&site.key.value, &site.value.value]);
-        let outputs = names.map(|name| ValueInfoProto {
-            name: Some(name.clone()),
+        let graph = model.graph.get_or_insert_default();
+        let outputs = names.into_iter().map(|name| ValueInfoProto {
+            name: Some(name),
             ..ValueInfoProto::default()
         });
-        let graph = model.graph.get_or_insert_default();
         splice::prune(graph, outputs.collect());
         let feeds = feeds_of(
             base,
@@ -100,26 +283,11 @@ impl<'a> Seedbed<'a> {
             .iter()
             .map(|(name, array)| (name.as_str(), array))
             .collect();
-        let mut found = session.run(&feeds)?.into_iter();
-        let mut layers = Vec::new();
-        for site in sites {
-            let mut layer = Vec::new();
-            for joint in [&site.key, &site.value] {
-                let values = found
-                    .next()
-                    .ok_or_else(|| Error::Engine("keys or values are missing".into()))?
-                    .into_floats()?;
-                layer.extend(heads_first(
-                    values,
-                    joint.layout,
-                    site.kv_heads,
-                    tokens,
-                    site.head_dim,
-                ));
-            }
-            layers.push(layer);
-        }
-        Ok(layers)
+        session
+            .run(&feeds)?
+            .into_iter()
+            .map(Array::into_floats)
+            .collect()
     }
 
     fn table(&self) -> Result<Vec<f32>, Error> {
@@ -136,6 +304,54 @@ impl<'a> Seedbed<'a> {
     }
 }
 
+fn other_form() -> Error {
+    Error::Options("the adapter to start from has a prompt of another form, width or layers".into())
+}
+
+/// A label as people say it.
+pub fn spoken(label: &str) -> String {
+    label.replace(['-', '_', '.'], " ")
+}
+
+/// The keys and values of `prompt` at the layers of `form`, tokens repeated or cut.
+fn stretched(prompt: &Prompt, form: &Form) -> Result<Tensors, Error> {
+    let (
+        Form::KeyValues {
+            tokens: from,
+            first_layer: own_first,
+            layers: own,
+            ..
+        },
+        Form::KeyValues {
+            tokens: to,
+            first_layer,
+            layers,
+            ..
+        },
+    ) = (&prompt.form, form)
+    else {
+        return Err(other_form());
+    };
+    let tensor = |(index, layer): (usize, &LayerGeometry)| {
+        let at = (first_layer + index).checked_sub(*own_first)?;
+        let tensor = prompt
+            .tensors
+            .get(at)
+            .filter(|_| own.get(at) == Some(layer))?;
+        let heads = tensor.chunks(from * layer.head_dim);
+        Some(
+            heads
+                .flat_map(|head| head.iter().copied().cycle().take(to * layer.head_dim))
+                .collect(),
+        )
+    };
+    layers
+        .iter()
+        .enumerate()
+        .map(|pair| tensor(pair).ok_or_else(other_form))
+        .collect()
+}
+
 /// One row of ids as the graph's inputs want it.
 fn feeds_of(base: &Base, ids: &[i64], declared: Vec<&str>) -> Vec<(String, Array)> {
     let inputs = &base.description.inputs;
@@ -144,6 +360,7 @@ fn feeds_of(base: &Base, ids: &[i64], declared: Vec<&str>) -> Vec<(String, Array
     let mut fill = |name: &Option<String>, values: Vec<i64>| {
         feeds.extend(name.clone().map(|name| (name, Array::ints(&shape, values))));
     };
+    fill(&inputs.decoder_ids, ids.to_vec());
     fill(&inputs.mask, vec![1; ids.len()]);
     fill(&inputs.token_types, vec![0; ids.len()]);
     fill(&inputs.positions, (0..ids.len() as i64).collect());
@@ -158,7 +375,8 @@ fn feeds_of(base: &Base, ids: &[i64], declared: Vec<&str>) -> Vec<(String, Array
     feeds
 }
 
-fn heads_first(
+/// Keys or values `[kv_heads, tokens, head_dim]` of one row, however they lie.
+pub(crate) fn heads_first(
     values: Vec<f32>,
     layout: Layout,
     heads: usize,
@@ -186,6 +404,13 @@ fn mean(values: impl ExactSizeIterator<Item = f32>) -> f32 {
 /// A number below `bound`, each as likely as the others up to a bias of `bound / 2^64`.
 pub(crate) fn below(random: &mut ChaCha8Rng, bound: usize) -> usize {
     ((u128::from(random.next_u64()) * bound as u128) >> 64) as usize
+}
+
+/// Fisher and Yates' shuffle.
+pub(crate) fn shuffle<T>(items: &mut [T], random: &mut ChaCha8Rng) {
+    for last in (1..items.len()).rev() {
+        items.swap(last, below(random, last + 1));
+    }
 }
 
 #[cfg(test)]

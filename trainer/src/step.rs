@@ -1,56 +1,127 @@
-//! The graphs of one training step and of one evaluation: base, prompt, head, loss and gradients in one model.
+//! The graphs of one training step and of one evaluation: base, prompts, heads, loss and gradients in one model.
+//!
+//! Several candidates share the graph: the batch holds the rows of each, one after the other, and each has prompt and
+//! head of its own.
+
+mod loss;
+mod prompt;
 
 use std::collections::HashMap;
 
 use preface_graph::{
-    Base, SIZES,
+    Base, Kind, SIZES,
     builder::{Attribute, Builder},
+    cut,
     facts::Facts,
     inputs::Size,
     onnx::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto, data_type},
-    splice::{self, Prefix},
+    order, rows, splice,
     wiring::Wiring,
 };
 
 use crate::{
     Error,
     autodiff::backward,
-    form::Form,
-    heads::{Head, HeadSize},
-    methods::{Method, Parameter},
+    form::{Form, Place},
+    heads::{Head, HeadSize, Reads},
+    methods::{Canvas, Method, Parameter, Sizes},
 };
 
-/// Pooling weights `[batch, sequence]`.
-pub const POOL: &str = "pool";
-/// Label indices `[batch]`.
+pub use loss::Loss;
+
+/// Weights with which rows of the base's output are read: `[batch, readings, sequence]`.
+pub const CHOICE: &str = "choice";
+/// Class indices `[batch * readings]`.
 pub const LABELS: &str = "labels";
-/// The weight of each row's loss `[batch]`.
+/// The weight of each reading's loss `[batch * readings]`.
 pub const WEIGHTS: &str = "weights";
+/// 1 for each class that a row has `[batch, classes]`.
+pub const TARGETS: &str = "targets";
+/// Which virtual token stands at each place `[batch, sequence, tokens]`.
+pub const PLACES: &str = "places";
+/// Hidden rows below the first layer that a prompt reaches `[batch, sequence, hidden]`.
+pub const LOWER: &str = "lower";
 /// The gradient of the hidden rows `[batch, sequence, hidden]`.
 pub const COTANGENT: &str = "cotangent";
 
+/// Readings of a row at the two sizes at which shapes are found, where a row has several.
+const READINGS: [i64; 2] = [4, 5];
+
+/// How a base's output becomes answers.
+#[derive(Clone, Copy)]
+pub struct Reader<'a> {
+    /// The head.
+    pub head: &'a Head,
+    /// Its sizes.
+    pub size: HeadSize,
+    /// What compares answers with the truth.
+    pub loss: Loss,
+    /// How much of the output it reads.
+    pub reading: Reading,
+}
+
+/// How rows of the base's output are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// A weighted mean of a row's places.
+    Mean,
+    /// One place of each row.
+    One,
+    /// Several places of each row.
+    Several,
+}
+
 /// What a graph computes.
+#[derive(Clone, Copy)]
 pub enum Purpose<'a> {
     /// Hidden rows `[batch, sequence, hidden]`.
     Hidden,
     /// Hidden rows, and the gradient of every parameter for a given gradient of the hidden rows.
     HiddenGradient,
-    /// Logits `[batch, classes]`.
-    Logits(&'a Head, HeadSize),
-    /// The loss `[1]`, logits, and the gradient of every parameter.
-    Training(&'a Head, HeadSize),
+    /// The rows that a head reads, `[batch * readings, width]`.
+    Features(Reads, Reading),
+    /// The tensors that the method's parameters amount to, in the order of the form's.
+    Tensors,
+    /// What [`Loss::answers`] lists.
+    Answers(Reader<'a>),
+    /// The loss of each candidate `[candidates]`, and the gradient of every parameter.
+    Training(Reader<'a>),
+}
+
+/// How many candidates a graph holds, and what it may leave out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Prompts, each with its head.
+    pub candidates: usize,
+    /// Whether what no prompt reaches is taken as it was computed before: layers below a prefix from [`LOWER`], the text
+    /// before a prompt behind it from the graph's caches.
+    pub cached: bool,
+}
+
+impl Extent {
+    /// One candidate, all layers.
+    pub const ONE: Self = Self {
+        candidates: 1,
+        cached: false,
+    };
 }
 
 /// A model and the names of its parameters.
 pub struct Step {
     /// The model.
     pub model: ModelProto,
-    /// The method's parameters, then the head's.
+    /// For each candidate the method's parameters, then the head's.
     pub parameters: Vec<Parameter>,
     /// Names under which the graph takes the parameters.
     pub names: Vec<String>,
+    /// Names under which the graph takes what the head is given and does not learn.
+    pub given: Vec<(String, Vec<usize>)>,
     /// Names of the other inputs, by their part.
     pub inputs: HashMap<&'static str, String>,
+    /// Classes of the head.
+    pub classes: usize,
+    /// The model that computes [`LOWER`] from the base's inputs, where it is taken from there.
+    pub lower: Option<ModelProto>,
 }
 
 impl Step {
@@ -61,10 +132,49 @@ impl Step {
     pub fn build(
         base: &Base,
         method: &Method,
-        form: &Form,
+        sizes: &Sizes,
+        extent: Extent,
         purpose: Purpose,
     ) -> Result<Self, Error> {
-        Assembly::begin(base, method, form)?.finish(purpose)
+        let mut assembly = Assembly::begin(base, sizes, extent);
+        let tensors = assembly.methods(method)?;
+        match purpose {
+            Purpose::Tensors => {
+                order::sort(assembly.graph());
+                return Ok(assembly.done(tensors.concat()));
+            }
+            _ => assembly.splice(tensors)?,
+        }
+        order::sort(assembly.graph());
+        assembly.cut_lower()?;
+        assembly.finish(purpose)
+    }
+
+    /// A model that takes nothing but the base's own inputs.
+    pub fn bare(model: ModelProto) -> Self {
+        Self {
+            model,
+            parameters: Vec::new(),
+            names: Vec::new(),
+            given: Vec::new(),
+            inputs: HashMap::new(),
+            classes: 0,
+            lower: None,
+        }
+    }
+
+    /// Writes the graph from texts without a prompt to the rows that a head reads.
+    ///
+    /// # Errors
+    /// When the base has no such rows.
+    pub fn unprompted(base: &Base, reads: Reads, reading: Reading) -> Result<Self, Error> {
+        let form = Form::Embeddings {
+            tokens: 0,
+            hidden: base.description.hidden,
+            place: Place::Before,
+        };
+        let sizes = Sizes::of(form, base.description.hidden);
+        Assembly::begin(base, &sizes, Extent::ONE).finish(Purpose::Features(reads, reading))
     }
 
     /// The name under which the graph takes `part`.
@@ -75,59 +185,36 @@ impl Step {
 
 struct Assembly<'a> {
     base: &'a Base,
-    form: &'a Form,
+    sizes: &'a Sizes,
+    extent: Extent,
     model: ModelProto,
     builder: Builder,
-    parameters: Vec<Parameter>,
-    names: Vec<String>,
+    parameters: Vec<(usize, Parameter, String)>,
+    given: Vec<(String, Vec<usize>)>,
     inputs: HashMap<&'static str, String>,
+    shapes: HashMap<String, [Vec<i64>; 2]>,
+    classes: usize,
+    lower: Option<ModelProto>,
 }
 
 impl<'a> Assembly<'a> {
-    fn begin(base: &'a Base, method: &Method, form: &'a Form) -> Result<Self, Error> {
+    fn begin(base: &'a Base, sizes: &'a Sizes, extent: Extent) -> Self {
         let mut model = base.model.clone();
+        import_contrib(&mut model);
         let opset = model.opset();
-        let graph = model.graph.get_or_insert_default();
-        let parameters = (method.parameters)(form);
-        let mut builder = Builder::beside(graph, "preface", opset);
-        let names: Vec<String> = parameters
-            .iter()
-            .map(|parameter| builder.named(&parameter.name))
-            .collect();
-        declare(graph, &parameters, &names);
-        let tensors = (method.subgraph)(form, &mut builder, &names);
-        match form {
-            Form::Embeddings { tokens, .. } => {
-                embed(graph, base, &mut builder, &tensors[0], *tokens)?
-            }
-            Form::KeyValues { .. } => prefix(graph, opset, base, &mut builder, &tensors)?,
-        }
-        let mut assembly = Self {
+        let builder = Builder::beside(model.graph.get_or_insert_default(), "preface", opset);
+        Self {
             base,
-            form,
+            sizes,
+            extent,
             model,
             builder,
-            parameters,
-            names,
+            parameters: Vec::new(),
+            given: Vec::new(),
             inputs: HashMap::new(),
-        };
-        assembly.import_contrib();
-        Ok(assembly)
-    }
-
-    fn import_contrib(&mut self) {
-        let domain = "com.microsoft";
-        if !self
-            .model
-            .opset_import
-            .iter()
-            .any(|entry| entry.domain() == domain)
-        {
-            let entry = OperatorSetIdProto {
-                domain: Some(domain.into()),
-                version: Some(1),
-            };
-            self.model.opset_import.push(entry);
+            shapes: HashMap::new(),
+            classes: 0,
+            lower: None,
         }
     }
 
@@ -135,222 +222,348 @@ impl<'a> Assembly<'a> {
         self.model.graph.get_or_insert_default()
     }
 
-    fn finish(mut self, purpose: Purpose) -> Result<Step, Error> {
-        let hidden_rows = self.base.description.hidden_rows.clone();
-        let mut outputs = Vec::new();
-        match purpose {
-            Purpose::Hidden => outputs.push(hidden_rows),
-            Purpose::HiddenGradient => {
-                let hidden = self.base.description.hidden.to_string();
-                let cotangent =
-                    self.take(COTANGENT, data_type::FLOAT, &["batch", "sequence", &hidden]);
-                outputs.push(hidden_rows.clone());
-                let gradients = self.gradients((hidden_rows, cotangent))?;
-                outputs.extend(gradients);
-            }
-            Purpose::Logits(head, size) => {
-                let logits = self.logits(head, size, &hidden_rows);
-                self.flush();
-                outputs.push(logits);
-            }
-            Purpose::Training(head, size) => {
-                let logits = self.logits(head, size, &hidden_rows);
-                let loss = self.loss(&logits, size.classes);
-                self.flush();
-                let one = self.builder.floats(&[1.0]);
-                outputs.extend([loss.clone(), logits]);
-                let gradients = self.gradients((loss, one))?;
-                outputs.extend(gradients);
-            }
+    /// Writes every candidate's subgraph from its parameters to the tensors of the form, before all other nodes.
+    fn methods(&mut self, method: &Method) -> Result<Vec<Vec<String>>, Error> {
+        let mut tensors = Vec::new();
+        for candidate in 0..self.extent.candidates {
+            let names = self.learn(candidate, "", (method.parameters)(self.sizes));
+            let opset = self.model.opset();
+            let mut canvas = Canvas {
+                base: self.base,
+                graph: self.model.graph.get_or_insert_default(),
+                opset,
+                builder: &mut self.builder,
+            };
+            tensors.push((method.subgraph)(self.sizes, &mut canvas, &names)?);
         }
-        let declared = outputs.into_iter().map(|name| ValueInfoProto {
-            name: Some(name),
-            ..ValueInfoProto::default()
-        });
-        splice::prune(self.graph(), declared.collect());
-        let Self {
-            model,
-            parameters,
-            names,
-            inputs,
-            ..
-        } = self;
-        Ok(Step {
-            model,
-            parameters,
-            names,
-            inputs,
-        })
+        self.put(0);
+        Ok(tensors)
     }
 
-    /// Declares a further input of the graph.
-    fn take(&mut self, part: &'static str, element: i32, dims: &[&str]) -> String {
+    /// Declares parameters of a candidate and returns their names.
+    fn learn(&mut self, candidate: usize, part: &str, parameters: Vec<Parameter>) -> Vec<String> {
+        let mut names = Vec::new();
+        for parameter in parameters {
+            let name = self
+                .builder
+                .named(&format!("{candidate}.{part}{}", parameter.name));
+            self.declare(&name, &parameter.shape);
+            names.push(name.clone());
+            self.parameters.push((candidate, parameter, name));
+        }
+        names
+    }
+
+    fn declare(&mut self, name: &str, shape: &[usize]) {
+        let dims: Vec<String> = shape.iter().map(usize::to_string).collect();
+        let dims: Vec<&str> = dims.iter().map(String::as_str).collect();
+        let input = ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
+        self.graph().input.push(input);
+        let shape: Vec<i64> = shape.iter().map(|&dim| dim as i64).collect();
+        self.shapes.insert(name.to_owned(), [shape.clone(), shape]);
+    }
+
+    /// Declares a further input of the graph, with its shapes at the two sizes.
+    fn take(
+        &mut self,
+        part: &'static str,
+        element: i32,
+        dims: &[&str],
+        shapes: [Vec<i64>; 2],
+    ) -> String {
         let name = self.builder.named(part);
         self.graph()
             .input
             .push(ValueInfoProto::tensor(&name, element, dims));
         self.inputs.insert(part, name.clone());
+        self.shapes.insert(name.clone(), shapes);
         name
+    }
+
+    /// Moves the nodes written so far before node `position`.
+    fn put(&mut self, position: usize) {
+        let graph = self.model.graph.get_or_insert_default();
+        graph
+            .node
+            .splice(position..position, self.builder.nodes.drain(..));
+        graph.initializer.append(&mut self.builder.initializers);
     }
 
     /// Moves the nodes written so far behind those of the graph.
     fn flush(&mut self) {
-        let graph = self.model.graph.get_or_insert_default();
-        graph.node.append(&mut self.builder.nodes);
-        graph.initializer.append(&mut self.builder.initializers);
+        let end = self.graph().node.len();
+        self.put(end);
     }
 
-    fn logits(&mut self, head: &Head, size: HeadSize, hidden_rows: &str) -> String {
-        let pool = self.take(POOL, data_type::FLOAT, &["batch", "sequence"]);
-        let middle = self.builder.ints(&[1]);
-        let weights = self.builder.apply("Unsqueeze", &[&pool, &middle], &[]);
-        let pooled = self.builder.apply("MatMul", &[&weights, hidden_rows], &[]);
-        let pooled = self.builder.apply("Squeeze", &[&pooled, &middle], &[]);
-        let parameters = (head.parameters)(size);
-        let label = |parameter: &Parameter| self.builder.named(&format!("head.{}", parameter.name));
-        let names: Vec<String> = parameters.iter().map(label).collect();
-        let graph = self.model.graph.get_or_insert_default();
-        declare(graph, &parameters, &names);
-        let logits = (head.subgraph)(&mut self.builder, &pooled, &names);
-        self.parameters.extend(parameters);
-        self.names.extend(names);
-        logits
-    }
-
-    /// The weighted sum of the rows' cross-entropies.
-    fn loss(&mut self, logits: &str, classes: usize) -> String {
-        let labels = self.take(LABELS, data_type::INT64, &["batch"]);
-        let weights = self.take(WEIGHTS, data_type::FLOAT, &["batch"]);
-        let builder = &mut self.builder;
-        let scores = builder.apply("LogSoftmax", &[logits], &[("axis", Attribute::Int(-1))]);
-        let depth = builder.ints(&[classes as i64]);
-        let off_on = builder.floats(&[0.0, 1.0]);
-        let truth = builder.apply(
-            "OneHot",
-            &[&labels, &depth, &off_on],
-            &[("axis", Attribute::Int(-1))],
-        );
-        let chosen = builder.apply("Mul", &[&scores, &truth], &[]);
-        let chosen = builder.reduce("ReduceSum", &chosen, &[-1], false);
-        let weighted = builder.apply("Mul", &[&chosen, &weights], &[]);
-        let total = builder.reduce("ReduceSum", &weighted, &[0], true);
-        builder.apply("Neg", &[&total], &[])
-    }
-
-    fn gradients(&mut self, seed: (String, String)) -> Result<Vec<String>, Error> {
+    /// Takes the layers that no prompt reaches out of the graph, where that is asked for and there are any.
+    fn cut_lower(&mut self) -> Result<(), Error> {
+        if !self.extent.cached || self.after() {
+            return Ok(());
+        }
         let facts = self.facts();
+        let free: Vec<String> = self
+            .parameters
+            .iter()
+            .map(|(.., name)| name.clone())
+            .collect();
         let graph = self.model.graph.get_or_insert_default();
-        let names = backward(graph, &facts, &mut self.builder, &[seed], &self.names)?;
-        self.flush();
-        Ok(names)
+        let Some(value) = cut::find(graph, &facts, &self.base.description, &free) else {
+            return Ok(());
+        };
+        let mut lower = self.model.clone();
+        splice::prune(lower.graph.get_or_insert_default(), vec![named(&value)]);
+        self.lower = Some(lower);
+        let opset = self.model.opset();
+        cut::behind(self.graph(), opset, &facts, &value)?;
+        let hidden = self.base.description.hidden as i64;
+        self.shapes.insert(
+            value.clone(),
+            self.at_sizes(|size| vec![size.batch, size.sequence, hidden]),
+        );
+        self.inputs.insert(LOWER, value);
+        Ok(())
     }
 
-    /// Facts about the graph with the prompt in it, at sizes that leave room for the prompt.
+    fn finish(mut self, purpose: Purpose) -> Result<Step, Error> {
+        let hidden_rows = self.base.description.hidden_rows.clone();
+        let outputs = match purpose {
+            Purpose::Hidden => vec![hidden_rows],
+            Purpose::HiddenGradient => {
+                let hidden = self.base.description.hidden;
+                let read = self.read_sizes();
+                let shapes = read.map(|[batch, sequence]| vec![batch, sequence, hidden as i64]);
+                let dims = ["batch", "sequence", &hidden.to_string()];
+                let cotangent = self.take(COTANGENT, data_type::FLOAT, &dims, shapes);
+                let mut outputs = vec![hidden_rows.clone()];
+                outputs.extend(self.gradients(&[(hidden_rows, cotangent)])?);
+                outputs
+            }
+            Purpose::Tensors => Vec::new(),
+            Purpose::Features(reads, reading) => {
+                let features = self.features(reads, reading)?;
+                vec![features]
+            }
+            Purpose::Answers(reader) => {
+                let logits = self.logits(reader)?;
+                self.answers(reader, &logits)
+            }
+            Purpose::Training(reader) => {
+                let logits = self.logits(reader)?;
+                self.training(reader, &logits)?
+            }
+        };
+        Ok(self.done(outputs))
+    }
+
+    fn done(mut self, outputs: Vec<String>) -> Step {
+        self.flush();
+        order::sort(self.graph());
+        let declared = outputs.iter().map(|name| named(name)).collect();
+        splice::prune(self.graph(), declared);
+        self.parameters.sort_by_key(|(candidate, ..)| *candidate);
+        let (parameters, names) = self
+            .parameters
+            .into_iter()
+            .map(|(_, parameter, name)| (parameter, name))
+            .unzip();
+        Step {
+            model: self.model,
+            parameters,
+            names,
+            given: self.given,
+            inputs: self.inputs,
+            classes: self.classes,
+            lower: self.lower,
+        }
+    }
+
+    /// Batch and sequence of the rows that are read, at the two sizes.
+    fn read_sizes(&self) -> [[i64; 2]; 2] {
+        let decoder = self.base.description.kind == Kind::EncoderDecoder;
+        self.enlarged().map(|size| {
+            [
+                size.batch,
+                if decoder {
+                    size.decoder_sequence
+                } else {
+                    size.sequence
+                },
+            ]
+        })
+    }
+
+    /// The rows that a head reads: `[batch * readings, width]`.
+    fn features(&mut self, reads: Reads, reading: Reading) -> Result<String, Error> {
+        let value = reads.value(&self.base.description)?;
+        let readings = if reading == Reading::Several {
+            READINGS
+        } else {
+            [1, 1]
+        };
+        let read = self.read_sizes();
+        let shapes = [0, 1].map(|at| vec![read[at][0], readings[at], read[at][1]]);
+        let width = if reading == Reading::Several {
+            "readings"
+        } else {
+            "1"
+        };
+        let choice = self.take(
+            CHOICE,
+            data_type::FLOAT,
+            &["batch", width, "sequence"],
+            shapes,
+        );
+        let facts = self.facts();
+        let chosen = match reading {
+            Reading::Mean => self.builder.apply("MatMul", &[&choice, &value], &[]),
+            Reading::One | Reading::Several => {
+                let opset = self.model.opset();
+                rows::select(
+                    self.model.graph.get_or_insert_default(),
+                    opset,
+                    &facts,
+                    &value,
+                    &choice,
+                )?
+            }
+        };
+        let width = facts.get(&value).and_then(|fact| fact.constant_dim(2));
+        let width =
+            width.ok_or_else(|| Error::Options(format!("the width of {value} is not known")))?;
+        let shape = self.builder.ints(&[-1, width]);
+        let features = self.builder.apply("Reshape", &[&chosen, &shape], &[]);
+        self.flush();
+        Ok(features)
+    }
+
+    /// The logits of each candidate `[rows * readings, classes]`.
+    fn logits(&mut self, reader: Reader) -> Result<Vec<String>, Error> {
+        let Reader {
+            head,
+            size,
+            reading,
+            ..
+        } = reader;
+        self.classes = size.classes;
+        let features = self.features(head.reads, reading)?;
+        let parts = self.parts(&features, Some(size.width));
+        for (name, shape) in (head.given)(size) {
+            let name = self.builder.named(&format!("given.{name}"));
+            self.declare(&name, &shape);
+            self.given.push((name, shape));
+        }
+        let mut logits = Vec::new();
+        for (candidate, features) in parts.iter().enumerate() {
+            let mut names = self.learn(candidate, "head.", (head.parameters)(size));
+            names.extend(self.given.iter().map(|(name, _)| name.clone()));
+            logits.push((head.subgraph)(&mut self.builder, features, &names));
+        }
+        self.flush();
+        Ok(logits)
+    }
+
+    /// Each candidate's part of a value whose first dimension counts readings; `width` is its second, if it has one.
+    fn parts(&mut self, value: &str, width: Option<usize>) -> Vec<String> {
+        let candidates = self.extent.candidates;
+        if candidates == 1 {
+            return vec![value.to_owned()];
+        }
+        let tail = width.map(|width| width as i64);
+        let shape = |first: &[i64]| first.iter().copied().chain(tail).collect::<Vec<_>>();
+        let (apart, flat) = (
+            self.builder.ints(&shape(&[candidates as i64, -1])),
+            self.builder.ints(&shape(&[-1])),
+        );
+        let apart = self.builder.apply("Reshape", &[value, &apart], &[]);
+        let sizes = self.builder.ints(&vec![1; candidates]);
+        let parts: Vec<String> = (0..candidates).map(|_| self.builder.fresh()).collect();
+        let outputs: Vec<&str> = parts.iter().map(String::as_str).collect();
+        self.builder.write(
+            "Split",
+            &[&apart, &sizes],
+            &outputs,
+            &[("axis", Attribute::Int(0))],
+        );
+        parts
+            .iter()
+            .map(|part| self.builder.apply("Reshape", &[part, &flat], &[]))
+            .collect()
+    }
+
+    fn gradients(&mut self, seeds: &[(String, String)]) -> Result<Vec<String>, Error> {
+        self.parameters.sort_by_key(|(candidate, ..)| *candidate);
+        let facts = self.facts();
+        let names: Vec<String> = self
+            .parameters
+            .iter()
+            .map(|(.., name)| name.clone())
+            .collect();
+        let graph = self.model.graph.get_or_insert_default();
+        let gradients = backward(graph, &facts, &mut self.builder, seeds, &names)?;
+        self.flush();
+        Ok(gradients)
+    }
+
+    /// The sizes at which shapes are found, with room for prompts and candidates.
+    fn enlarged(&self) -> [Size; 2] {
+        SIZES.map(|size| Size {
+            batch: size.batch * self.extent.candidates as i64,
+            sequence: size.sequence + self.sizes.form.slots() as i64,
+            past: if self.extent.cached && self.after() {
+                size.past
+            } else {
+                0
+            },
+            ..size
+        })
+    }
+
+    fn at_sizes(&self, shape: impl Fn(Size) -> Vec<i64>) -> [Vec<i64>; 2] {
+        self.enlarged().map(shape)
+    }
+
+    /// Facts about the graph as it is now.
     fn facts(&self) -> Facts {
         let Some(graph) = &self.model.graph else {
             return Facts::default();
         };
         let wiring = Wiring::of(graph);
-        let shapes = SIZES.map(|size| {
-            let size = Size {
-                sequence: size.sequence + self.form.slots() as i64,
-                past: 0,
-                ..size
-            };
-            let mut shapes = self.base.description.inputs.shapes(&wiring, size);
-            for (parameter, name) in self.parameters.iter().zip(&self.names) {
-                shapes.insert(
-                    name.clone(),
-                    parameter.shape.iter().map(|&dim| dim as i64).collect(),
-                );
-            }
-            for name in [LABELS, WEIGHTS]
-                .iter()
-                .filter_map(|part| self.inputs.get(part))
-            {
-                shapes.insert(name.clone(), vec![size.batch]);
-            }
+        let sizes = self.enlarged();
+        let shapes = [0, 1].map(|at| {
+            let mut shapes = self.base.description.inputs.shapes(&wiring, sizes[at]);
+            shapes.extend(
+                self.shapes
+                    .iter()
+                    .map(|(name, both)| (name.clone(), both[at].clone())),
+            );
             shapes
         });
         Facts::of(graph, &shapes)
     }
-}
 
-fn declare(graph: &mut GraphProto, parameters: &[Parameter], names: &[String]) {
-    for (parameter, name) in parameters.iter().zip(names) {
-        let dims: Vec<String> = parameter.shape.iter().map(usize::to_string).collect();
-        let dims: Vec<&str> = dims.iter().map(String::as_str).collect();
-        graph
-            .input
-            .push(ValueInfoProto::tensor(name, data_type::FLOAT, &dims));
+    /// Whether the prompt stands behind the text.
+    fn after(&self) -> bool {
+        self.sizes.form.place() == Place::After
     }
 }
 
-/// The number of rows in the batch, as a list of one integer.
-fn batch(builder: &mut Builder, base: &Base) -> String {
-    let shape = builder.apply("Shape", &[&base.description.inputs.ids], &[]);
-    let first = builder.ints(&[0]);
-    builder.apply("Gather", &[&shape, &first], &[("axis", Attribute::Int(0))])
+fn named(name: &str) -> ValueInfoProto {
+    ValueInfoProto {
+        name: Some(name.to_owned()),
+        ..ValueInfoProto::default()
+    }
 }
 
-/// Replaces the first rows of the embeddings by the prompt.
-fn embed(
-    graph: &mut GraphProto,
-    base: &Base,
-    builder: &mut Builder,
-    prompt: &str,
-    tokens: usize,
-) -> Result<(), Error> {
-    let (position, looked_up) = splice::cut_embedding(graph, &base.description)?;
-    let count = batch(builder, base);
-    let rest = builder.ints(&[1, 1]);
-    let times = builder.apply("Concat", &[&count, &rest], &[("axis", Attribute::Int(0))]);
-    let prompt = builder.apply("Expand", &[prompt, &times], &[]);
-    let (start, end, axis) = (
-        builder.ints(&[tokens as i64]),
-        builder.ints(&[i64::MAX]),
-        builder.ints(&[1]),
-    );
-    let text = builder.apply("Slice", &[&looked_up, &start, &end, &axis], &[]);
-    let rows = &base.description.embedding_rows;
-    builder.write(
-        "Concat",
-        &[&prompt, &text],
-        &[rows],
-        &[("axis", Attribute::Int(1))],
-    );
-    let nodes = std::mem::take(&mut builder.nodes);
-    graph.node.splice(position..position, nodes);
-    graph.initializer.append(&mut builder.initializers);
-    Ok(())
-}
-
-/// Joins the tensors `[2, kv_heads, tokens, head_dim]` of each layer to its keys and values.
-fn prefix(
-    graph: &mut GraphProto,
-    opset: i64,
-    base: &Base,
-    builder: &mut Builder,
-    tensors: &[String],
-) -> Result<(), Error> {
-    let count = batch(builder, base);
-    let rest = builder.ints(&[1, 1, 1]);
-    let times = builder.apply("Concat", &[&count, &rest], &[("axis", Attribute::Int(0))]);
-    let mut prefixes = Vec::new();
-    for tensor in tensors {
-        let mut half = |index: i64| {
-            let index = builder.ints(&[index]);
-            let half = builder.apply("Gather", &[tensor, &index], &[("axis", Attribute::Int(0))]);
-            builder.apply("Expand", &[&half, &times], &[])
-        };
-        prefixes.push(Prefix {
-            key: half(0),
-            value: half(1),
+fn import_contrib(model: &mut ModelProto) {
+    let domain = "com.microsoft";
+    if !model
+        .opset_import
+        .iter()
+        .any(|entry| entry.domain() == domain)
+    {
+        model.opset_import.push(OperatorSetIdProto {
+            domain: Some(domain.into()),
+            version: Some(1),
         });
     }
-    splice::join_prefix(graph, opset, &base.description, &base.facts, &prefixes)?;
-    let nodes = std::mem::take(&mut builder.nodes);
-    graph.node.splice(0..0, nodes);
-    graph.initializer.append(&mut builder.initializers);
-    Ok(())
 }

@@ -1,25 +1,17 @@
-//! Prefix tuning without reparameterisation: keys and values of every layer are learned as they are
+//! Prefix tuning without reparameterisation: keys and values of each layer are learned as they are
 //! (Li and Liang 2021, section 4; P-tuning v2, Liu et al. 2022, section 3).
 
 use preface_graph::FormKind;
 
-use super::{Method, Parameter};
+use super::{Method, prefix_parameters};
 
 pub(super) const METHOD: Method = Method {
     name: "prefix-tuning",
     form: FormKind::KeyValues,
+    gated: false,
     learning_rate: 1e-2,
-    parameters: |form| {
-        let shapes = form.shapes().into_iter().enumerate();
-        shapes
-            .map(|(layer, shape)| Parameter {
-                name: format!("prefix.{layer}"),
-                shape,
-            })
-            .collect()
-    },
-    initial: |form, seedbed| seedbed.key_values(form.tokens()),
-    subgraph: |_, _, parameters| parameters.to_vec(),
-    collapse: |_, values| values,
+    parameters: |sizes| prefix_parameters(&sizes.form),
+    initial: |sizes, seedbed| seedbed.key_values(&sizes.form),
+    subgraph: |_, _, parameters| Ok(parameters.to_vec()),
     peft_type: "PREFIX_TUNING",
 };

@@ -1,0 +1,143 @@
+//! What compares answers with the truth, and the answers themselves.
+
+use preface_graph::{
+    builder::{Attribute, Builder},
+    onnx::data_type,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{Assembly, LABELS, Reader, Reading, TARGETS, WEIGHTS};
+use crate::{Error, data::AnswerKind};
+
+const LAST: (&str, Attribute) = ("axis", Attribute::Int(-1));
+
+/// A loss over logits `[readings, classes]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Cross-entropy of a softmax: one class is right.
+    Softmax,
+    /// Mean binary cross-entropy of sigmoids: any number of classes is right.
+    Sigmoid,
+}
+
+impl Loss {
+    /// The loss for answers of a kind.
+    pub fn of(kind: AnswerKind) -> Self {
+        match kind {
+            AnswerKind::Labels => Self::Sigmoid,
+            AnswerKind::Label | AnswerKind::Tags | AnswerKind::Text => Self::Softmax,
+        }
+    }
+}
+
+impl Assembly<'_> {
+    /// Losses `[candidates]`, then gradients.
+    pub(super) fn training(
+        &mut self,
+        reader: Reader,
+        logits: &[String],
+    ) -> Result<Vec<String>, Error> {
+        let rows = self.row_losses(reader, logits);
+        let weights = self.per_reading(WEIGHTS, data_type::FLOAT, reader.reading);
+        let weights = self.parts(&weights, None);
+        let mut losses = Vec::new();
+        for (rows, weights) in rows.iter().zip(&weights) {
+            let weighted = self.builder.apply("Mul", &[rows, weights], &[]);
+            losses.push(self.builder.reduce("ReduceSum", &weighted, &[0], true));
+        }
+        let one = self.builder.floats(&[1.0]);
+        let names: Vec<&str> = losses.iter().map(String::as_str).collect();
+        let all = self
+            .builder
+            .apply("Concat", &names, &[("axis", Attribute::Int(0))]);
+        self.flush();
+        let seeds: Vec<(String, String)> =
+            losses.into_iter().map(|loss| (loss, one.clone())).collect();
+        let mut outputs = vec![all];
+        outputs.extend(self.gradients(&seeds)?);
+        Ok(outputs)
+    }
+
+    /// For a softmax: the class `[readings]`, its probability and the loss of the true class, candidate after
+    /// candidate. For sigmoids: probabilities `[readings, classes]` and losses `[readings]`.
+    pub(super) fn answers(&mut self, reader: Reader, logits: &[String]) -> Vec<String> {
+        let rows = self.row_losses(reader, logits);
+        let builder = &mut self.builder;
+        let mut columns: [Vec<String>; 2] = [Vec::new(), Vec::new()];
+        for logits in logits {
+            match reader.loss {
+                Loss::Softmax => {
+                    let keepdims = ("keepdims", Attribute::Int(0));
+                    columns[0].push(builder.apply("ArgMax", &[logits], &[LAST, keepdims]));
+                    let probability = builder.apply("Softmax", &[logits], &[LAST]);
+                    columns[1].push(builder.reduce("ReduceMax", &probability, &[-1], false));
+                }
+                Loss::Sigmoid => columns[0].push(builder.apply("Sigmoid", &[logits], &[])),
+            }
+        }
+        let [first, second] = columns;
+        let columns = [first, second, rows]
+            .into_iter()
+            .filter(|column| !column.is_empty());
+        columns
+            .map(|column| {
+                let names: Vec<&str> = column.iter().map(String::as_str).collect();
+                builder.apply("Concat", &names, &[("axis", Attribute::Int(0))])
+            })
+            .collect()
+    }
+
+    /// The loss of every reading of each candidate: `[readings]`.
+    fn row_losses(&mut self, reader: Reader, logits: &[String]) -> Vec<String> {
+        let classes = reader.size.classes;
+        let truths = match reader.loss {
+            Loss::Softmax => {
+                let labels = self.per_reading(LABELS, data_type::INT64, reader.reading);
+                self.parts(&labels, None)
+            }
+            Loss::Sigmoid => {
+                let shapes = self.at_sizes(|size| vec![size.batch, classes as i64]);
+                let dims = ["batch", &classes.to_string()];
+                let targets = self.take(TARGETS, data_type::FLOAT, &dims, shapes);
+                self.parts(&targets, Some(classes))
+            }
+        };
+        let pairs = logits.iter().zip(&truths);
+        let loss = |(logits, truth): (&String, &String)| match reader.loss {
+            Loss::Softmax => cross_entropy(&mut self.builder, logits, truth, classes),
+            Loss::Sigmoid => binary_cross_entropy(&mut self.builder, logits, truth),
+        };
+        pairs.map(loss).collect()
+    }
+
+    /// An input with one element a reading.
+    fn per_reading(&mut self, part: &'static str, element: i32, reading: Reading) -> String {
+        let readings = if reading == Reading::Several {
+            super::READINGS
+        } else {
+            [1, 1]
+        };
+        let sizes = self.enlarged();
+        let shapes = [0, 1].map(|at| vec![sizes[at].batch * readings[at]]);
+        self.take(part, element, &["readings_in_all"], shapes)
+    }
+}
+
+/// `-log softmax(logits)[truth]`.
+fn cross_entropy(builder: &mut Builder, logits: &str, truth: &str, classes: usize) -> String {
+    let scores = builder.apply("LogSoftmax", &[logits], &[LAST]);
+    let (depth, off_on) = (builder.ints(&[classes as i64]), builder.floats(&[0.0, 1.0]));
+    let truth = builder.apply("OneHot", &[truth, &depth, &off_on], &[LAST]);
+    let chosen = builder.apply("Mul", &[&scores, &truth], &[]);
+    let chosen = builder.reduce("ReduceSum", &chosen, &[-1], false);
+    builder.apply("Neg", &[&chosen], &[])
+}
+
+/// The mean over classes of `softplus(z) - z t`.
+fn binary_cross_entropy(builder: &mut Builder, logits: &str, targets: &str) -> String {
+    let soft = builder.apply("Softplus", &[logits], &[]);
+    let right = builder.apply("Mul", &[logits, targets], &[]);
+    let losses = builder.apply("Sub", &[&soft, &right], &[]);
+    builder.reduce("ReduceMean", &losses, &[-1], false)
+}
