@@ -7,7 +7,6 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    process,
 };
 
 use preface_graph::{Description, LayerGeometry};
@@ -17,15 +16,21 @@ use serde_json::json;
 
 use crate::{
     Error,
-    form::{Form, PositionPlan, Prompt},
-    heads::{Pooling, head},
+    budget::TokenBudget,
+    data::AnswerKind,
+    form::{Form, Place, PositionPlan, Prompt, Tensors, from_rows_by_token, rows_by_token},
+    heads::{Head, Pooling, head},
     methods::method,
 };
 
 const CARD: &str = "preface.json";
 const TENSORS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
-const FORMAT: u32 = 1;
+const PROMPT: &str = "prompt_embeddings";
+const GATE: &str = "preface.gate";
+const FORMAT: u32 = 2;
+/// Formats that are read: the first had single labels, linear heads and prefixes at every layer alone.
+const READ: [u32; 2] = [1, FORMAT];
 
 /// What `preface.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +51,18 @@ pub struct Card {
     pub pooling: Pooling,
     /// Which positions the text has.
     pub positions: PositionPlan,
+    /// What an answer is.
+    #[serde(default)]
+    pub answer: AnswerCard,
+    /// What a question is.
+    #[serde(default)]
+    pub inputs: InputsCard,
+    /// Token ids that speak for each label, where the head is a verbaliser.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub verbaliser: Vec<Vec<i64>>,
+    /// When a generated text ends, where the head is generation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode: Option<DecodeCard>,
     /// The base, 64 hexadecimal digits.
     pub base_id: String,
     /// The tokenizer, 64 hexadecimal digits.
@@ -56,6 +73,9 @@ pub struct Card {
     pub metrics: BTreeMap<String, f64>,
     /// Where the positions go.
     pub token_budget: TokenBudget,
+    /// What the prompt started from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
     /// How it was trained.
     pub receipt: Receipt,
 }
@@ -65,10 +85,43 @@ pub struct Card {
 pub struct HeadCard {
     /// The head's name.
     pub kind: String,
-    /// Labels.
+    /// Labels; 0 for generation.
     pub classes: usize,
     /// Width of the rows it reads.
     pub hidden: usize,
+    /// Rank of its factors, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+}
+
+/// What an answer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AnswerCard {
+    /// One label, several, tags or a text.
+    pub kind: AnswerKind,
+    /// The least probability of a label that is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f32>,
+}
+
+/// What a question is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InputsCard {
+    /// One text.
+    #[default]
+    One,
+    /// A sentence pair.
+    Pair,
+}
+
+/// When a generated text ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecodeCard {
+    /// Tokens at most.
+    pub most_tokens: usize,
+    /// Tokens that end it.
+    pub stop_ids: Vec<u32>,
 }
 
 /// Token ids and the label that they must get.
@@ -78,19 +131,6 @@ pub struct Probe {
     pub ids: Vec<i64>,
     /// Index of the label.
     pub label: usize,
-}
-
-/// Tokens of prompt and texts against the base's positions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenBudget {
-    /// Virtual tokens.
-    pub prompt: usize,
-    /// Tokens of the longest training text.
-    pub longest: usize,
-    /// Tokens of the median training text.
-    pub typical: usize,
-    /// Positions of the base; absent where nothing bounds them.
-    pub positions: Option<usize>,
 }
 
 /// How an adapter was trained.
@@ -127,8 +167,38 @@ pub struct Adapter {
     pub card: Card,
     /// The prompt.
     pub prompt: Prompt,
-    /// The head's tensors: weight `[classes, hidden]` and bias `[classes]`.
-    pub head: Vec<Vec<f32>>,
+    /// The head's tensors, in the order of its parameters.
+    pub head: Tensors,
+}
+
+impl HeadCard {
+    /// The card of a head for `classes` labels over a base.
+    pub fn of(head: &Head, classes: usize, rank: usize, base: &Description) -> Self {
+        let generates = head.reads == crate::heads::Reads::Logits;
+        Self {
+            kind: head.name.into(),
+            classes: if generates { 0 } else { classes },
+            hidden: head.size(classes, rank, base).width,
+            rank: head.is_factored().then_some(rank),
+        }
+    }
+
+    /// The shapes of the head's tensors, with their names in the folder.
+    fn tensors(&self) -> Result<Vec<(&'static str, Vec<usize>)>, Error> {
+        let head = head(&self.kind)?;
+        let size = crate::heads::HeadSize {
+            classes: self.classes,
+            width: self.hidden,
+            rank: self.rank.unwrap_or(1),
+        };
+        let parameters = (head.parameters)(size).into_iter();
+        Ok(head
+            .stored
+            .iter()
+            .zip(parameters)
+            .map(|(name, parameter)| (*name, parameter.shape))
+            .collect())
+    }
 }
 
 impl Adapter {
@@ -176,9 +246,9 @@ impl Adapter {
             path: path.clone(),
             reason,
         };
-        let card: Card =
+        let mut card: Card =
             serde_json::from_slice(&read(&path)?).map_err(|error| wrong(error.to_string()))?;
-        if card.format != FORMAT {
+        if !READ.contains(&card.format) {
             return Err(wrong(format!(
                 "format {} is not known; this program reads {FORMAT}",
                 card.format
@@ -191,6 +261,11 @@ impl Adapter {
                 card.head.classes,
                 card.labels.len()
             )));
+        }
+        if let (Form::Embeddings { place, .. }, PositionPlan::TextFromZero) =
+            (&mut card.form, card.positions)
+        {
+            *place = Place::After;
         }
         let path = folder.join(TENSORS);
         let bytes = read(&path)?;
@@ -218,18 +293,25 @@ impl Adapter {
                 .map(|&chunk| f32::from_le_bytes(chunk))
                 .collect::<Vec<_>>())
         };
-        let stored = floats("prompt_embeddings", &stored_shape(&card.form))?;
-        let prompt = Prompt {
+        let stored = floats(PROMPT, &stored_shape(&card.form))?;
+        let mut prompt = Prompt {
             form: card.form.clone(),
-            tensors: from_stored(&card.form, stored),
+            tensors: from_rows_by_token(&card.form, stored),
         };
-        let head = vec![
-            floats(
-                "base_model.classifier.weight",
-                &[card.head.classes, card.head.hidden],
-            )?,
-            floats("base_model.classifier.bias", &[card.head.classes])?,
-        ];
+        if let Form::KeyValues {
+            layers,
+            gated: true,
+            ..
+        } = &card.form
+        {
+            prompt.tensors.push(floats(GATE, &[layers.len()])?);
+        }
+        let head = card
+            .head
+            .tensors()?
+            .iter()
+            .map(|(name, shape)| floats(name, shape))
+            .collect::<Result<_, _>>()?;
         Ok(Self { card, prompt, head })
     }
 
@@ -265,35 +347,36 @@ impl Adapter {
     }
 
     fn tensors(&self) -> Result<Vec<u8>, Error> {
-        let stored = to_stored(&self.prompt);
-        let head = &self.card.head;
-        let named = [
-            (
-                "prompt_embeddings",
-                stored_shape(&self.prompt.form),
-                &stored,
-            ),
-            (
-                "base_model.classifier.weight",
-                vec![head.classes, head.hidden],
-                &self.head[0],
-            ),
-            (
-                "base_model.classifier.bias",
-                vec![head.classes],
-                &self.head[1],
-            ),
-        ];
-        let bytes = named.map(|(name, shape, values)| {
-            (
-                name,
-                shape,
-                values
+        let form = &self.prompt.form;
+        let stored = rows_by_token(form, &self.prompt.tensors);
+        let mut named = vec![(PROMPT, stored_shape(form), &stored)];
+        if let (
+            Form::KeyValues {
+                layers,
+                gated: true,
+                ..
+            },
+            Some(gate),
+        ) = (form, self.prompt.tensors.last())
+        {
+            named.push((GATE, vec![layers.len()], gate));
+        }
+        let head = self.card.head.tensors()?;
+        named.extend(
+            head.into_iter()
+                .zip(&self.head)
+                .map(|((name, shape), values)| (name, shape, values)),
+        );
+        let bytes: Vec<_> = named
+            .into_iter()
+            .map(|(name, shape, values)| {
+                let bytes: Vec<u8> = values
                     .iter()
                     .flat_map(|value| value.to_le_bytes())
-                    .collect::<Vec<u8>>(),
-            )
-        });
+                    .collect();
+                (name, shape, bytes)
+            })
+            .collect();
         let mut views = Vec::new();
         for (name, shape, bytes) in &bytes {
             views.push((
@@ -331,14 +414,20 @@ impl Adapter {
             "task_type": "FEATURE_EXTRACTION",
             "token_dim": width,
         });
-        let own = match form {
-            Form::Embeddings { .. } => json!({
+        let own = match (form, method.peft_type) {
+            (Form::Embeddings { .. }, "P_TUNING") => json!({
+                "encoder_dropout": 0.0,
+                "encoder_hidden_size": width,
+                "encoder_num_layers": 2,
+                "encoder_reparameterization_type": "MLP",
+            }),
+            (Form::Embeddings { .. }, _) => json!({
                 "prompt_tuning_init": "RANDOM",
                 "prompt_tuning_init_text": null,
                 "tokenizer_kwargs": null,
                 "tokenizer_name_or_path": null,
             }),
-            Form::KeyValues { .. } => {
+            (Form::KeyValues { .. }, _) => {
                 json!({"encoder_hidden_size": width, "init_weights": null, "prefix_projection": false})
             }
         };
@@ -359,82 +448,47 @@ fn unfit(error: impl std::fmt::Display) -> Error {
 /// PEFT's shape of a prompt: `[tokens, hidden]`, or `[tokens, layers * 2 * kv_heads * head_dim]`.
 fn stored_shape(form: &Form) -> Vec<usize> {
     match form {
-        Form::Embeddings { tokens, hidden } => vec![*tokens, *hidden],
-        Form::KeyValues { tokens, layers } => {
+        Form::Embeddings { tokens, hidden, .. } => vec![*tokens, *hidden],
+        Form::KeyValues { tokens, layers, .. } => {
             let width = |layer: &LayerGeometry| 2 * layer.kv_heads * layer.head_dim;
             vec![*tokens, layers.iter().map(width).sum()]
         }
     }
 }
 
-/// For each token the rows of every layer: keys of all heads, then values of all heads.
-fn to_stored(prompt: &Prompt) -> Vec<f32> {
-    let Form::KeyValues { tokens, layers } = &prompt.form else {
-        return prompt.tensors.concat();
-    };
-    let mut stored = Vec::new();
-    for token in 0..*tokens {
-        for (layer, tensor) in layers.iter().zip(&prompt.tensors) {
-            for head in 0..2 * layer.kv_heads {
-                let start = (head * tokens + token) * layer.head_dim;
-                stored.extend_from_slice(&tensor[start..start + layer.head_dim]);
-            }
-        }
-    }
-    stored
-}
-
-fn from_stored(form: &Form, stored: Vec<f32>) -> Vec<Vec<f32>> {
-    let Form::KeyValues { tokens, layers } = form else {
-        return vec![stored];
-    };
-    let mut rest = stored.as_slice();
-    let mut tensors: Vec<Vec<f32>> = form
-        .shapes()
-        .iter()
-        .map(|shape| vec![0.0; shape.iter().product()])
-        .collect();
-    for token in 0..*tokens {
-        for (layer, tensor) in layers.iter().zip(&mut tensors) {
-            for head in 0..2 * layer.kv_heads {
-                let (row, behind) = rest.split_at(layer.head_dim);
-                let start = (head * tokens + token) * layer.head_dim;
-                tensor[start..start + layer.head_dim].copy_from_slice(row);
-                rest = behind;
-            }
-        }
-    }
-    tensors
-}
-
 fn pretty(value: &impl Serialize) -> Result<Vec<u8>, Error> {
     serde_json::to_vec_pretty(value).map_err(unfit)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Read {
         path: path.into(),
         source,
     })
 }
 
-/// The name under which a file is written before it takes its place.
+/// The name under which a file is written before it takes its place: always the same, so that what a kill leaves is
+/// written over.
 fn beside(path: &Path) -> PathBuf {
-    path.with_extension(format!("{}.partial", process::id()))
+    path.with_extension("partial")
 }
 
-fn write_beside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_beside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let written = File::create(beside(path)).and_then(|mut file| {
         file.write_all(bytes)?;
         file.sync_all()
     });
-    written.map_err(|source| Error::Write {
-        path: path.into(),
-        source,
+    written.map_err(|source| {
+        // What is left of it helps nobody; the first failure is the one to tell.
+        let _ = fs::remove_file(beside(path));
+        Error::Write {
+            path: path.into(),
+            source,
+        }
     })
 }
 
-fn rename(path: &Path) -> Result<(), Error> {
+pub(crate) fn rename(path: &Path) -> Result<(), Error> {
     fs::rename(beside(path), path).map_err(|source| Error::Write {
         path: path.into(),
         source,
@@ -445,20 +499,26 @@ fn rename(path: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    fn card(form: Form, method: &str) -> Card {
+    fn card(form: Form, method: &str, head: HeadCard) -> Card {
         Card {
             format: FORMAT,
             method: method.into(),
-            form,
-            head: HeadCard {
-                kind: "linear".into(),
-                classes: 2,
-                hidden: 4,
+            labels: (0..head.classes).map(|class| class.to_string()).collect(),
+            positions: match form.place() {
+                Place::After => PositionPlan::TextFromZero,
+                Place::Before => PositionPlan::AfterPrompt,
             },
-            labels: vec!["no".into(), "yes".into()],
+            form,
+            head,
             template: "{text}".into(),
             pooling: Pooling::Mean,
-            positions: PositionPlan::TextFromZero,
+            answer: AnswerCard {
+                kind: AnswerKind::Label,
+                threshold: Some(0.5),
+            },
+            inputs: InputsCard::Pair,
+            verbaliser: Vec::new(),
+            decode: None,
             base_id: "00".repeat(32),
             tokenizer_id: "11".repeat(32),
             probes: vec![Probe {
@@ -466,12 +526,8 @@ mod tests {
                 label: 1,
             }],
             metrics: BTreeMap::from([("dev_accuracy".into(), 0.5)]),
-            token_budget: TokenBudget {
-                prompt: 2,
-                longest: 3,
-                typical: 2,
-                positions: None,
-            },
+            token_budget: TokenBudget::default(),
+            init: Some("labels".into()),
             receipt: Receipt {
                 seed: 0,
                 epochs: 1,
@@ -494,23 +550,29 @@ mod tests {
             kv_heads: 3,
             head_dim: 2,
         };
-        let forms = [
+        let embeddings = |place| Form::Embeddings {
+            tokens: 2,
+            hidden: 4,
+            place,
+        };
+        let prefix = |first_layer, gated| Form::KeyValues {
+            tokens: 2,
+            first_layer,
+            layers: vec![layer; 2],
+            gated,
+        };
+        let table = [
+            (embeddings(Place::Before), "prompt-tuning", "linear", None),
+            (embeddings(Place::After), "p-tuning-mlp", "label-text", None),
             (
-                Form::Embeddings {
-                    tokens: 2,
-                    hidden: 4,
-                },
-                "prompt-tuning",
-            ),
-            (
-                Form::KeyValues {
-                    tokens: 2,
-                    layers: vec![layer; 2],
-                },
+                prefix(0, false),
                 "prefix-tuning",
+                "factored-linear",
+                Some(3),
             ),
+            (prefix(4, true), "gated-prefix-tuning", "token-linear", None),
         ];
-        for (form, method) in forms {
+        for (form, method, head, rank) in table {
             let numbers = |shape: &Vec<usize>| {
                 (0..shape.iter().product())
                     .map(|index: usize| index as f32)
@@ -521,11 +583,17 @@ mod tests {
                 form: form.clone(),
                 tensors,
             };
-            let head = vec![vec![0.5; 8], vec![1.0, -1.0]];
+            let head = HeadCard {
+                kind: head.into(),
+                classes: 2,
+                hidden: 4,
+                rank,
+            };
+            let own = head.tensors().unwrap();
             let adapter = Adapter {
-                card: card(form, method),
+                head: own.iter().map(|(_, shape)| numbers(shape)).collect(),
+                card: card(form, method, head),
                 prompt,
-                head,
             };
             let folder = tempfile::tempdir().unwrap();
             adapter.write(folder.path()).unwrap();
@@ -533,22 +601,5 @@ mod tests {
             let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
             assert_eq!(left.len(), 3);
         }
-    }
-
-    #[test]
-    fn keys_come_before_values_as_in_peft() {
-        let layers = vec![LayerGeometry {
-            kv_heads: 2,
-            head_dim: 1,
-        }];
-        let prompt = Prompt {
-            form: Form::KeyValues { tokens: 2, layers },
-            tensors: vec![vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]],
-        };
-        assert_eq!(to_stored(&prompt), [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]);
-        assert_eq!(
-            from_stored(&prompt.form, to_stored(&prompt)),
-            prompt.tensors
-        );
     }
 }

@@ -1,6 +1,6 @@
 //! Whether a base's gradients are right: the written graph against finite differences.
 
-use preface_graph::{Base, FormKind};
+use preface_graph::{Base, FormKind, Kind};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{RngCore, SeedableRng},
@@ -8,13 +8,15 @@ use rand_chacha::{
 
 use crate::{
     Error,
-    batch::{Batch, Encoded},
+    batch::{Batch, Layout},
+    encode::Encoded,
     engine::{Array, Library, Session},
     form::Form,
     heads::Pooling,
-    methods::METHODS,
-    seedbed::{Seedbed, below},
-    step::{COTANGENT, Purpose, Step},
+    methods::{Sizes, stored},
+    seedbed::{Init, Seedbed, below},
+    step::{COTANGENT, Extent, Purpose, Step},
+    tokens::Tokens,
 };
 
 /// Virtual tokens of the checked prompt.
@@ -23,7 +25,7 @@ const TOKENS: usize = 3;
 const LENGTHS: [usize; 3] = [9, 6, 4];
 /// Steps of the differences, as a part of the norm of the prompt; the one that agrees best counts, since the rounding
 /// of 32-bit floats asks for a large step and curvature for a small one.
-const STEPS: [f32; 6] = [1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4];
+const STEPS: [f32; 9] = [1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5];
 
 /// How well the gradient of one form agrees with finite differences.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +38,8 @@ pub struct GradientCheck {
     pub norm: f64,
 }
 
-/// Checks the gradient of every form that `base` takes.
+/// Checks the gradient of every form that `base` takes; where its activations are rounded, that of the base without
+/// the rounding, through which gradients pass straight.
 ///
 /// # Errors
 /// When a graph cannot be written or run.
@@ -45,6 +48,8 @@ pub fn gradients(
     library: &Library,
     threads: usize,
 ) -> Result<Vec<GradientCheck>, Error> {
+    let unrounded = base.unrounded();
+    let base = unrounded.as_ref().unwrap_or(base);
     let kinds = base.description.forms.iter();
     kinds
         .map(|&kind| gradient(base, library, threads, kind))
@@ -57,10 +62,10 @@ fn gradient(
     threads: usize,
     kind: FormKind,
 ) -> Result<GradientCheck, Error> {
-    let method = METHODS.iter().find(|method| method.form == kind);
-    let method = method.ok_or_else(|| Error::Options(format!("no method makes {kind:?}")))?;
     let form = Form::of(kind, TOKENS, &base.description);
-    let step = Step::build(base, method, &form, Purpose::HiddenGradient)?;
+    let method = stored(&form);
+    let sizes = Sizes::of(form.clone(), base.description.hidden);
+    let step = Step::build(base, method, &sizes, Extent::ONE, Purpose::HiddenGradient)?;
     let mut random = ChaCha8Rng::seed_from_u64(7);
     let vocabulary = base.description.vocabulary;
     let mut ids = |count: usize| {
@@ -68,20 +73,35 @@ fn gradient(
             .map(|_| (3 + below(&mut random, vocabulary - 3)) as i64)
             .collect::<Vec<_>>()
     };
-    let rows = LENGTHS.map(|length| Encoded {
-        ids: ids(length),
-        label: 0,
+    let decodes = base.description.kind == Kind::EncoderDecoder;
+    let rows = LENGTHS.map(|length| {
+        let ids = ids(length);
+        Encoded {
+            decoder_ids: if decodes { ids.clone() } else { Vec::new() },
+            ..Encoded::of_ids(ids)
+        }
     });
     let sampled = ids(64);
-    let mut seedbed = Seedbed::new(base, library, Vec::new(), sampled, 7);
-    let prompt = (method.initial)(&form, &mut seedbed)?;
+    let tokens = Tokens::read(&base.tokenizer)?;
+    let mut seedbed = Seedbed::new(base, library, &Init::Vocabulary, &tokens, &[], sampled, 7)?;
+    let prompt = (method.initial)(&sizes, &mut seedbed)?;
     let rows: Vec<&Encoded> = rows.iter().collect();
-    let batch = Batch::of(&rows, &base.description, &form, Pooling::Mean, &step);
-    let width = form.slots() + LENGTHS[0];
+    let layout = Layout {
+        base: &base.description,
+        form: &form,
+        pooling: Pooling::Mean,
+        class_weights: &[],
+    };
+    let batch = Batch::of(std::slice::from_ref(&rows), layout, &step);
+    let slots = match base.description.kind {
+        Kind::EncoderDecoder => 0,
+        Kind::Encoder | Kind::Decoder => form.slots(),
+    };
+    let width = slots + LENGTHS[0];
     let shape = [rows.len(), width, base.description.hidden];
     let mut cotangent = vec![0.0; shape.iter().product()];
     for (row, values) in LENGTHS.iter().zip(cotangent.chunks_mut(width * shape[2])) {
-        let text = form.slots() * shape[2]..(form.slots() + row) * shape[2];
+        let text = slots * shape[2]..(slots + row) * shape[2];
         values[text].fill_with(|| uniform(&mut random));
     }
     let mut probe = Probe {

@@ -36,6 +36,16 @@ pub enum Error {
         /// Why it failed.
         reason: String,
     },
+    /// A device cannot be used.
+    #[error("cannot run on {device}: {reason}; {way_out}")]
+    Device {
+        /// The device.
+        device: String,
+        /// Why.
+        reason: String,
+        /// What to do about it.
+        way_out: String,
+    },
     /// ONNX Runtime refused a graph or failed to run it.
     #[error("onnxruntime: {0}")]
     Engine(String),
@@ -56,10 +66,17 @@ pub enum Error {
         source: io::Error,
     },
     /// The loss or a gradient is no number any more.
-    #[error("training diverged in epoch {epoch}; pass a smaller --learning-rate")]
+    #[error(
+        "the loss is no number in epoch {epoch}, step {step} (lines {}); pass a smaller --learning-rate or --clip, or look at those lines",
+        listed(lines)
+    )]
     Diverged {
         /// The epoch, counted from 1.
         epoch: usize,
+        /// The step, counted from 1 over the whole run.
+        step: usize,
+        /// Lines of the training file in the step's batch.
+        lines: Vec<usize>,
     },
     /// A line of a data file is not an example.
     #[error("{path}, line {line}: {reason}")]
@@ -99,6 +116,12 @@ pub enum Error {
     /// The options contradict the base or each other.
     #[error("{0}")]
     Options(String),
+}
+
+/// Lines of a file in one text.
+fn listed(lines: &[usize]) -> String {
+    let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
+    lines.join(", ")
 }
 
 /// What helps against a failed write, where that is known.

@@ -1,471 +1,400 @@
 //! The training loop.
 
+mod keep;
+mod start;
+
 use std::time::Instant;
 
-use preface_graph::{Base, FormKind, Kind};
+use preface_graph::Base;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use sha2::{Digest, Sha256};
 
+use self::start::initial;
 use crate::{
     Error,
-    adapter::{Adapter, Card, HeadCard, Probe, Receipt, TokenBudget},
-    batch::{Batch, Encoded, Overlength, encode, room},
+    adapter::Adapter,
+    batch::Batch,
+    checkpoint::{Checkpoint, Checkpoints, Start, State},
     data::Dataset,
-    engine::{Library, Session},
-    evaluation::{Evaluation, Evaluator, Prediction, named},
-    form::{Form, PositionPlan, Prompt},
-    heads::{HeadSize, Pooling, head},
-    methods::{Method, Parameter, method},
-    optimizer::{AdamW, Group, clip, schedule},
-    seedbed::{Seedbed, below},
-    step::{Purpose, Step},
-    tokens::Tokens,
+    encode::Encoded,
+    engine::{Array, Library, Session},
+    evaluation::{Evaluator, named},
+    given::fed,
+    methods::Parameter,
+    metrics::{Evaluation, Prediction},
+    optimizer::{Group, Optimizer, clip},
+    options::Options,
+    progress::{EpochFigures, Progress, StepFigures},
+    seedbed::shuffle,
+    step::{Extent, Purpose, Step},
+    task::Task,
 };
 
-/// Largest Euclidean norm of a step's gradient.
-const CLIP: f32 = 1.0;
 /// Batches among which rows are sorted by length, so that little is padded.
 const BUCKET: usize = 8;
-/// What surrounds a text: nothing.
-const TEMPLATE: &str = "{text}";
-/// Positions that a prompt must leave for texts.
-const LEAST_ROOM: usize = 16;
-/// Bytes of label names for which a bundle's signed part has room.
-const LABEL_BYTES: usize = 3000;
-/// Token ids of all probes for which it has room.
-const PROBE_IDS: usize = 256;
-/// Examples that a bundle carries to prove itself on a device.
-const PROBES: usize = 4;
 
-/// What to train, and how.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Name of the method.
-    pub method: String,
-    /// Virtual tokens.
-    pub tokens: usize,
-    /// Name of the head.
-    pub head: String,
-    /// Which rows the head reads.
-    pub pooling: Pooling,
-    /// Passes over the training data.
-    pub epochs: usize,
-    /// Rows a step.
-    pub batch: usize,
-    /// Peak learning rate of the prompt; the method's own where `None`.
-    pub learning_rate: Option<f32>,
-    /// Peak learning rate of the head.
-    pub head_learning_rate: f32,
-    /// Weight decay of the head.
-    pub weight_decay: f32,
-    /// Seed of every random choice.
-    pub seed: u64,
-    /// Threads of ONNX Runtime. Results depend on their number in the last bits.
-    pub threads: usize,
-    /// What happens to texts that are too long.
-    pub overlength: Overlength,
-}
-
-/// Told how training goes.
-pub trait Progress {
-    /// Training begins: `epochs` passes of `steps` steps each.
-    fn begin(&mut self, epochs: usize, steps: usize);
-    /// A step is done.
-    fn step(&mut self);
-    /// An epoch (counted from 1) is done.
-    fn epoch(&mut self, epoch: usize, train_loss: f64, dev: &Evaluation);
-}
-
-/// What training gave.
+/// What training gave one candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// The prompt and head of the best epoch.
     pub adapter: Adapter,
     /// Figures on the dev data at the best epoch.
     pub dev: Evaluation,
+    /// Answers on the dev data then.
+    pub dev_answers: Vec<Prediction>,
+    /// The dev examples that were answered.
+    pub dev_rows: Vec<Encoded>,
+    /// Figures of every epoch.
+    pub history: Vec<EpochFigures>,
     /// Trained numbers.
     pub parameters: usize,
-    /// Wall time.
+    /// Training and dev texts that lost tokens.
+    pub truncated: usize,
+    /// Wall time, of all candidates together.
     pub seconds: f64,
 }
 
-/// Trains a prompt and its head for `base` on `train`, keeping the epoch that is best on `dev`: the most right answers,
-/// and among equals the smallest loss.
+/// Trains a prompt and its head for each candidate on `train`, keeping the epoch that is best on `dev`: the one with
+/// the best figure, and among equals with the smallest loss.
 ///
 /// # Errors
-/// When the data do not fit, the base does not take the method's form, or it cannot be run.
+/// When the data do not fit, the base does not take the method's form, it cannot be run, or the loss is no number any
+/// more.
 pub fn train(
     base: &Base,
     library: &Library,
     train: &Dataset,
     dev: &Dataset,
     options: &Options,
+    checkpoints: Option<&Checkpoints>,
     progress: &mut dyn Progress,
-) -> Result<Outcome, Error> {
-    let begun = Instant::now();
-    let mut run = Run::prepare(base, library, train, dev, options)?;
-    let steps = run.train.len().div_ceil(options.batch);
-    progress.begin(options.epochs, steps);
-    let mut best: Option<Best> = None;
-    for epoch in 1..=options.epochs {
-        let loss = run.epoch(epoch, steps, progress)?;
-        let predictions = run.evaluator.predict(&run.values, &run.dev, |_| ())?;
-        let dev = Evaluation::of(&predictions, &run.dev, run.labels.len());
-        progress.epoch(epoch, loss, &dev);
-        if best
-            .as_ref()
-            .is_none_or(|best| (dev.accuracy, -dev.loss) > (best.dev.accuracy, -best.dev.loss))
-        {
-            best = Some(Best {
-                epoch,
-                dev,
-                values: run.values.clone(),
-                predictions,
-            });
+) -> Result<Vec<Outcome>, Error> {
+    let task = Task::new(base, library, train, dev, options)?;
+    let mut run = Run::prepare(&task, library, training_id(base, train, dev, options))?;
+    if let Some(Checkpoints {
+        path,
+        start: Start::Resume,
+    }) = checkpoints
+    {
+        run.resume(path)?;
+    }
+    progress.begin(options.epochs, run.steps);
+    while run.state.epoch < options.epochs && !run.is_stale() {
+        run.epoch(progress)?;
+        if let Some(checkpoints) = checkpoints {
+            run.checkpoint().write(&checkpoints.path)?;
         }
     }
-    let best = best.ok_or_else(|| Error::Options("training needs at least one epoch".into()))?;
-    let (dev, parameters) = (best.dev, run.values.iter().map(Vec::len).sum());
-    let adapter = run.adapter(best, train);
-    Ok(Outcome {
-        adapter,
-        dev,
-        parameters,
-        seconds: begun.elapsed().as_secs_f64(),
-    })
+    let outcomes =
+        (0..options.candidates.len()).map(|candidate| run.outcome(library, candidate, train, dev));
+    outcomes.collect()
 }
 
-struct Best {
-    epoch: usize,
-    dev: Evaluation,
-    values: Vec<Vec<f32>>,
-    predictions: Vec<Prediction>,
+/// SHA-256 of everything that decides what a training gives.
+pub fn training_id(base: &Base, train: &Dataset, dev: &Dataset, options: &Options) -> String {
+    let parts = [
+        base.description.base_id.as_str(),
+        &base.description.tokenizer_id,
+        &train.sha256,
+        &dev.sha256,
+        env!("CARGO_PKG_VERSION"),
+    ];
+    let all = format!("{parts:?} {options:?}");
+    preface_graph::hex(&Sha256::digest(all.as_bytes()))
 }
 
 struct Run<'a> {
-    base: &'a Base,
-    options: &'a Options,
-    method: &'static Method,
-    form: Form,
-    labels: Vec<String>,
-    train: Vec<Encoded>,
-    dev: Vec<Encoded>,
-    dev_sha256: String,
+    task: &'a Task<'a>,
     step: Step,
     session: Session,
     evaluator: Evaluator<'a>,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     values: Vec<Vec<f32>>,
-    random: ChaCha8Rng,
+    best: Vec<Vec<Vec<f32>>>,
+    state: State,
+    steps: usize,
+    before: f64,
+    begun: Instant,
 }
 
 impl<'a> Run<'a> {
-    fn prepare(
-        base: &'a Base,
-        library: &'a Library,
-        train: &Dataset,
-        dev: &Dataset,
-        options: &'a Options,
-    ) -> Result<Self, Error> {
-        let method = method(&options.method)?;
-        let head = head(&options.head)?;
-        let tokens = Tokens::read(&base.tokenizer)?;
-        let form = Form::of(method.form, options.tokens, &base.description);
-        let labels = train.labels();
-        refuse_unfit(base, method, &labels, options)?;
-        let room = room(&base.description, &form);
-        let train = encode(train, &labels, TEMPLATE, &tokens, room, options.overlength)?;
-        let dev_sha256 = dev.sha256.clone();
-        let dev = encode(dev, &labels, TEMPLATE, &tokens, room, options.overlength)?;
-        let size = HeadSize {
-            classes: labels.len(),
-            hidden: base.description.hidden,
-        };
-        let step = Step::build(base, method, &form, Purpose::Training(head, size))?;
+    fn prepare(task: &'a Task<'a>, library: &Library, training: String) -> Result<Self, Error> {
+        let Task {
+            base,
+            options,
+            method,
+            sizes,
+            extent,
+            ..
+        } = task;
+        let begun = Instant::now();
+        let purpose = Purpose::Training(task.reader());
+        let step = Step::build(base, method, sizes, *extent, purpose)?;
         let session = library.session(&step.model, &base.folder, options.threads)?;
+        let one = Extent {
+            candidates: 1,
+            ..*extent
+        };
         let evaluator = Evaluator::new(
             base,
             library,
             method,
-            &form,
-            size,
-            options.pooling,
+            sizes,
+            one,
+            task.questions(),
             options.threads,
         )?;
-        let labels_spoken = spoken(&tokens, &labels)?;
-        let mut seedbed = Seedbed::new(
-            base,
-            library,
-            labels_spoken,
-            vocabulary(&train),
-            options.seed,
-        );
-        let mut values = (method.initial)(&form, &mut seedbed)?;
-        let zeros = |parameter: &Parameter| vec![0.0; parameter.elements()];
-        values.extend((head.parameters)(size).iter().map(zeros));
-        let optimizer = AdamW::new(&groups(method, &form, &values, options));
-        let random = ChaCha8Rng::seed_from_u64(options.seed);
+        let mut values = Vec::new();
+        for candidate in &options.candidates {
+            values.extend(initial(task, library, candidate)?);
+        }
         Ok(Self {
-            base,
-            options,
-            method,
-            form,
-            labels,
-            train,
-            dev,
-            dev_sha256,
+            optimizer: Optimizer::new(options.optimizer, groups(task, &step)),
+            steps: task.train.rows.len().div_ceil(options.batch),
+            task,
             step,
             session,
             evaluator,
-            optimizer,
             values,
-            random,
+            best: vec![Vec::new(); options.candidates.len()],
+            state: State {
+                training,
+                best_epochs: vec![0; options.candidates.len()],
+                best_scores: vec![(-1.0, 0.0); options.candidates.len()],
+                ..State::default()
+            },
+            before: 0.0,
+            begun,
         })
     }
 
-    /// Runs one epoch and returns its mean loss.
-    fn epoch(
-        &mut self,
-        epoch: usize,
-        steps: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<f64, Error> {
-        let mut total = 0.0;
-        for (index, rows) in self.batches().into_iter().enumerate() {
-            let batch: Vec<&Encoded> = rows.iter().map(|&row| &self.train[row]).collect();
-            let arrays = Batch::of(
-                &batch,
-                &self.base.description,
-                &self.form,
-                self.options.pooling,
-                &self.step,
-            );
-            let parameters = named(&self.step, &self.values);
-            let mut outputs = self.session.run(&arrays.with(&parameters))?.into_iter();
-            let loss = outputs
-                .next()
-                .ok_or_else(|| Error::Engine("the loss is missing".into()))?
-                .into_floats()?;
-            let mut gradients = outputs
-                .skip(1)
-                .map(|output| output.into_floats())
-                .collect::<Result<Vec<_>, _>>()?;
-            let finite = loss
-                .iter()
-                .chain(gradients.iter().flatten())
-                .all(|number| number.is_finite());
-            if !finite {
-                return Err(Error::Diverged { epoch });
-            }
-            clip(&mut gradients, CLIP);
-            let factor = schedule((epoch - 1) * steps + index, self.options.epochs * steps);
-            self.optimizer.update(&mut self.values, &gradients, factor);
-            total += f64::from(loss[0]) * batch.len() as f64;
-            progress.step();
-        }
-        Ok(total / self.train.len() as f64)
+    /// Parameters of each candidate.
+    fn each(&self) -> usize {
+        self.values.len() / self.task.options.candidates.len()
     }
 
-    /// The rows of each step: shuffled, then sorted by length within every few batches.
-    fn batches(&mut self) -> Vec<Vec<usize>> {
-        let mut order: Vec<usize> = (0..self.train.len()).collect();
-        shuffle(&mut order, &mut self.random);
-        let batch = self.options.batch;
+    fn of_candidate(&self, candidate: usize) -> &[Vec<f32>] {
+        let each = self.each();
+        &self.values[candidate * each..(candidate + 1) * each]
+    }
+
+    /// Whether no candidate had a better epoch for as many as the patience lasts.
+    fn is_stale(&self) -> bool {
+        let last = self.state.best_epochs.iter().max().copied().unwrap_or(0);
+        self.task
+            .options
+            .patience
+            .is_some_and(|patience| self.state.epoch >= last + patience.max(1))
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.begun.elapsed().as_secs_f64()
+    }
+
+    fn epoch(&mut self, progress: &mut dyn Progress) -> Result<(), Error> {
+        let options = self.task.options;
+        let epoch = self.state.epoch + 1;
+        let orders: Vec<Vec<Vec<usize>>> = options
+            .candidates
+            .iter()
+            .map(|candidate| self.batches(candidate.seed, epoch))
+            .collect();
+        let mut losses = vec![0.0; options.candidates.len()];
+        for index in 0..self.steps {
+            let rows: Vec<Vec<&Encoded>> = orders
+                .iter()
+                .map(|order| {
+                    order[index]
+                        .iter()
+                        .map(|&row| &self.task.train.rows[row])
+                        .collect()
+                })
+                .collect();
+            let found = self.step(epoch, index, &rows, progress)?;
+            for ((sum, loss), rows) in losses.iter_mut().zip(found).zip(&rows) {
+                *sum += f64::from(loss) * rows.len() as f64;
+            }
+        }
+        self.state.epoch = epoch;
+        for (candidate, loss) in losses.into_iter().enumerate() {
+            self.judge(
+                candidate,
+                loss / self.task.train.rows.len() as f64,
+                progress,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// One step of every candidate; returns their losses.
+    fn step(
+        &mut self,
+        epoch: usize,
+        index: usize,
+        rows: &[Vec<&Encoded>],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<f32>, Error> {
+        let options = self.task.options;
+        let arrays = Batch::of(rows, self.task.layout(), &self.step);
+        let mut parameters = named(&self.step, &self.values);
+        parameters.extend(fed(&self.step, &self.task.given));
+        let mut outputs = self.session.run(&arrays.with(&parameters))?.into_iter();
+        let losses = outputs
+            .next()
+            .ok_or_else(|| Error::Engine("the loss is missing".into()))?
+            .into_floats()?;
+        let mut gradients = outputs
+            .map(Array::into_floats)
+            .collect::<Result<Vec<_>, _>>()?;
+        let number = (epoch - 1) * self.steps + index;
+        let finite = losses
+            .iter()
+            .chain(gradients.iter().flatten())
+            .all(|number| number.is_finite());
+        if !finite {
+            let lines = rows.iter().flatten().map(|row| row.line).collect();
+            return Err(Error::Diverged {
+                epoch,
+                step: number + 1,
+                lines,
+            });
+        }
+        let factor = options
+            .decay
+            .factor(number, options.epochs * self.steps, options.warm_up);
+        let each = self.each();
+        for (candidate, gradients) in gradients.chunks_mut(each.max(1)).enumerate() {
+            let rate = options.candidates[candidate]
+                .learning_rate
+                .unwrap_or(self.task.method.learning_rate);
+            progress.step(&StepFigures {
+                candidate,
+                epoch,
+                step: number + 1,
+                loss: f64::from(losses[candidate]),
+                gradient_norm: clip(gradients, options.clip),
+                learning_rate: f64::from(rate * factor),
+            });
+        }
+        self.optimizer.update(&mut self.values, &gradients, factor);
+        Ok(losses)
+    }
+
+    /// Measures a candidate on the dev data and keeps it where it is the best so far.
+    fn judge(
+        &mut self,
+        candidate: usize,
+        train_loss: f64,
+        progress: &mut dyn Progress,
+    ) -> Result<(), Error> {
+        let values = self.of_candidate(candidate).to_vec();
+        let answers = self
+            .evaluator
+            .predict(&values, &self.task.dev.rows, |_| ())?;
+        let dev = self.evaluation(&answers, None);
+        let score = (dev.score(), -dev.loss);
+        let best = score > self.state.best_scores[candidate] || self.best[candidate].is_empty();
+        if best {
+            self.state.best_scores[candidate] = score;
+            self.state.best_epochs[candidate] = self.state.epoch;
+            self.best[candidate] = values;
+        }
+        let figures = EpochFigures {
+            candidate,
+            epoch: self.state.epoch,
+            train_loss,
+            dev_loss: dev.loss,
+            dev: dev.figures,
+            best,
+            seconds: self.seconds(),
+        };
+        progress.epoch(&figures);
+        self.state.history.push(figures);
+        Ok(())
+    }
+
+    fn evaluation(&self, answers: &[Prediction], threshold: Option<f32>) -> Evaluation {
+        let Task {
+            wording,
+            labels,
+            dev,
+            ..
+        } = self.task;
+        Evaluation::of(wording.kind, labels, threshold, answers, &dev.rows)
+    }
+
+    /// The rows of each step: shuffled, then sorted by length within every few batches. The last may be shorter.
+    fn batches(&self, seed: u64, epoch: usize) -> Vec<Vec<usize>> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(epoch as u64);
+        let rows = &self.task.train.rows;
+        let batch = self.task.options.batch;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        shuffle(&mut order, &mut random);
         for bucket in order.chunks_mut(batch * BUCKET) {
-            bucket.sort_by_key(|&row| self.train[row].ids.len());
+            bucket.sort_by_key(|&row| rows[row].length());
         }
         let mut batches: Vec<Vec<usize>> = order.chunks(batch).map(<[usize]>::to_vec).collect();
-        shuffle(&mut batches, &mut self.random);
+        let whole = rows.len() / batch;
+        shuffle(&mut batches[..whole], &mut random);
         batches
     }
 
-    fn adapter(self, best: Best, train: &Dataset) -> Adapter {
-        let description = &self.base.description;
-        let figures = [
-            ("dev_accuracy", best.dev.accuracy),
-            ("dev_macro_f1", best.dev.macro_f1),
-        ];
-        let card = Card {
-            format: 1,
-            method: self.method.name.into(),
-            form: self.form.clone(),
-            head: HeadCard {
-                kind: self.options.head.clone(),
-                classes: self.labels.len(),
-                hidden: description.hidden,
+    fn checkpoint(&self) -> Checkpoint {
+        let (step, moments) = self.optimizer.state();
+        Checkpoint {
+            state: State {
+                step,
+                seconds: self.seconds(),
+                ..self.state.clone()
             },
-            labels: self.labels.clone(),
-            template: TEMPLATE.into(),
-            pooling: self.options.pooling,
-            positions: self.form.positions(description),
-            base_id: description.base_id.clone(),
-            tokenizer_id: description.tokenizer_id.clone(),
-            probes: self.probes(&best.predictions),
-            metrics: figures
-                .map(|(name, figure)| (name.to_owned(), figure))
-                .into(),
-            token_budget: self.token_budget(),
-            receipt: self.receipt(best.epoch, train),
+            values: self.values.clone(),
+            moments,
+            best: self.best.clone(),
+        }
+    }
+
+    fn resume(&mut self, path: &std::path::Path) -> Result<(), Error> {
+        let Some(checkpoint) = Checkpoint::read(path, &self.state.training)? else {
+            return Ok(());
         };
-        let mut values = best.values;
-        let head = values.split_off((self.method.parameters)(&self.form).len());
-        let tensors = (self.method.collapse)(&self.form, values);
-        let prompt = Prompt {
-            form: self.form,
-            tensors,
-        };
-        Adapter { card, prompt, head }
-    }
-
-    /// The shortest dev examples of different labels that the prompt answers rightly.
-    fn probes(&self, predictions: &[Prediction]) -> Vec<Probe> {
-        let pairs = self.dev.iter().zip(predictions);
-        let mut right: Vec<&Encoded> = pairs
-            .filter(|(row, prediction)| row.label == prediction.label)
-            .map(|(row, _)| row)
-            .collect();
-        right.sort_by_key(|row| row.ids.len());
-        let mut probes: Vec<Probe> = Vec::new();
-        let mut room = PROBE_IDS;
-        for row in right {
-            let new = probes.iter().all(|probe| probe.label != row.label);
-            if probes.len() < PROBES && new && row.ids.len() <= room {
-                room -= row.ids.len();
-                probes.push(Probe {
-                    ids: row.ids.clone(),
-                    label: row.label,
-                });
-            }
+        let sizes = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
+        let fits = sizes(&checkpoint.values) == sizes(&self.values)
+            && self
+                .optimizer
+                .restore(checkpoint.state.step, checkpoint.moments);
+        if !fits {
+            let reason = "does not hold the tensors of this training; remove it".into();
+            return Err(Error::Adapter {
+                path: path.into(),
+                reason,
+            });
         }
-        probes
-    }
-
-    fn token_budget(&self) -> TokenBudget {
-        let mut lengths: Vec<usize> = self.train.iter().map(|row| row.ids.len()).collect();
-        lengths.sort_unstable();
-        TokenBudget {
-            prompt: self.options.tokens,
-            longest: lengths.last().copied().unwrap_or(0),
-            typical: lengths.get(lengths.len() / 2).copied().unwrap_or(0),
-            positions: self.base.description.max_positions,
-        }
-    }
-
-    fn receipt(&self, best_epoch: usize, train: &Dataset) -> Receipt {
-        let options = self.options;
-        Receipt {
-            seed: options.seed,
-            epochs: options.epochs,
-            best_epoch,
-            learning_rate: options.learning_rate.unwrap_or(self.method.learning_rate),
-            head_learning_rate: options.head_learning_rate,
-            batch: options.batch,
-            examples: train.examples.len(),
-            data_sha256: train.sha256.clone(),
-            dev_sha256: self.dev_sha256.clone(),
-            threads: options.threads,
-            version: env!("CARGO_PKG_VERSION").into(),
-        }
+        self.before = checkpoint.state.seconds;
+        (self.values, self.best, self.state) =
+            (checkpoint.values, checkpoint.best, checkpoint.state);
+        Ok(())
     }
 }
 
-/// Refuses what could not be trained, packed or run.
-fn refuse_unfit(
-    base: &Base,
-    method: &Method,
-    labels: &[String],
-    options: &Options,
-) -> Result<(), Error> {
-    let refuse = |reason: String| Err(Error::Options(reason));
-    let description = &base.description;
-    let rates = [
-        options.learning_rate.unwrap_or(method.learning_rate),
-        options.head_learning_rate,
-    ];
-    let label_bytes: usize = labels.iter().map(String::len).sum();
-    if description.kind == Kind::EncoderDecoder {
-        return refuse(
-            "classification needs an encoder or a decoder; this base is an encoder-decoder".into(),
-        );
-    }
-    if !description.forms.contains(&method.form) {
-        return refuse(
-            "the base does not take the form that this method makes; see preface check".into(),
-        );
-    }
-    if options.tokens == 0 || options.batch == 0 || options.epochs == 0 {
-        return refuse(
-            "training needs at least one virtual token, one row a batch and one epoch".into(),
-        );
-    }
-    if rates.iter().any(|rate| !rate.is_finite() || *rate <= 0.0) {
-        return refuse(format!(
-            "learning rates must be positive numbers, not {rates:?}"
-        ));
-    }
-    if labels.len() < 2 {
-        return refuse(format!(
-            "the training data have the one label {labels:?}; a task needs two or more"
-        ));
-    }
-    if label_bytes > LABEL_BYTES {
-        return refuse(format!(
-            "the labels take {label_bytes} bytes, a bundle has room for {LABEL_BYTES}; shorten them"
-        ));
-    }
-    let form = Form::of(method.form, options.tokens, description);
-    if method.form == FormKind::KeyValues
-        && form.positions(description) == PositionPlan::AfterPrompt
-    {
-        return refuse("the base counts positions from its cache, so that a prefix would move the text; use prompt-tuning".into());
-    }
-    let most = description
-        .max_positions
-        .map(|positions| positions.saturating_sub(LEAST_ROOM));
-    match most {
-        Some(most) if options.tokens > most => refuse(format!(
-            "this base takes at most {most} virtual tokens; pass fewer --tokens"
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Token ids of each label, read as words.
-fn spoken(tokens: &Tokens, labels: &[String]) -> Result<Vec<Vec<i64>>, Error> {
-    let speak = |label: &String| tokens.plain(&label.replace(['-', '_', '.'], " "));
-    labels.iter().map(speak).collect()
-}
-
-/// The distinct ids of the texts.
-fn vocabulary(rows: &[Encoded]) -> Vec<i64> {
-    let mut ids: Vec<i64> = rows
-        .iter()
-        .flat_map(|row| row.ids.iter().copied())
-        .collect();
-    ids.sort_unstable();
-    ids.dedup();
-    ids
-}
-
-fn groups(method: &Method, form: &Form, values: &[Vec<f32>], options: &Options) -> Vec<Group> {
-    let own = (method.parameters)(form).len();
-    let prompt_rate = options.learning_rate.unwrap_or(method.learning_rate);
-    let group = |(index, values): (usize, &Vec<f32>)| {
-        let (learning_rate, weight_decay) = match index < own {
-            true => (prompt_rate, 0.0),
-            false => (options.head_learning_rate, options.weight_decay),
+/// How each parameter learns: the method's at its rate, the head's at their own.
+fn groups(task: &Task, step: &Step) -> Vec<Group> {
+    let own = (task.method.parameters)(&task.sizes).len();
+    let each = step.parameters.len() / task.options.candidates.len();
+    let group = |(index, parameter): (usize, &Parameter)| {
+        let candidate = task.options.candidates[index / each.max(1)];
+        let (learning_rate, weight_decay) = match index % each.max(1) < own {
+            true => (
+                candidate.learning_rate.unwrap_or(task.method.learning_rate),
+                0.0,
+            ),
+            false => (candidate.head_learning_rate, task.options.weight_decay),
         };
         Group {
-            elements: values.len(),
-            learning_rate,
+            shape: parameter.shape.clone(),
+            learning_rate: learning_rate * parameter.rate,
             weight_decay,
         }
     };
-    values.iter().enumerate().map(group).collect()
-}
-
-/// Fisher and Yates' shuffle.
-fn shuffle<T>(items: &mut [T], random: &mut ChaCha8Rng) {
-    for last in (1..items.len()).rev() {
-        items.swap(last, below(random, last + 1));
-    }
+    step.parameters.iter().enumerate().map(group).collect()
 }

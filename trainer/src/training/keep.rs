@@ -1,0 +1,190 @@
+//! The adapter that a candidate leaves.
+
+use super::{Outcome, Run, start::collapse};
+use crate::{
+    Error,
+    adapter::{Adapter, AnswerCard, Card, DecodeCard, HeadCard, InputsCard, Probe, Receipt},
+    data::{AnswerKind, Dataset},
+    encode::{Encoded, Truth},
+    engine::Library,
+    form::{Prompt, Tensors},
+    heads::Reads,
+    metrics::{Evaluation, Prediction, rejection_threshold},
+    options::Candidate,
+    task::Task,
+};
+
+/// Token ids of all probes for which a bundle's signed part has room.
+const PROBE_IDS: usize = 256;
+/// Examples that a bundle carries to prove itself on a device.
+const PROBES: usize = 4;
+
+impl Run<'_> {
+    pub(super) fn outcome(
+        &mut self,
+        library: &Library,
+        candidate: usize,
+        train: &Dataset,
+        dev: &Dataset,
+    ) -> Result<Outcome, Error> {
+        let values = self.best[candidate].clone();
+        let answers = self
+            .evaluator
+            .predict(&values, &self.task.dev.rows, |_| ())?;
+        let threshold = match self.task.wording.kind {
+            AnswerKind::Label => rejection_threshold(&answers, &self.task.dev.rows),
+            _ => None,
+        };
+        let found = self.evaluation(&answers, threshold);
+        let history = self
+            .state
+            .history
+            .iter()
+            .filter(|figures| figures.candidate == candidate);
+        Ok(Outcome {
+            parameters: values.iter().map(Vec::len).sum(),
+            adapter: self.adapter(
+                library,
+                candidate,
+                values,
+                (&found, &answers, threshold),
+                [train, dev],
+            )?,
+            dev: found,
+            dev_answers: answers,
+            dev_rows: self.task.dev.rows.clone(),
+            history: history.cloned().collect(),
+            truncated: self.task.train.truncated + self.task.dev.truncated,
+            seconds: self.seconds(),
+        })
+    }
+
+    fn adapter(
+        &self,
+        library: &Library,
+        candidate: usize,
+        mut values: Tensors,
+        (found, answers, threshold): (&Evaluation, &[Prediction], Option<f32>),
+        data: [&Dataset; 2],
+    ) -> Result<Adapter, Error> {
+        let Task {
+            base,
+            options,
+            method,
+            sizes,
+            head,
+            labels,
+            wording,
+            given,
+            ..
+        } = self.task;
+        let description = &base.description;
+        let own = (method.parameters)(sizes).len();
+        let head_values = values.split_off(own);
+        let metrics = found
+            .figures
+            .iter()
+            .map(|(name, figure)| (format!("dev_{name}"), *figure));
+        let card = Card {
+            format: 2,
+            method: method.name.into(),
+            form: sizes.form.clone(),
+            head: HeadCard::of(head, labels.len(), options.head_rank, description),
+            labels: labels.clone(),
+            template: wording.template.clone(),
+            pooling: wording.pooling,
+            positions: sizes.form.positions(description),
+            answer: AnswerCard {
+                kind: wording.kind,
+                threshold,
+            },
+            inputs: if wording.pairs {
+                InputsCard::Pair
+            } else {
+                InputsCard::One
+            },
+            verbaliser: given.verbaliser.clone(),
+            decode: self.decode(),
+            base_id: description.base_id.clone(),
+            tokenizer_id: description.tokenizer_id.clone(),
+            probes: self.probes(answers, threshold),
+            metrics: metrics.collect(),
+            token_budget: self.task.token_budget()?,
+            init: Some(options.init.name().into()),
+            receipt: self.receipt(candidate, data),
+        };
+        let prompt = Prompt {
+            form: sizes.form.clone(),
+            tensors: collapse(self.task, library, &values)?,
+        };
+        Ok(Adapter {
+            card,
+            prompt,
+            head: head_values,
+        })
+    }
+
+    /// Room for the longest target that was learned.
+    fn decode(&self) -> Option<DecodeCard> {
+        let longest = self
+            .task
+            .train
+            .rows
+            .iter()
+            .filter_map(|row| match &row.truth {
+                Truth::Places(places) => Some(places.len()),
+                _ => None,
+            });
+        (self.task.head.reads == Reads::Logits).then(|| DecodeCard {
+            most_tokens: longest.max().unwrap_or(1),
+            stop_ids: self.task.base.description.end_token.into_iter().collect(),
+        })
+    }
+
+    /// The shortest dev examples of different labels that the prompt answers rightly.
+    fn probes(&self, answers: &[Prediction], threshold: Option<f32>) -> Vec<Probe> {
+        let pairs = self.task.dev.rows.iter().zip(answers);
+        let mut right: Vec<(&Encoded, usize)> = pairs
+            .filter_map(|(row, answer)| match row.truth {
+                Truth::Class(class) if answer.is_right(&row.truth, threshold) => Some((row, class)),
+                _ => None,
+            })
+            .collect();
+        right.sort_by_key(|(row, _)| row.text_ids().len());
+        let mut probes: Vec<Probe> = Vec::new();
+        let mut room = PROBE_IDS;
+        for (row, label) in right {
+            let new = probes.iter().all(|probe| probe.label != label);
+            if probes.len() < PROBES && new && row.text_ids().len() <= room {
+                room -= row.text_ids().len();
+                probes.push(Probe {
+                    ids: row.text_ids(),
+                    label,
+                });
+            }
+        }
+        probes
+    }
+
+    fn receipt(&self, candidate: usize, [train, dev]: [&Dataset; 2]) -> Receipt {
+        let options = self.task.options;
+        let Candidate {
+            seed,
+            learning_rate,
+            head_learning_rate,
+        } = options.candidates[candidate];
+        Receipt {
+            seed,
+            epochs: self.state.epoch,
+            best_epoch: self.state.best_epochs[candidate],
+            learning_rate: learning_rate.unwrap_or(self.task.method.learning_rate),
+            head_learning_rate,
+            batch: options.batch,
+            examples: train.examples.len(),
+            data_sha256: train.sha256.clone(),
+            dev_sha256: dev.sha256.clone(),
+            threads: options.threads,
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}
