@@ -33,6 +33,8 @@ pub mod tlv {
     pub const VERBALISER: u16 = 0x8007;
     /// When generation ends.
     pub const DECODE_LIMITS: u16 = 0x8008;
+    /// What is asked and what is answered, where that is not the head's own answer to one text.
+    pub const ANSWER: u16 = 0x8009;
 }
 
 /// Why a field is refused.
@@ -257,6 +259,161 @@ impl Positions {
             Self::TextFromZero => "text-from-zero",
             Self::AfterPrompt => "after-prompt",
         }
+    }
+}
+
+/// What kind of answer a task gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AnswerKind {
+    /// The most probable label under softmax.
+    Label = 1,
+    /// Every label that is probable enough by itself, under the logistic function.
+    Labels = 2,
+    /// A label for each word.
+    Tags = 3,
+    /// Text that the base goes on with.
+    Text = 4,
+}
+
+impl AnswerKind {
+    fn from_u16(value: u16) -> Option<Self> {
+        match value {
+            1 => Some(Self::Label),
+            2 => Some(Self::Labels),
+            3 => Some(Self::Tags),
+            4 => Some(Self::Text),
+            _ => None,
+        }
+    }
+
+    /// The kind's number in the manifest.
+    pub fn to_u16(self) -> u16 {
+        match self {
+            Self::Label => 1,
+            Self::Labels => 2,
+            Self::Tags => 3,
+            Self::Text => 4,
+        }
+    }
+
+    /// The kind's name in reports and in `preface.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Label => "label",
+            Self::Labels => "labels",
+            Self::Tags => "tags",
+            Self::Text => "text",
+        }
+    }
+}
+
+/// How many texts a task is asked about at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Inputs {
+    /// One text, in its place in the template.
+    One = 1,
+    /// Two, joined as the tokenizer joins pairs; the template is around the first.
+    Pair = 2,
+}
+
+impl Inputs {
+    fn from_u16(value: u16) -> Option<Self> {
+        match value {
+            1 => Some(Self::One),
+            2 => Some(Self::Pair),
+            _ => None,
+        }
+    }
+
+    /// The number in the manifest.
+    pub fn to_u16(self) -> u16 {
+        match self {
+            Self::One => 1,
+            Self::Pair => 2,
+        }
+    }
+
+    /// The name in reports and in `preface.json`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Pair => "pair",
+        }
+    }
+}
+
+/// What is asked of a task and what it answers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct AnswerPlan {
+    /// What kind of answer it gives.
+    pub kind: AnswerKind,
+    /// How many texts it is asked about at once.
+    pub inputs: Inputs,
+    /// From 0 to 1. For one label: the least probability of an answer, below which the text is out of the task's
+    /// scope. For labels: the least probability of each.
+    pub threshold: Option<f32>,
+}
+
+impl AnswerPlan {
+    /// Describes an answer, for a writer.
+    pub fn new(kind: AnswerKind, inputs: Inputs, threshold: Option<f32>) -> Self {
+        Self {
+            kind,
+            inputs,
+            threshold,
+        }
+    }
+
+    /// What a head answers to one text where a bundle says nothing else.
+    pub fn of_head(head: HeadKind) -> Self {
+        let kind = match head {
+            HeadKind::TokenLinear => AnswerKind::Tags,
+            HeadKind::Generation => AnswerKind::Text,
+            _ => AnswerKind::Label,
+        };
+        Self::new(kind, Inputs::One, None)
+    }
+
+    /// `u16` kind, `u16` inputs, and where there is a threshold `f32`.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Rule> {
+        let mut cursor = Cursor::new(bytes);
+        let mut fields = || {
+            let kind = AnswerKind::from_u16(cursor.u16()?)?;
+            let inputs = Inputs::from_u16(cursor.u16()?)?;
+            let threshold = match cursor.is_empty() {
+                true => None,
+                false => Some(cursor.f32()?),
+            };
+            cursor.is_empty().then_some(Self {
+                kind,
+                inputs,
+                threshold,
+            })
+        };
+        let plan = fields().ok_or("the answer is of an unknown kind, or not 4 or 8 bytes")?;
+        let probable = |value: f32| (0.0..=1.0).contains(&value) && value.is_sign_positive();
+        if !plan.threshold.is_none_or(probable) {
+            return Err("a threshold is a number from 0 to 1");
+        }
+        match (plan.kind, plan.threshold) {
+            _ if plan.kind == AnswerKind::Tags && plan.inputs == Inputs::Pair => {
+                Err("the words of one text are tagged")
+            }
+            (AnswerKind::Labels, None) => Err("an answer of labels has a threshold"),
+            (AnswerKind::Tags | AnswerKind::Text, Some(_)) => {
+                Err("only an answer of labels has a threshold")
+            }
+            _ => Ok(plan),
+        }
+    }
+
+    /// Whether `head` can give such an answer.
+    pub(crate) fn fits(&self, head: HeadKind) -> bool {
+        let own = Self::of_head(head).kind;
+        self.kind == own || (self.kind == AnswerKind::Labels && own == AnswerKind::Label)
     }
 }
 
@@ -544,7 +701,8 @@ mod tests {
     #[test]
     fn fields_that_end_early_or_late_are_refused() {
         type Accepts = fn(&[u8]) -> bool;
-        let ends: [(&str, &[u8], Accepts); 8] = [
+        let ends: [(&str, &[u8], Accepts); 9] = [
+            ("answer", &[1, 0, 2, 0], |b| AnswerPlan::read(b).is_ok()),
             ("head", &[1, 0, 2, 0, 8, 0, 0, 0], |b| Head::read(b).is_ok()),
             ("pooling", &[3, 0, 0, 0], |b| Pooling::read(b).is_ok()),
             ("positions", &[2, 0, 0, 0], |b| Positions::read(b).is_ok()),
@@ -593,6 +751,37 @@ mod tests {
         assert!(receipt(b"{\"seed\":0}").is_ok());
         for bad in [&b""[..], b"seed", b"{\n}", b"{\xff}"] {
             assert!(receipt(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn answers_outside_the_rules_are_refused() {
+        let plan = |kind: u8, inputs: u8, threshold: &[f32]| {
+            let threshold = threshold.iter().flat_map(|value| value.to_le_bytes());
+            let bytes: Vec<u8> = [kind, 0, inputs, 0].into_iter().chain(threshold).collect();
+            AnswerPlan::read(&bytes)
+        };
+        let labels = AnswerPlan::new(AnswerKind::Labels, Inputs::Pair, Some(0.5));
+        assert_eq!(plan(2, 2, &[0.5]), Ok(labels));
+        for edge in [0.0, 1.0] {
+            assert!(plan(1, 1, &[edge]).is_ok(), "{edge}");
+        }
+        let cases: [(&str, u8, u8, &[f32]); 12] = [
+            ("no kind", 0, 1, &[]),
+            ("unknown kind", 5, 1, &[]),
+            ("no input", 1, 0, &[]),
+            ("three inputs", 1, 3, &[]),
+            ("nan", 1, 1, &[f32::NAN]),
+            ("below 0", 1, 1, &[-0.5]),
+            ("minus zero", 1, 1, &[-0.0]),
+            ("above 1", 2, 1, &[1.5]),
+            ("labels without a threshold", 2, 1, &[]),
+            ("tags with a threshold", 3, 1, &[0.5]),
+            ("tags of a pair", 3, 2, &[]),
+            ("two thresholds", 1, 1, &[0.5, 0.5]),
+        ];
+        for (name, kind, inputs, threshold) in cases {
+            assert!(plan(kind, inputs, threshold).is_err(), "{name}");
         }
     }
 

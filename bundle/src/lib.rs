@@ -48,8 +48,8 @@ mod testing;
 pub use codec::{Codec, ZSTD_WINDOW_BYTES, check_zstd_frame, shuffle, unshuffle};
 pub use error::{Check, Error};
 pub use fields::{
-    DecodeLimits, Head, HeadKind, Labels, Metrics, Pooling, Positions, Probe, Probes, TokenBudget,
-    Verbaliser, tlv,
+    AnswerKind, AnswerPlan, DecodeLimits, Head, HeadKind, Inputs, Labels, Metrics, Pooling,
+    Positions, Probe, Probes, TokenBudget, Verbaliser, tlv,
 };
 pub use frame::{
     ALGORITHM_ED25519, CONTEXT, ENTRY_BYTES, Entry, Frame, HEADER_BYTES, MAGIC, SIGNATURE_MAGIC,
@@ -79,4 +79,4 @@ pub const MAX_TRUST_BYTES: usize = 64 << 10;
 const _: () = assert!(usize::BITS >= 32);
 
 /// The feature level of this reader; a bundle that needs a higher one is refused.
-pub const RUNTIME_LEVEL: u32 = 1;
+pub const RUNTIME_LEVEL: u32 = 2;

@@ -6,8 +6,8 @@ use crate::{
     cursor::Cursor,
     error::Error,
     fields::{
-        DecodeLimits, Head, HeadKind, Labels, Metrics, Pooling, Positions, Probes, Rule,
-        TokenBudget, Verbaliser, receipt, template, tlv,
+        AnswerPlan, DecodeLimits, Head, HeadKind, Labels, Metrics, Pooling, Positions, Probes,
+        Rule, TokenBudget, Verbaliser, receipt, template, tlv,
     },
     id::{Id, Namespace, is_name},
     tensor::{Role, TensorTable},
@@ -135,6 +135,8 @@ pub struct Manifest<'a> {
     pub verbaliser: Option<Verbaliser<'a>>,
     /// When generation ends, where the head is generation.
     pub decode_limits: Option<DecodeLimits<'a>>,
+    /// What is asked and what is answered.
+    pub answer: AnswerPlan,
     /// Inputs to try the bundle with.
     pub probes: Probes<'a>,
     /// What the trainer measured.
@@ -159,9 +161,12 @@ impl<'a> Manifest<'a> {
             return Err(rule("a payload stored as it is has two lengths"));
         }
         let fields = Fields::read(&mut cursor)?;
+        let written = fields.answer;
         let manifest = core.join(fields)?;
         manifest.check_form()?;
+        manifest.check_gates()?;
         manifest.check_head()?;
+        manifest.check_answer(written)?;
         Ok(manifest)
     }
 
@@ -183,6 +188,35 @@ impl<'a> Manifest<'a> {
         };
         fits.then_some(())
             .ok_or(rule("the tensors do not make up the form"))
+    }
+
+    /// A gate is a number for each layer that has keys and values.
+    fn check_gates(&self) -> Result<(), Error> {
+        let fits = self.tensors.of(Role::Gate).all(|gates| match self.form {
+            Form::KeyValues { layers, .. } => gates.dims() == [layers],
+            Form::Embeddings { .. } => false,
+        });
+        fits.then_some(()).ok_or(rule(
+            "gates are for key-values, one for each layer that has them",
+        ))
+    }
+
+    /// An answer is written where it is not the one that the head gives to one text, and only there.
+    fn check_answer(&self, written: Option<AnswerPlan>) -> Result<(), Error> {
+        let kind = self.head.kind;
+        if !self.answer.fits(kind) {
+            return Err(Error::malformed(
+                "answer",
+                "its kind is not one of the head's",
+            ));
+        }
+        match written == Some(AnswerPlan::of_head(kind)) {
+            true => Err(Error::malformed(
+                "answer",
+                "the head's own answer is left out",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Checks that the head has what its kind needs, and nothing else.
@@ -336,6 +370,7 @@ impl<'a> Core<'a> {
         let [base_id, tokenizer_id, payload_sha256, tensor_sha256] = self.ids;
         let [trust_version, security_version] = self.versions;
         let [sequence, created, not_after] = self.times;
+        let head = fields.head.ok_or(rule("the head is missing"))?;
         Ok(Manifest {
             namespace: self.namespace,
             base_id,
@@ -355,7 +390,7 @@ impl<'a> Core<'a> {
             task: self.task,
             tensors: TensorTable::read(tensors, self.decoded_bytes)?,
             labels: fields.labels,
-            head: fields.head.ok_or(rule("the head is missing"))?,
+            head,
             template: fields.template.unwrap_or("{text}"),
             pooling: fields.pooling,
             positions: fields
@@ -363,6 +398,9 @@ impl<'a> Core<'a> {
                 .ok_or(rule("the position plan is missing"))?,
             verbaliser: fields.verbaliser,
             decode_limits: fields.decode_limits,
+            answer: fields
+                .answer
+                .unwrap_or_else(|| AnswerPlan::of_head(head.kind)),
             probes: fields.probes,
             metrics: fields.metrics,
             token_budget: fields.token_budget,
@@ -406,6 +444,7 @@ struct Fields<'a> {
     positions: Option<Positions>,
     verbaliser: Option<Verbaliser<'a>>,
     decode_limits: Option<DecodeLimits<'a>>,
+    answer: Option<AnswerPlan>,
     probes: Probes<'a>,
     metrics: Metrics<'a>,
     token_budget: Option<TokenBudget>,
@@ -451,6 +490,8 @@ const FIELDS: &[Field] = &[
         Some(Verbaliser::read(b)?)),
     field!(DECODE_LIMITS, "decode limits", |f, b| f.decode_limits =
         Some(DecodeLimits::read(b)?)),
+    field!(ANSWER, "answer", |f, b| f.answer =
+        Some(AnswerPlan::read(b)?)),
 ];
 
 const CRITICAL: u16 = 0x8000;
@@ -506,6 +547,16 @@ mod tests {
         let mut sample = Sample::default();
         change(&mut sample);
         Manifest::read(&sample.manifest(), sample.decoded.len()).map(|_| ())
+    }
+
+    fn read_as(sample: &Sample, form: [u16; 3]) -> Result<(), Error> {
+        let mut bytes = sample.manifest();
+        let words = form.iter().flat_map(|word| word.to_le_bytes());
+        bytes[190..196]
+            .iter_mut()
+            .zip(words)
+            .for_each(|(to, from)| *to = from);
+        Manifest::read(&bytes, sample.decoded.len()).map(|_| ())
     }
 
     #[test]
@@ -663,6 +714,79 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn gates_are_for_each_layer_of_key_values() {
+        let gated = |layers: u16, gates: &[u16]| {
+            let mut sample = Sample::of_key_values(layers);
+            sample.gate(gates);
+            read_as(&sample, [2, 2, layers])
+        };
+        for (layers, gates) in [(1, 1), (3, 3)] {
+            assert_eq!(gated(layers, &[gates]), Ok(()));
+        }
+        let rule = "gates are for key-values, one for each layer that has them";
+        let refused = Err(Error::malformed("manifest", rule));
+        for (layers, gates) in [(3, 2), (3, 4), (1, 2)] {
+            assert_eq!(
+                gated(layers, &[gates]),
+                refused,
+                "{gates} for {layers} layers"
+            );
+        }
+        let mut sample = Sample::default();
+        sample.gate(&[1]);
+        assert_eq!(read_as(&sample, [1, 2, 4]), refused, "embeddings");
+    }
+
+    #[test]
+    fn runs_of_layers_may_leave_layers_out() {
+        let mut sample = Sample::of_key_values(2);
+        sample.shift_layers(4);
+        assert_eq!(read_as(&sample, [2, 2, 2]), Ok(()));
+        assert!(
+            read_as(&sample, [2, 2, 6]).is_err(),
+            "layers without key-values count as none"
+        );
+    }
+
+    #[test]
+    fn answers_fit_their_head_and_are_left_out_where_it_gives_them() {
+        let plan = |kind: u8, inputs: u8| read(|s| s.set(tlv::ANSWER, &[kind, 0, inputs, 0]));
+        assert_eq!(plan(1, 2), Ok(()));
+        let threshold = 0.25f32.to_le_bytes();
+        for (kind, inputs) in [(1, 1), (1, 2), (2, 1), (2, 2)] {
+            let bytes = [&[kind, 0, inputs, 0], &threshold[..]].concat();
+            assert_eq!(
+                read(|s| s.set(tlv::ANSWER, &bytes)),
+                Ok(()),
+                "{kind} {inputs}"
+            );
+        }
+        let refused = |rule| Err(Error::malformed("answer", rule));
+        assert_eq!(plan(1, 1), refused("the head's own answer is left out"));
+        assert_eq!(plan(3, 1), refused("its kind is not one of the head's"));
+        assert_eq!(plan(4, 1), refused("its kind is not one of the head's"));
+        assert_eq!(plan(2, 1), refused("an answer of labels has a threshold"));
+        let tagging = |answer: Option<&[u8]>| {
+            read(|s| {
+                s.set(tlv::HEAD, &[5, 0, 3, 0, 4, 0, 0, 0]);
+                s.remove(tlv::POOLING);
+                answer
+                    .into_iter()
+                    .for_each(|bytes| s.set(tlv::ANSWER, bytes));
+            })
+        };
+        assert_eq!(tagging(None), Ok(()), "a token head answers with tags");
+        assert_eq!(
+            tagging(Some(&[1, 0, 2, 0])),
+            refused("its kind is not one of the head's")
+        );
+        assert_eq!(
+            tagging(Some(&[3, 0, 1, 0])),
+            refused("the head's own answer is left out")
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum Role {
     HeadBias = 4,
     /// One factor of a factored head: `[classes, rank]`, then `[rank, hidden]`.
     HeadFactor = 5,
-    /// Gates of a method, of one or two dimensions.
+    /// Numbers added to the attention scores of a prefix: `[layers]`, one for each layer of the key-values.
     Gate = 6,
 }
 
@@ -62,8 +62,7 @@ impl Role {
         match self {
             Self::Embeddings | Self::HeadWeight | Self::HeadFactor => rank == 2,
             Self::KeyValues => rank == 5,
-            Self::HeadBias => rank == 1,
-            Self::Gate => rank == 1 || rank == 2,
+            Self::HeadBias | Self::Gate => rank == 1,
         }
     }
 }
@@ -275,6 +274,9 @@ impl TensorSpec {
         if self.role == Role::KeyValues && self.dim(1) != 2 {
             return Err(table("key-values have keys and values: dimension 1 is 2"));
         }
+        if self.role == Role::Gate && self.dtype.has_scales() {
+            return Err(table("gates are floats"));
+        }
         let layered = matches!(self.role, Role::KeyValues | Role::HeadFactor);
         if !layered && self.layer != 0 {
             return Err(table("only key-values and head factors have a layer"));
@@ -408,7 +410,9 @@ mod tests {
 
     #[test]
     fn shapes_outside_the_rules_are_refused() {
-        let cases: [(&str, Role, Dtype, &[u16], u16); 14] = [
+        let cases: [(&str, Role, Dtype, &[u16], u16); 16] = [
+            ("gate of two dimensions", Role::Gate, Dtype::F16, &[2, 2], 0),
+            ("gate of scaled integers", Role::Gate, Dtype::I8, &[4], 4),
             ("no dimension", Role::Gate, Dtype::F16, &[], 0),
             (
                 "six dimensions",

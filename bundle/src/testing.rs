@@ -111,6 +111,51 @@ impl Sample {
         ]
     }
 
+    /// A prefix of two tokens in `layers` layers of one head, in place of the embeddings.
+    pub fn of_key_values(layers: u16) -> Self {
+        let [_, weight, bias] = Self::specs();
+        let prefix = [layers, 2, 1, 2, 3];
+        let mut specs = Vec::new();
+        let mut offset = 0;
+        for (role, dtype, dims, group) in [
+            (Role::KeyValues, Dtype::F16, &prefix[..], 0),
+            (weight.role, weight.dtype, weight.dims(), weight.group),
+            (bias.role, bias.dtype, bias.dims(), bias.group),
+        ] {
+            let spec = TensorSpec::new(role, dtype, 0, dims, group, offset).expect("a valid spec");
+            offset += spec.bytes;
+            specs.push(spec);
+        }
+        let mut sample = Self {
+            decoded: vec![0; offset],
+            ..Self::default()
+        };
+        sample.set_specs(&specs);
+        sample
+    }
+
+    /// Adds gates of this shape behind the other tensors.
+    pub fn gate(&mut self, dims: &[u16]) {
+        let offset = self.decoded.len();
+        let spec = TensorSpec::new(Role::Gate, Dtype::F32, 0, dims, 0, offset);
+        let spec = spec.expect("a valid spec");
+        self.decoded.resize(offset + spec.bytes, 0);
+        let table = [self.tensor_table(), spec.to_bytes().to_vec()].concat();
+        self.set(tlv::TENSORS, &table);
+    }
+
+    /// Lets the key-values begin at this layer.
+    pub fn shift_layers(&mut self, first: u16) {
+        let mut table = self.tensor_table();
+        table[4..6].copy_from_slice(&first.to_le_bytes());
+        self.set(tlv::TENSORS, &table);
+    }
+
+    fn set_specs(&mut self, specs: &[TensorSpec]) {
+        let table: Vec<u8> = specs.iter().flat_map(TensorSpec::to_bytes).collect();
+        self.set(tlv::TENSORS, &table);
+    }
+
     fn with_one_probe(mut self) -> Self {
         let probe = [
             [1u16, 2, 1].map(u16::to_le_bytes).concat(),

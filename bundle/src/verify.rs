@@ -555,7 +555,7 @@ mod tests {
             ),
             (
                 "newer runtime",
-                with(|s| s.min_runtime = 2).file(),
+                with(|s| s.min_runtime = RUNTIME_LEVEL + 1).file(),
                 14,
                 "runtime-too-old",
             ),
