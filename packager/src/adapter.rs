@@ -1,23 +1,23 @@
 //! Reading an adapter folder: `preface.json` and `adapter_model.safetensors`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
 use half::{bf16, f16};
-use preface_bundle::{Id, MAX_VALUE, is_name};
+use preface_bundle::{HeadKind, Id, MAX_VALUE};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use serde::Deserialize;
 
-use crate::Error;
+use crate::{Error, description::Description};
 
 const DESCRIPTION: &str = "preface.json";
 const TENSORS: &str = "adapter_model.safetensors";
 const PROMPT: &str = "prompt_embeddings";
 const WEIGHT: &str = "base_model.classifier.weight";
 const BIAS: &str = "base_model.classifier.bias";
+const FACTORS: [&str; 2] = ["preface.head.factor.0", "preface.head.factor.1"];
+const GATE: &str = "preface.gate";
 const MAX_TENSOR_BYTES: u64 = 256 << 20;
 
 /// A trained adapter: what it is, and its numbers in `f32`.
@@ -29,140 +29,15 @@ pub struct Adapter {
     /// The prompt: `[tokens, hidden]`, or `[tokens, 2 * kv_heads * head_dim of every layer]` with
     /// keys before values in each layer.
     pub prompt: Vec<f32>,
-    /// The head's weight: `[classes, hidden]`.
+    /// For each layer that has keys and values the number that is added to the attention scores of the prefix;
+    /// none where the prompt is not gated.
+    pub gates: Vec<f32>,
+    /// The head's weight `[classes, hidden]`; none where its kind has no weight.
     pub head_weight: Vec<f32>,
-    /// The head's bias: `[classes]`.
+    /// The head's bias `[classes]`; none where its kind has no bias.
     pub head_bias: Vec<f32>,
-}
-
-/// The content of `preface.json`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Description {
-    /// Version of this description: 1.
-    pub format: u32,
-    /// Name of the method that trained the adapter.
-    pub method: String,
-    /// How the prompt enters the model.
-    pub form: Form,
-    /// What turns the base's output into an answer.
-    pub head: Head,
-    /// Names of the labels; a label's number is its place.
-    pub labels: Vec<String>,
-    /// Text around an input; `{text}` is the input's place.
-    pub template: String,
-    /// Which hidden states the head sees: `mean`, `first` or `last`.
-    pub pooling: String,
-    /// Positions of prompt and text: `text-from-zero` or `after-prompt`.
-    pub positions: String,
-    /// Base model that the prompt was trained against, 64 hex digits.
-    pub base_id: String,
-    /// Tokenizer that it was trained with, 64 hex digits.
-    pub tokenizer_id: String,
-    /// Inputs to try a bundle with.
-    #[serde(default)]
-    pub probes: Vec<Probe>,
-    /// What the trainer measured.
-    #[serde(default)]
-    pub metrics: BTreeMap<String, f32>,
-    /// How many tokens the task takes.
-    #[serde(default)]
-    pub token_budget: Option<TokenBudget>,
-    /// How the adapter was trained.
-    #[serde(default)]
-    pub receipt: serde_json::Map<String, serde_json::Value>,
-}
-
-/// How the prompt enters the model.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Form {
-    /// Rows in place of token embeddings.
-    Embeddings {
-        /// Virtual tokens.
-        tokens: u16,
-        /// Width of the base's token embeddings.
-        hidden: u16,
-    },
-    /// Keys and values of every layer.
-    KeyValues {
-        /// Virtual tokens.
-        tokens: u16,
-        /// The layers, from the base's first on.
-        layers: Vec<Layer>,
-    },
-}
-
-/// Keys and values of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Layer {
-    /// Heads of keys and values.
-    pub kv_heads: u16,
-    /// Width of one head.
-    pub head_dim: u16,
-}
-
-/// What turns the base's output into an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Head {
-    /// `logits = W h + b`.
-    Linear {
-        /// Number of labels.
-        classes: u16,
-        /// Width of the hidden states.
-        hidden: u16,
-    },
-}
-
-/// One input and the answer expected of it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Probe {
-    /// Token ids of a text, special tokens included.
-    pub ids: Vec<u32>,
-    /// Number of the label that the adapter gives.
-    pub label: u16,
-}
-
-/// How many tokens the task takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenBudget {
-    /// Virtual tokens.
-    pub prompt: u32,
-    /// Tokens of the longest text.
-    pub longest: u32,
-    /// Tokens of the median text.
-    pub typical: u32,
-    /// Positions that the base has; `None` where nothing bounds them.
-    #[serde(default)]
-    pub positions: Option<u32>,
-}
-
-impl Form {
-    /// Virtual tokens.
-    pub fn tokens(&self) -> u16 {
-        match self {
-            Self::Embeddings { tokens, .. } | Self::KeyValues { tokens, .. } => *tokens,
-        }
-    }
-
-    /// Numbers of one virtual token.
-    pub(crate) fn width(&self) -> usize {
-        match self {
-            Self::Embeddings { hidden, .. } => usize::from(*hidden),
-            Self::KeyValues { layers, .. } => layers.iter().map(Layer::width).sum(),
-        }
-    }
-}
-
-impl Layer {
-    /// Numbers of one virtual token in this layer, keys and values.
-    pub(crate) fn width(&self) -> usize {
-        2 * usize::from(self.kv_heads) * usize::from(self.head_dim)
-    }
+    /// The factors `[classes, rank]` and `[rank, hidden]` of a factored head, otherwise none.
+    pub head_factors: [Vec<f32>; 2],
 }
 
 impl Adapter {
@@ -183,14 +58,20 @@ impl Adapter {
             path: &path,
             tensors,
         };
-        let Head::Linear { classes, hidden } = description.head;
-        let (classes, hidden) = (usize::from(classes), usize::from(hidden));
-        file.refuse_unknown(&[PROMPT, WEIGHT, BIAS])?;
-        let tokens = usize::from(description.form.tokens());
+        let expected = Expected::of(&description);
+        let names: Vec<&str> = expected.shapes().map(|(name, _)| *name).collect();
+        file.refuse_unknown(&names)?;
+        let values = |tensor: &Option<Shape>| match tensor {
+            Some((name, shape)) => file.values(name, shape),
+            None => Ok(Vec::new()),
+        };
+        let [first, second] = &expected.factors;
         Ok(Self {
-            prompt: file.values(PROMPT, &[tokens, description.form.width()])?,
-            head_weight: file.values(WEIGHT, &[classes, hidden])?,
-            head_bias: file.values(BIAS, &[classes])?,
+            prompt: values(&expected.prompt)?,
+            gates: values(&expected.gates)?,
+            head_weight: values(&expected.weight)?,
+            head_bias: values(&expected.bias)?,
+            head_factors: [values(first)?, values(second)?],
             description,
         })
     }
@@ -231,99 +112,7 @@ impl Adapter {
     }
 }
 
-impl Description {
-    fn open(path: &Path) -> Result<Self, Error> {
-        let bytes = read(path)?;
-        let description: Self = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
-            path: path.into(),
-            source,
-        })?;
-        description
-            .check()
-            .map_err(|(field, problem)| Error::Field {
-                path: path.into(),
-                field: field.into(),
-                problem,
-            })?;
-        Ok(description)
-    }
-
-    /// Field and problem of the first rule that is broken.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let refuse = |field, problem: &str| Err((field, problem.to_owned()));
-        if self.format != 1 {
-            return Err((
-                "format",
-                format!("{} is not 1; update preface", self.format),
-            ));
-        }
-        let layers_fit = match &self.form {
-            Form::Embeddings { .. } => true,
-            Form::KeyValues { layers, .. } => layers.iter().all(|layer| layer.width() > 0),
-        };
-        if self.form.tokens() == 0 || self.form.width() == 0 || !layers_fit {
-            return refuse("form", "a size is zero");
-        }
-        self.check_labels()?;
-        if self.template.matches("{text}").count() != 1 {
-            return refuse("template", "it must have {text} exactly once");
-        }
-        if self
-            .template
-            .chars()
-            .any(|c| c.is_control() && c != '\n' && c != '\t')
-        {
-            return refuse("template", "it has control characters");
-        }
-        for (field, id) in [
-            ("base_id", &self.base_id),
-            ("tokenizer_id", &self.tokenizer_id),
-        ] {
-            if Id::<32>::from_hex(id).is_none() {
-                return refuse(field, "not 64 lower-case hex digits");
-            }
-        }
-        for (name, value) in &self.metrics {
-            if !is_name(name) || !value.is_finite() {
-                return Err((
-                    "metrics",
-                    format!("{name:?} is no name or {value} no finite number"),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_labels(&self) -> Result<(), (&'static str, String)> {
-        let Head::Linear { classes, hidden } = self.head;
-        if classes == 0 || hidden == 0 {
-            return Err(("head", "a size is zero".into()));
-        }
-        if self.labels.len() != usize::from(classes) {
-            let found = self.labels.len();
-            return Err(("labels", format!("{found} labels for {classes} classes")));
-        }
-        let mut seen = BTreeSet::new();
-        for label in &self.labels {
-            let good = (1..=255).contains(&label.len()) && !label.chars().any(char::is_control);
-            if !good || !seen.insert(label) {
-                let rule = "a label is 1 to 255 bytes of text, none twice";
-                return Err(("labels", format!("{label:?}: {rule}")));
-            }
-        }
-        for probe in &self.probes {
-            if probe.label >= classes || probe.ids.is_empty() {
-                return Err((
-                    "probes",
-                    "a probe has no ids or a label that does not exist".into(),
-                ));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::Read {
         path: path.into(),
         source,
@@ -336,6 +125,53 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         });
     }
     fs::read(path).map_err(failed)
+}
+
+/// Name and dimensions of a tensor.
+type Shape = (&'static str, Vec<usize>);
+
+/// The tensors that an adapter of this description has.
+struct Expected {
+    prompt: Option<Shape>,
+    gates: Option<Shape>,
+    weight: Option<Shape>,
+    bias: Option<Shape>,
+    factors: [Option<Shape>; 2],
+}
+
+impl Expected {
+    fn of(description: &Description) -> Self {
+        let (form, head) = (&description.form, description.head);
+        let [classes, hidden, rank] =
+            [head.classes, head.width(), head.rank.unwrap_or(0)].map(usize::from);
+        let weighted = matches!(head.kind, HeadKind::Linear | HeadKind::TokenLinear);
+        let factored = head.kind == HeadKind::FactoredLinear;
+        let biased = weighted || factored || head.kind == HeadKind::LabelText;
+        let [first, second] = FACTORS;
+        Self {
+            prompt: Some((PROMPT, vec![form.tokens().into(), form.width()])),
+            gates: form.gates().map(|layers| (GATE, vec![layers])),
+            weight: weighted.then(|| (WEIGHT, vec![classes, hidden])),
+            bias: biased.then(|| (BIAS, vec![classes])),
+            factors: [
+                factored.then(|| (first, vec![classes, rank])),
+                factored.then(|| (second, vec![rank, hidden])),
+            ],
+        }
+    }
+
+    fn shapes(&self) -> impl Iterator<Item = &Shape> {
+        let Self {
+            prompt,
+            gates,
+            weight,
+            bias,
+            factors: [first, second],
+        } = self;
+        [prompt, gates, weight, bias, first, second]
+            .into_iter()
+            .flatten()
+    }
 }
 
 struct TensorFile<'a> {
@@ -424,9 +260,11 @@ fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
+    use preface_bundle::{AnswerKind, AnswerPlan, Inputs};
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::Form;
 
     fn description() -> Value {
         json!({
@@ -496,7 +334,7 @@ mod tests {
     #[test]
     fn descriptions_outside_the_rules_are_refused_with_their_field() {
         let cases = [
-            ("format", json!(2)),
+            ("format", json!(3)),
             (
                 "form",
                 json!({"kind": "embeddings", "tokens": 0, "hidden": 4}),
@@ -510,6 +348,33 @@ mod tests {
                 json!({"kind": "key-values", "tokens": 1, "layers": [{"kv_heads": 1, "head_dim": 0}]}),
             ),
             ("head", json!({"kind": "linear", "classes": 0, "hidden": 4})),
+            (
+                "head",
+                json!({"kind": "linear", "classes": 2, "hidden": 4, "rank": 1}),
+            ),
+            (
+                "head",
+                json!({"kind": "factored-linear", "classes": 2, "hidden": 4}),
+            ),
+            (
+                "head",
+                json!({"kind": "factored-linear", "classes": 2, "hidden": 4, "rank": 0}),
+            ),
+            ("head", json!({"kind": "generation", "classes": 2})),
+            ("verbaliser", json!([[1], [2]])),
+            ("decode", json!({"most_tokens": 4, "stop_ids": []})),
+            ("template", json!("{text} is {mask}")),
+            ("pooling", json!("mask")),
+            ("pooling", json!("max")),
+            ("positions", json!("before")),
+            ("answer", json!({"kind": "tags"})),
+            ("answer", json!({"kind": "text"})),
+            ("answer", json!({"kind": "label", "threshold": 1.5})),
+            ("answer", json!({"kind": "labels", "threshold": -0.5})),
+            (
+                "form",
+                json!({"kind": "key-values", "tokens": 1, "first_layer": 65535, "layers": [{"kv_heads": 1, "head_dim": 2}]}),
+            ),
             ("labels", json!(["on"])),
             ("labels", json!(["on", "on"])),
             ("labels", json!(["on", ""])),
@@ -533,6 +398,128 @@ mod tests {
         }
     }
 
+    /// A folder with these fields changed, and with tensors of these names and dimensions.
+    fn opened(changes: Value, tensors: &[(&'static str, &[usize])]) -> Result<Adapter, Error> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut description = description();
+        description["format"] = json!(2);
+        for (field, value) in changes.as_object().expect("an object") {
+            description[field] = value.clone();
+        }
+        let prompt = (PROMPT, vec![2, 4], vec![0.5; 8]);
+        let of = |&(name, dims): &(&'static str, &[usize])| {
+            (name, dims.to_vec(), vec![0.25; dims.iter().product()])
+        };
+        let mut all: Vec<_> = tensors.iter().map(of).collect();
+        if !all.iter().any(|(name, ..)| *name == PROMPT) {
+            all.push(prompt);
+        }
+        write(folder.path(), &description, &all);
+        Adapter::open(folder.path())
+    }
+
+    #[test]
+    fn each_head_has_its_tensors() {
+        let [first, second] = FACTORS;
+        let head = |kind: &str| json!({"head": {"kind": kind, "classes": 2, "hidden": 4}});
+        let factored =
+            json!({"head": {"kind": "factored-linear", "classes": 2, "hidden": 4, "rank": 3}});
+        let verbaliser = json!({"head": {"kind": "verbaliser", "classes": 2, "hidden": 0}, "verbaliser": [[5], [6, 7]]});
+        let generation = json!({"head": {"kind": "generation", "classes": 0, "hidden": 151936}, "labels": [], "probes": [],
+            "decode": {"most_tokens": 8, "stop_ids": [2]}, "answer": {"kind": "text", "threshold": null}});
+        type Tensors<'a> = &'a [(&'static str, &'a [usize])];
+        let table: [(Value, Tensors<'_>); 6] = [
+            (head("linear"), &[(WEIGHT, &[2, 4]), (BIAS, &[2])]),
+            (head("token-linear"), &[(WEIGHT, &[2, 4]), (BIAS, &[2])]),
+            (
+                factored,
+                &[(first, &[2, 3]), (second, &[3, 4]), (BIAS, &[2])],
+            ),
+            (head("label-text"), &[(BIAS, &[2])]),
+            (verbaliser, &[]),
+            (generation, &[]),
+        ];
+        for (changes, tensors) in table {
+            let adapter = opened(changes.clone(), tensors).expect("valid");
+            let counts = [&adapter.head_weight, &adapter.head_bias].map(Vec::len);
+            let factors = adapter.head_factors.each_ref().map(Vec::len);
+            let has = |name| tensors.iter().any(|(one, _)| *one == name);
+            assert_eq!(
+                counts,
+                [
+                    if has(WEIGHT) { 8 } else { 0 },
+                    if has(BIAS) { 2 } else { 0 }
+                ]
+            );
+            assert_eq!(factors, if has(first) { [6, 12] } else { [0, 0] });
+            let stranger = [tensors, &[("preface.gate", &[2][..])]].concat();
+            assert!(opened(changes.clone(), &stranger).is_err(), "{changes}");
+            if let [_, rest @ ..] = tensors {
+                assert!(opened(changes, rest).is_err(), "a tensor is missing");
+            }
+        }
+    }
+
+    #[test]
+    fn a_prefix_of_the_upper_layers_has_gates() {
+        let layers = json!([{"kv_heads": 1, "head_dim": 2}, {"kv_heads": 1, "head_dim": 2}]);
+        let form = json!({"kind": "key-values", "tokens": 2, "first_layer": 4, "layers": layers, "gated": true});
+        let changes = json!({"form": form, "positions": "text-from-zero"});
+        let tensors: [(&str, &[usize]); 4] = [
+            (PROMPT, &[2, 8]),
+            (GATE, &[2]),
+            (WEIGHT, &[2, 4]),
+            (BIAS, &[2]),
+        ];
+        let adapter = opened(changes.clone(), &tensors).expect("valid");
+        assert_eq!((adapter.gates.len(), adapter.prompt.len()), (2, 16));
+        assert!(opened(changes, &[tensors[0], tensors[2], tensors[3]]).is_err());
+    }
+
+    #[test]
+    fn answers_have_defaults() {
+        let linear: [(&str, &[usize]); 2] = [(WEIGHT, &[2, 4]), (BIAS, &[2])];
+        let plan = |changes| {
+            let adapter = opened(changes, &linear).expect("valid");
+            adapter.description.answer()
+        };
+        let (label, labels) = (AnswerKind::Label, AnswerKind::Labels);
+        let table = [
+            (json!({}), AnswerPlan::new(label, Inputs::One, None)),
+            (
+                json!({"answer": {"kind": "label", "threshold": 0.25}, "inputs": "pair"}),
+                AnswerPlan::new(label, Inputs::Pair, Some(0.25)),
+            ),
+            (
+                json!({"answer": {"kind": "labels"}}),
+                AnswerPlan::new(labels, Inputs::One, Some(0.5)),
+            ),
+        ];
+        for (changes, expected) in table {
+            assert_eq!(plan(changes), expected);
+        }
+        let tagging = json!({"head": {"kind": "token-linear", "classes": 2, "hidden": 4}});
+        assert_eq!(plan(tagging).kind, AnswerKind::Tags);
+    }
+
+    #[test]
+    fn what_a_bundle_does_not_tell_is_passed_over() {
+        let changes = json!({
+            "token_budget": {"prompt": 2, "longest": 9, "typical": 4, "template": 3, "examples": 0},
+            "metrics": {"dev_accuracy": 0.5, "Per Label": {"on": 0.5}, "note": "x", "none": null},
+            "baselines": {"majority": 0.5}, "init": "label text",
+        });
+        let adapter = opened(changes, &[(WEIGHT, &[2, 4]), (BIAS, &[2])]).expect("valid");
+        assert_eq!(adapter.description.metrics.len(), 1);
+        assert_eq!(
+            adapter
+                .description
+                .token_budget
+                .map(|budget| budget.longest),
+            Some(9)
+        );
+    }
+
     #[test]
     fn json_of_another_shape_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -544,6 +531,10 @@ mod tests {
                 json!({"kind": "linear", "classes": 70000, "hidden": 4}),
             ),
             ("labels", json!("on")),
+            ("head", json!({"kind": "crf", "classes": 2, "hidden": 4})),
+            ("inputs", json!("three")),
+            ("answer", json!({"kind": "number"})),
+            ("answer", json!({"kind": "label", "least": 0.5})),
         ];
         for (field, value) in cases {
             let mut description = description();

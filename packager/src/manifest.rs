@@ -1,11 +1,14 @@
 //! Writing the signed prefix: header, fixed fields, typed fields.
 
 use preface_bundle::{
-    CONTEXT, CORE_BYTES, Codec, Form, HEADER_BYTES, HeadKind, Id, MAX_PREFIX_BYTES, Namespace,
-    Pooling, Positions, TASK_BYTES, tlv,
+    AnswerPlan, CONTEXT, CORE_BYTES, Codec, Form, HEADER_BYTES, HeadKind, Id, MAX_PREFIX_BYTES,
+    Namespace, Pooling, Positions, TASK_BYTES, tlv,
 };
 
-use crate::{Error, adapter::Probe, adapter::TokenBudget};
+use crate::{
+    Error,
+    description::{Decode, Head, Probe, TokenBudget},
+};
 
 /// Everything that is signed.
 pub(crate) struct Draft<'a> {
@@ -30,10 +33,13 @@ pub(crate) struct Draft<'a> {
 pub(crate) struct Fields<'a> {
     pub tensors: Vec<u8>,
     pub labels: &'a [String],
-    pub head: (HeadKind, u16, u16),
+    pub head: Head,
     pub template: &'a str,
-    pub pooling: Pooling,
+    pub pooling: Option<Pooling>,
     pub positions: Positions,
+    pub verbaliser: &'a [Vec<u32>],
+    pub decode: Option<&'a Decode>,
+    pub answer: AnswerPlan,
     pub probes: &'a [Probe],
     pub metrics: Vec<(&'a str, f32)>,
     pub token_budget: Option<TokenBudget>,
@@ -115,7 +121,6 @@ impl Draft<'_> {
 impl Fields<'_> {
     /// The fields in order of type; those without content are left out.
     fn to_fields(&self) -> Vec<Field> {
-        let (kind, classes, hidden) = self.head;
         let short = |code: u16| [code, 0].map(u16::to_le_bytes).concat();
         let budget = |budget: TokenBudget| {
             let TokenBudget {
@@ -128,7 +133,8 @@ impl Fields<'_> {
                 .map(u32::to_le_bytes)
                 .concat()
         };
-        let template = if self.template == "{text}" {
+        let tags = self.head.kind == HeadKind::TokenLinear;
+        let template = if tags || self.template == "{text}" {
             ""
         } else {
             self.template
@@ -144,22 +150,71 @@ impl Fields<'_> {
             (tlv::RECEIPT, "receipt", self.receipt.as_bytes().to_vec()),
             (tlv::TENSORS, "tensors", self.tensors.clone()),
             (tlv::LABELS, "labels", self.labels()),
-            (
-                tlv::HEAD,
-                "head",
-                [kind.to_u16(), classes, hidden, 0]
-                    .map(u16::to_le_bytes)
-                    .concat(),
-            ),
+            (tlv::HEAD, "head", self.head()),
             (tlv::TEMPLATE, "template", template.as_bytes().to_vec()),
-            (tlv::POOLING, "pooling", short(self.pooling.to_u16())),
+            (
+                tlv::POOLING,
+                "pooling",
+                self.pooling
+                    .map(|pooling| short(pooling.to_u16()))
+                    .unwrap_or_default(),
+            ),
             (tlv::POSITIONS, "positions", short(self.positions.to_u16())),
+            (tlv::VERBALISER, "verbaliser", self.verbaliser()),
+            (
+                tlv::DECODE_LIMITS,
+                "decode",
+                self.decode.map(decode_limits).unwrap_or_default(),
+            ),
+            (tlv::ANSWER, "answer", self.answer()),
         ];
         fields.retain(|(.., bytes)| !bytes.is_empty());
         fields
     }
 
+    fn head(&self) -> Vec<u8> {
+        let Head { kind, classes, .. } = self.head;
+        let words = [kind.to_u16(), classes, self.head.width(), 0];
+        words.map(u16::to_le_bytes).concat()
+    }
+
+    /// Nothing where it is what the head answers by itself.
+    fn answer(&self) -> Vec<u8> {
+        if self.answer == AnswerPlan::of_head(self.head.kind) {
+            return vec![];
+        }
+        let AnswerPlan {
+            kind,
+            inputs,
+            threshold,
+            ..
+        } = self.answer;
+        let mut out = [kind.to_u16(), inputs.to_u16()]
+            .map(u16::to_le_bytes)
+            .concat();
+        out.extend(
+            threshold
+                .into_iter()
+                .flat_map(|value| (value + 0.0).to_le_bytes()),
+        );
+        out
+    }
+
+    fn verbaliser(&self) -> Vec<u8> {
+        if self.verbaliser.is_empty() {
+            return vec![];
+        }
+        let mut out = u16_of(self.verbaliser.len()).to_le_bytes().to_vec();
+        self.verbaliser
+            .iter()
+            .for_each(|ids| out.extend(counted(ids)));
+        out
+    }
+
     fn labels(&self) -> Vec<u8> {
+        if self.labels.is_empty() {
+            return vec![];
+        }
         let mut out = u16_of(self.labels.len()).to_le_bytes().to_vec();
         for label in self.labels {
             out.extend(name(label));
@@ -174,8 +229,7 @@ impl Fields<'_> {
         let mut out = u16_of(self.probes.len()).to_le_bytes().to_vec();
         for probe in self.probes {
             out.extend(probe.label.to_le_bytes());
-            out.extend(u16_of(probe.ids.len()).to_le_bytes());
-            out.extend(probe.ids.iter().flat_map(|id| id.to_le_bytes()));
+            out.extend(counted(&probe.ids));
         }
         out
     }
@@ -185,6 +239,18 @@ impl Fields<'_> {
             |(text, value): &(&str, f32)| [name(text), value.to_le_bytes().to_vec()].concat();
         self.metrics.iter().flat_map(metric).collect()
     }
+}
+
+fn decode_limits(decode: &Decode) -> Vec<u8> {
+    let stops = counted(&decode.stop_ids);
+    [decode.most_tokens.to_le_bytes().to_vec(), stops].concat()
+}
+
+/// `u16` count and `u32` ids.
+fn counted(ids: &[u32]) -> Vec<u8> {
+    let mut out = u16_of(ids.len()).to_le_bytes().to_vec();
+    out.extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+    out
 }
 
 /// `u8` length and text. The adapter's rules keep names within it.

@@ -1,18 +1,23 @@
 //! From an adapter to a signed bundle.
 
 use preface_bundle::{
-    ALGORITHM_ED25519, Binding, Codec, Dtype, ENTRY_BYTES, Frame, HeadKind, Id, Namespace, Policy,
-    Pooling, Positions, Role, SIGNATURE_MAGIC, TensorSpec, TensorTable, TrustStore, is_name,
-    is_task_id,
+    ALGORITHM_ED25519, AnswerPlan, Binding, Codec, Dtype, ENTRY_BYTES, Frame, HeadKind, Id,
+    Namespace, Policy, Pooling, Positions, RUNTIME_LEVEL, SIGNATURE_MAGIC, TensorSpec, TensorTable,
+    TrustStore, is_name, is_task_id,
 };
 
 use crate::{
     Error, SecretKey,
-    adapter::{Adapter, Form, Head, Layer},
+    adapter::Adapter,
+    description::{Description, Form},
     encode::{decode, encode},
     manifest::{Draft, Fields},
-    quantise::{FloatTensor, Quantised, relative},
+    quantise::{Quantised, relative},
+    tensors::quantise,
 };
+
+/// Bytes of a signature block before its entries.
+const BLOCK_HEADER_BYTES: usize = 8;
 
 /// What a bundle says beside its adapter.
 #[derive(Clone, Debug)]
@@ -98,21 +103,15 @@ pub struct TensorReport {
 /// [`Error::Option`], [`Error::PayloadTooLarge`], [`Error::ManifestTooLarge`],
 /// [`Error::Signature`], [`Error::SelfCheck`].
 pub fn pack(adapter: &Adapter, options: &Options, key: &SecretKey) -> Result<Packed, Error> {
-    options.check()?;
-    let tensors = quantise(adapter, options.dtype)?;
-    let decoded: Vec<u8> = tensors
-        .iter()
-        .flat_map(|tensor| tensor.bytes.iter().copied())
-        .collect();
-    let table: Vec<u8> = tensors
-        .iter()
-        .flat_map(|tensor| tensor.spec.to_bytes())
-        .collect();
-    let read =
-        TensorTable::read(&table, decoded.len()).map_err(|source| Error::SelfCheck { source })?;
-    let (codec, stored) = encode(&decoded, read)?;
-    let prefix = draft(adapter, options, &table, codec, &stored, &decoded)?.to_prefix()?;
-    let bytes = [prefix.clone(), stored, signature_block(&prefix, key)?].concat();
+    let Unsigned {
+        prefix,
+        codec,
+        stored,
+        decoded,
+        tensors,
+    } = Unsigned::of(adapter, options)?;
+    let block = signature_block(&prefix, key)?;
+    let bytes = [prefix, stored, block].concat();
     let bundle_id = verify(&bytes, adapter, options, key, &decoded)
         .map_err(|source| Error::SelfCheck { source })?;
     let sum = |part: fn(&Quantised) -> f64| tensors.iter().map(part).sum();
@@ -130,97 +129,48 @@ pub fn pack(adapter: &Adapter, options: &Options, key: &SecretKey) -> Result<Pac
     })
 }
 
-fn quantise(adapter: &Adapter, dtype: Dtype) -> Result<Vec<Quantised>, Error> {
-    let bias_dtype = if dtype == Dtype::F32 {
-        Dtype::F32
-    } else {
-        Dtype::F16
-    };
-    let mut offset = 0;
-    let mut quantised = Vec::new();
-    for tensor in float_tensors(adapter) {
-        let dtype = if tensor.role == Role::HeadBias {
-            bias_dtype
-        } else {
-            dtype
-        };
-        let one = Quantised::new(&tensor, dtype, offset)?;
-        offset += one.bytes.len();
-        quantised.push(one);
-    }
-    Ok(quantised)
+/// How many bytes [`pack`] makes of an adapter, whatever the key.
+///
+/// # Errors
+/// As [`pack`], but for the signature.
+pub fn packed_len(adapter: &Adapter, options: &Options) -> Result<usize, Error> {
+    let Unsigned { prefix, stored, .. } = Unsigned::of(adapter, options)?;
+    Ok(prefix.len() + stored.len() + BLOCK_HEADER_BYTES + ENTRY_BYTES)
 }
 
-/// The adapter's tensors in the order of the tensor table.
-fn float_tensors(adapter: &Adapter) -> Vec<FloatTensor> {
-    let mut tensors = match &adapter.description.form {
-        Form::Embeddings { tokens, hidden } => vec![FloatTensor {
-            role: Role::Embeddings,
-            layer: 0,
-            dims: vec![*tokens, *hidden],
-            values: adapter.prompt.clone(),
-            rows: vec![usize::from(*hidden)],
-        }],
-        Form::KeyValues { tokens, layers } => key_values(&adapter.prompt, *tokens, layers),
-    };
-    let Head::Linear { classes, hidden } = adapter.description.head;
-    tensors.push(FloatTensor {
-        role: Role::HeadWeight,
-        layer: 0,
-        dims: vec![classes, hidden],
-        values: adapter.head_weight.clone(),
-        rows: vec![usize::from(hidden)],
-    });
-    tensors.push(FloatTensor {
-        role: Role::HeadBias,
-        layer: 0,
-        dims: vec![classes],
-        values: adapter.head_bias.clone(),
-        rows: vec![],
-    });
-    tensors
+/// A bundle but for its signatures.
+struct Unsigned {
+    prefix: Vec<u8>,
+    codec: Codec,
+    stored: Vec<u8>,
+    decoded: Vec<u8>,
+    tensors: Vec<Quantised>,
 }
 
-/// One tensor `[layers, 2, kv_heads, tokens, head_dim]` for each run of layers that are alike, from
-/// rows `[tokens, layers * 2 * kv_heads * head_dim]`.
-fn key_values(prompt: &[f32], tokens: u16, layers: &[Layer]) -> Vec<FloatTensor> {
-    let width: usize = layers.iter().map(Layer::width).sum();
-    let (mut first, mut column) = (0usize, 0usize);
-    let mut tensors = Vec::new();
-    for run in layers.chunk_by(|one, other| one == other) {
-        let Some(Layer { kv_heads, head_dim }) = run.first().copied() else {
-            continue;
-        };
-        let head = usize::from(head_dim);
-        let heads = run.len() * 2 * usize::from(kv_heads);
-        let columns = (0..heads).map(|at| column + at * head);
-        let vector = |(column, token): (usize, usize)| {
-            let start = token * width + column;
-            prompt
-                .get(start..start + head)
-                .unwrap_or_default()
-                .iter()
-                .copied()
-        };
-        let by_head =
-            columns.flat_map(|column| (0..usize::from(tokens)).map(move |token| (column, token)));
-        tensors.push(FloatTensor {
-            role: Role::KeyValues,
-            layer: u16::try_from(first).unwrap_or(u16::MAX),
-            dims: vec![
-                u16::try_from(run.len()).unwrap_or(u16::MAX),
-                2,
-                kv_heads,
-                tokens,
-                head_dim,
-            ],
-            values: by_head.flat_map(vector).collect(),
-            rows: vec![head, head * usize::from(tokens)],
-        });
-        first += run.len();
-        column += heads * head;
+impl Unsigned {
+    fn of(adapter: &Adapter, options: &Options) -> Result<Self, Error> {
+        options.check()?;
+        let tensors = quantise(adapter, options.dtype)?;
+        let decoded: Vec<u8> = tensors
+            .iter()
+            .flat_map(|tensor| tensor.bytes.iter().copied())
+            .collect();
+        let table: Vec<u8> = tensors
+            .iter()
+            .flat_map(|tensor| tensor.spec.to_bytes())
+            .collect();
+        let read = TensorTable::read(&table, decoded.len())
+            .map_err(|source| Error::SelfCheck { source })?;
+        let (codec, stored) = encode(&decoded, read)?;
+        let prefix = draft(adapter, options, &table, codec, &stored, &decoded)?.to_prefix()?;
+        Ok(Self {
+            prefix,
+            codec,
+            stored,
+            decoded,
+            tensors,
+        })
     }
-    tensors
 }
 
 fn draft<'a>(
@@ -244,17 +194,20 @@ fn draft<'a>(
         sequence: options.sequence,
         created: options.created,
         not_after: options.not_after,
-        min_runtime: 1,
+        min_runtime: level(adapter),
         codec,
         form: form(&description.form),
         task: &options.task,
         fields: Fields {
             tensors: table.to_vec(),
             labels: &description.labels,
-            head: head(description.head),
+            head: description.head,
             template: &description.template,
-            pooling: pooling(&description.pooling)?,
-            positions: positions(&description.positions)?,
+            pooling: pooling(description)?,
+            positions: description.positions().map_err(option("positions"))?,
+            verbaliser: &description.verbaliser,
+            decode: description.decode.as_ref(),
+            answer: description.answer(),
             probes: &description.probes,
             metrics: description
                 .metrics
@@ -280,37 +233,46 @@ fn form(form: &Form) -> preface_bundle::Form {
             tokens: *tokens,
             hidden: *hidden,
         },
-        Form::KeyValues { tokens, layers } => preface_bundle::Form::KeyValues {
+        Form::KeyValues { tokens, layers, .. } => preface_bundle::Form::KeyValues {
             tokens: *tokens,
             layers: u16::try_from(layers.len()).unwrap_or(u16::MAX),
         },
     }
 }
 
-fn head(head: Head) -> (HeadKind, u16, u16) {
-    match head {
-        Head::Linear { classes, hidden } => (HeadKind::Linear, classes, hidden),
+/// Feature level that a runtime needs.
+fn level(adapter: &Adapter) -> u32 {
+    let Description {
+        form,
+        head,
+        positions,
+        ..
+    } = &adapter.description;
+    let first_form = match form {
+        Form::Embeddings { .. } => *positions == Positions::AfterPrompt.name(),
+        Form::KeyValues { first_layer, .. } => {
+            *positions == Positions::TextFromZero.name()
+                && *first_layer == 0
+                && adapter.gates.is_empty()
+        }
+    };
+    let own = AnswerPlan::of_head(head.kind) == adapter.description.answer();
+    match first_form && head.kind == HeadKind::Linear && own {
+        true => 1,
+        false => RUNTIME_LEVEL,
     }
 }
 
-fn pooling(name: &str) -> Result<Pooling, Error> {
-    [Pooling::Mean, Pooling::First, Pooling::Last]
-        .into_iter()
-        .find(|one| one.name() == name)
-        .ok_or_else(|| Error::Option {
-            option: "pooling",
-            problem: format!("{name:?} is not mean, first or last"),
-        })
+/// The pooling of a head that sees one row.
+fn pooling(description: &Description) -> Result<Option<Pooling>, Error> {
+    match description.head.kind {
+        HeadKind::TokenLinear | HeadKind::Generation => Ok(None),
+        _ => description.pooling().map(Some).map_err(option("pooling")),
+    }
 }
 
-fn positions(name: &str) -> Result<Positions, Error> {
-    [Positions::TextFromZero, Positions::AfterPrompt]
-        .into_iter()
-        .find(|one| one.name() == name)
-        .ok_or_else(|| Error::Option {
-            option: "positions",
-            problem: format!("{name:?} is not text-from-zero or after-prompt"),
-        })
+fn option(option: &'static str) -> impl FnOnce(String) -> Error {
+    move |problem| Error::Option { option, problem }
 }
 
 /// A signature block with one signature.
@@ -357,50 +319,5 @@ fn verify(
     match again == decoded && bundle.manifest().task == options.task {
         true => Ok(bundle.bundle_id()),
         false => Err(preface_bundle::Error::TensorDigest),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn key_values_are_transposed_and_split_where_layers_differ() {
-        let wide = Layer {
-            kv_heads: 2,
-            head_dim: 2,
-        };
-        let narrow = Layer {
-            kv_heads: 1,
-            head_dim: 2,
-        };
-        let layers = [wide, narrow, narrow];
-        let width = 8 + 4 + 4;
-        let prompt: Vec<f32> = (0..3)
-            .flat_map(|token| (0..width).map(move |column| (100 * token + column) as f32))
-            .collect();
-        let tensors = key_values(&prompt, 3, &layers);
-        assert_eq!(tensors.len(), 2);
-        assert_eq!(
-            (tensors[0].layer, tensors[0].dims.as_slice()),
-            (0, &[1, 2, 2, 3, 2][..])
-        );
-        assert_eq!(
-            (tensors[1].layer, tensors[1].dims.as_slice()),
-            (1, &[2, 2, 1, 3, 2][..])
-        );
-        assert_eq!(
-            tensors[0].values[..8],
-            [0., 1., 100., 101., 200., 201., 2., 3.]
-        );
-        let values_of_layer_2 = &tensors[1].values[2 * 6 + 6..];
-        assert_eq!(values_of_layer_2, [14., 15., 114., 115., 214., 215.]);
-        assert_eq!(
-            tensors
-                .iter()
-                .map(|tensor| tensor.values.len())
-                .sum::<usize>(),
-            prompt.len()
-        );
     }
 }

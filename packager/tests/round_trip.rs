@@ -6,9 +6,10 @@
 use std::fs;
 
 use preface_bundle::{
-    Dtype, Error, Frame, HEADER_BYTES, Id, Policy, Role, TrustStore, VerifiedBundle,
+    AnswerKind, AnswerPlan, Dtype, Error, Frame, HEADER_BYTES, HeadKind, Id, Inputs, Policy, Role,
+    TrustStore, VerifiedBundle,
 };
-use preface_packager::{Adapter, Options, Packed, SecretKey, pack};
+use preface_packager::{Adapter, Options, Packed, SecretKey, pack, packed_len};
 use proptest::{collection::vec, prelude::*};
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -62,6 +63,11 @@ impl Shape {
     }
 
     fn adapter(&self) -> Adapter {
+        self.adapter_with(json!({}), &[])
+    }
+
+    /// An adapter with these fields changed; of the head's tensors it has these, where there are any.
+    fn adapter_with(&self, changes: serde_json::Value, head: &[(&'static str, &[u16])]) -> Adapter {
         let folder = tempfile::tempdir().unwrap();
         let (tokens, hidden, classes) = (self.tokens, self.hidden, self.classes);
         let form = match self.layers.as_slice() {
@@ -69,17 +75,20 @@ impl Shape {
             layers => json!({"kind": "key-values", "tokens": tokens, "layers": layers.iter()
                 .map(|(heads, dim)| json!({"kv_heads": heads, "head_dim": dim})).collect::<Vec<_>>()}),
         };
-        let description = json!({
+        let mut description = json!({
             "format": 1, "method": "test", "form": form,
             "head": {"kind": "linear", "classes": classes, "hidden": hidden},
             "labels": (0..classes).map(|n| format!("label {n}")).collect::<Vec<_>>(),
-            "template": "{text}", "pooling": "mean", "positions": "after-prompt",
+            "template": "{text}", "pooling": "mean", "positions": if self.layers.is_empty() { "after-prompt" } else { "text-from-zero" },
             "base_id": BASE.to_string(), "tokenizer_id": TOKENIZER.to_string(),
             "probes": [{"ids": [1, 2, 3], "label": 0}],
             "metrics": {"dev_accuracy": 0.9}, "receipt": {"seed": self.seed},
         });
+        for (field, value) in changes.as_object().unwrap() {
+            description[field] = value.clone();
+        }
         fs::write(folder.path().join("preface.json"), description.to_string()).unwrap();
-        let tensors = [
+        let mut tensors = vec![
             ("prompt_embeddings", vec![usize::from(tokens), self.width()]),
             (
                 "base_model.classifier.weight",
@@ -87,6 +96,11 @@ impl Shape {
             ),
             ("base_model.classifier.bias", vec![usize::from(classes)]),
         ];
+        if changes.get("head").is_some() {
+            tensors.truncate(1);
+        }
+        let wide = |dims: &[u16]| dims.iter().map(|dim| usize::from(*dim)).collect();
+        tensors.extend(head.iter().map(|(name, dims)| (*name, wide(dims))));
         let bytes: Vec<Vec<u8>> = tensors
             .iter()
             .zip(1..)
@@ -303,6 +317,189 @@ fn key_values_are_where_the_form_says() {
         assert_eq!((layers, column), (3, width));
     })
     .unwrap();
+}
+
+/// Ids of bundles as they were before heads, gates and answers of other kinds could be packed.
+#[test]
+fn what_could_always_be_packed_keeps_its_bytes() {
+    let table = [
+        (
+            vec![],
+            Dtype::F32,
+            "7ab272740a4e3cad81c5b9213a84d5d73aa41b1ef59cdc844102a327c7196896",
+        ),
+        (
+            vec![],
+            Dtype::I8,
+            "a6991ca1f2a65d1b2017e7b6b3b1178af67f114c584353fe27114f304199dce7",
+        ),
+        (
+            vec![(2, 4), (1, 4)],
+            Dtype::F32,
+            "f1ec42767519004f73b54121facfdaa52bc36d62dc624cad650da7fa21193c05",
+        ),
+        (
+            vec![(2, 4), (1, 4)],
+            Dtype::I8,
+            "fafe15011d271d9241ac3c653954e31d48d8a9cfaa65be9c2ca0227f6065cdcb",
+        ),
+    ];
+    for (layers, dtype, digest) in table {
+        let shape = Shape { layers, ..plain() };
+        for format in [1, 2] {
+            let adapter = shape.adapter_with(json!({"format": format, "inputs": "one"}), &[]);
+            let bytes = packed(&adapter, dtype).bytes;
+            assert_eq!(
+                Id::<32>::of(&bytes).to_string(),
+                digest,
+                "{dtype:?} {format}"
+            );
+        }
+    }
+}
+
+fn plain() -> Shape {
+    Shape {
+        tokens: 4,
+        layers: vec![],
+        hidden: 64,
+        classes: 5,
+        scale: 0.3,
+        seed: 3,
+    }
+}
+
+/// What each kind of head and answer needs, comes back from a bundle in every number format, and the length of the
+/// bundle is known before it is signed.
+#[test]
+fn every_head_and_answer_comes_back() {
+    const BIAS: (&str, &[u16]) = ("base_model.classifier.bias", &[5]);
+    const FACTORS: [(&str, &[u16]); 2] = [
+        ("preface.head.factor.0", &[5, 3]),
+        ("preface.head.factor.1", &[3, 64]),
+    ];
+    let weight: (&str, &[u16]) = ("base_model.classifier.weight", &[5, 64]);
+    let head = |kind: &str| json!({"kind": kind, "classes": 5, "hidden": 64});
+    let verbaliser = json!({"head": {"kind": "verbaliser", "classes": 5}, "verbaliser": [[1], [2, 3], [4], [5], [6]]});
+    let generation = json!({"head": {"kind": "generation", "classes": 0}, "labels": [], "probes": [],
+        "decode": {"most_tokens": 9, "stop_ids": [2, 3]}});
+    let factored = json!({"kind": "factored-linear", "classes": 5, "hidden": 64, "rank": 3});
+    let plan = AnswerPlan::new;
+    let table = [
+        (
+            json!({"head": head("token-linear"), "template": "tag {text}"}),
+            vec![weight, BIAS],
+            HeadKind::TokenLinear,
+            plan(AnswerKind::Tags, Inputs::One, None),
+        ),
+        (
+            json!({"head": factored, "answer": {"kind": "label", "threshold": 0.25}}),
+            vec![FACTORS[0], FACTORS[1], BIAS],
+            HeadKind::FactoredLinear,
+            plan(AnswerKind::Label, Inputs::One, Some(0.25)),
+        ),
+        (
+            json!({"head": head("label-text"), "answer": {"kind": "labels"}, "inputs": "pair"}),
+            vec![BIAS],
+            HeadKind::LabelText,
+            plan(AnswerKind::Labels, Inputs::Pair, Some(0.5)),
+        ),
+        (
+            verbaliser,
+            vec![],
+            HeadKind::Verbaliser,
+            plan(AnswerKind::Label, Inputs::One, None),
+        ),
+        (
+            generation,
+            vec![],
+            HeadKind::Generation,
+            plan(AnswerKind::Text, Inputs::One, None),
+        ),
+    ];
+    for (changes, tensors, kind, answer) in table {
+        let adapter = plain().adapter_with(changes, &tensors);
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8, Dtype::I4] {
+            let packed = packed(&adapter, dtype);
+            let options = Options {
+                dtype,
+                ..Options::new("intent", 1)
+            };
+            assert_eq!(packed_len(&adapter, &options).unwrap(), packed.bytes.len());
+            verify(&packed.bytes, |bundle| {
+                let manifest = bundle.manifest();
+                assert_eq!((manifest.head.kind, manifest.answer), (kind, answer));
+                assert_eq!(manifest.template, "{text}");
+                assert_eq!(manifest.min_runtime, 2, "{kind:?}");
+                let most = [1e-12, 1e-3, 4e-3, 0.02, 0.2][usize::from(dtype.to_u16()) - 1];
+                let [first, second] = &adapter.head_factors;
+                for (before, role) in [
+                    (&adapter.head_weight, Role::HeadWeight),
+                    (&adapter.head_bias, Role::HeadBias),
+                    (&[&first[..], second].concat(), Role::HeadFactor),
+                ] {
+                    let after = values(bundle, role);
+                    let error = if before.is_empty() {
+                        after.len() as f64
+                    } else {
+                        relative_error(before, &after)
+                    };
+                    assert!(error <= most, "{kind:?} {dtype:?} {role:?}: {error}");
+                }
+                let spoken: Vec<Vec<u32>> = manifest
+                    .verbaliser
+                    .iter()
+                    .flat_map(|verbaliser| verbaliser.iter().map(Iterator::collect))
+                    .collect();
+                assert_eq!(spoken, adapter.description.verbaliser);
+                let stops: Vec<u32> = manifest
+                    .decode_limits
+                    .iter()
+                    .flat_map(|limits| limits.stop_ids())
+                    .collect();
+                let expected = adapter
+                    .description
+                    .decode
+                    .as_ref()
+                    .map_or(vec![], |decode| decode.stop_ids.clone());
+                assert_eq!(stops, expected);
+            })
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_gated_prefix_of_the_upper_layers_costs_nothing_for_the_lower_ones() {
+    let shape = Shape {
+        layers: vec![(2, 4), (2, 4)],
+        ..plain()
+    };
+    let layer = json!({"kv_heads": 2, "head_dim": 4});
+    let form = |first: u16, gated: bool| json!({"kind": "key-values", "tokens": 4, "first_layer": first, "layers": [layer, layer], "gated": gated});
+    let whole = shape.adapter();
+    let upper = shape.adapter_with(json!({"form": form(4, false)}), &[]);
+    let mut gated = shape.adapter_with(json!({"form": form(4, true)}), &[("preface.gate", &[2])]);
+    let level = |bytes: &[u8]| {
+        Frame::parse(bytes)
+            .unwrap()
+            .unverified_manifest()
+            .unwrap()
+            .min_runtime
+    };
+    for dtype in [Dtype::F32, Dtype::I8, Dtype::I4] {
+        let [whole, upper] = [&whole, &upper].map(|adapter| packed(adapter, dtype).bytes);
+        assert_eq!(whole.len(), upper.len());
+        assert_eq!((level(&whole), level(&upper)), (1, 2));
+        verify(&packed(&gated, dtype).bytes, |bundle| {
+            assert_eq!(bundle.tensor(Role::KeyValues).unwrap().spec().layer, 4);
+            assert!(relative_error(&gated.gates, &values(bundle, Role::Gate)) < 1e-3);
+        })
+        .unwrap();
+    }
+    gated.gates.fill(0.0);
+    let [idle, upper] = [&gated, &upper].map(|adapter| packed(adapter, Dtype::I8).bytes.len());
+    assert_eq!(idle, upper, "gates of zero change nothing and are left out");
 }
 
 #[test]
