@@ -183,7 +183,9 @@ fn inputs(served: ServingInputs) -> Inputs {
             .map(|layer| PrefixInputs {
                 key: layer.key,
                 value: layer.value,
+                gate: Some(layer.gate),
             })
             .collect(),
+        partial: served.partial,
     }
 }

@@ -129,6 +129,20 @@ pub enum Error {
     /// The text has no tokens at all.
     #[error("the text has no tokens")]
     Empty,
+    /// A task that reads pairs is given one text.
+    #[error(
+        "task {task} reads pairs of texts; give two, parted by a tab, or \"text\" and \"text2\" in JSON"
+    )]
+    OneText {
+        /// The task's name.
+        task: String,
+    },
+    /// A task that reads one text is given two.
+    #[error("task {task} reads one text, not two")]
+    TwoTexts {
+        /// The task's name.
+        task: String,
+    },
     /// The scores of an answer are infinite or no numbers.
     #[error(
         "the answer is not a number: the base image or the bundle is damaged; run `preface verify` on the image"

@@ -12,6 +12,7 @@
     allow(dead_code, unused_imports, unused_variables)
 )]
 
+mod answer;
 pub mod bundle;
 #[cfg(feature = "compile")]
 pub mod compile;
@@ -27,8 +28,9 @@ mod task;
 mod testing;
 mod text;
 
+pub use answer::{Answer, Choice};
 pub use engine::EngineKind;
 pub use error::Error;
 pub use image::Image;
-pub use session::{Answer, Options, Session, TaskHandle};
-pub use text::Overlength;
+pub use session::{Options, Session, TaskHandle};
+pub use text::{Encoded, Overlength};

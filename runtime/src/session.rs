@@ -2,14 +2,15 @@
 
 use std::{panic::resume_unwind, thread};
 
-use preface_bundle::VerifiedBundle;
+use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 
 use crate::{
-    Error, Image,
+    Answer, Error, Image,
+    answer::Reader,
     engine::{Engine, EngineKind, Input, Prefix},
-    image::Description,
-    task::{Form, Task, pool},
-    text::{Encoder, Overlength},
+    image::{Description, Kind},
+    task::{Form, KeyValues, Measure, Place, Task, pool},
+    text::{Encoded, Encoder, Overlength},
 };
 
 /// How a session runs.
@@ -24,19 +25,6 @@ pub struct Options {
 /// Names a task loaded into one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TaskHandle(usize);
-
-/// What a task says about a text.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Answer<'a> {
-    /// The task that answered.
-    pub task: &'a str,
-    /// Its label for the text.
-    pub label: &'a str,
-    /// The label's place among the task's labels.
-    pub class: usize,
-    /// The label's probability.
-    pub score: f32,
-}
 
 /// A base ready to run, with the tasks loaded onto it.
 ///
@@ -64,8 +52,9 @@ struct Loaded {
 struct Room {
     rows: Vec<f32>,
     ids: Vec<i64>,
+    types: Vec<i64>,
     features: Vec<f32>,
-    scores: Vec<f32>,
+    logits: Vec<f32>,
 }
 
 impl Session {
@@ -123,6 +112,11 @@ impl Session {
             .map_or(&[], |loaded| &loaded.task.labels)
     }
 
+    /// What a loaded task is asked and answers; `None` where the handle is another session's.
+    pub fn plan(&self, task: TaskHandle) -> Option<AnswerPlan> {
+        self.tasks.get(task.0).map(|loaded| loaded.task.answer)
+    }
+
     /// Dequantises and expands the task of a verified bundle, and puts it beside the others; one of the same name is
     /// replaced and keeps its handle. The active task stays the active one.
     ///
@@ -132,13 +126,17 @@ impl Session {
         self.add(Task::of_bundle(bundle)?)
     }
 
-    fn add(&mut self, task: Task) -> Result<TaskHandle, Error> {
+    fn add(&mut self, mut task: Task) -> Result<TaskHandle, Error> {
         task.check(self.image.description())?;
         let prefix = match &task.form {
-            Form::Embeddings { .. } => None,
-            Form::KeyValues(prefix) => Some(prefix.clone()),
+            Form::Embeddings { .. } => self.engine.prepare(&KeyValues::default())?,
+            Form::KeyValues(prefix) => self.engine.prepare(prefix)?,
         };
-        let prefix = self.engine.prepare(prefix)?;
+        if task.head.measure == Measure::Cosine {
+            let prototypes = self.prototypes(&task.labels)?;
+            let hidden = self.image.description().hidden;
+            task.head.set_prototypes(prototypes, hidden);
+        }
         let place = self
             .tasks
             .iter()
@@ -161,64 +159,123 @@ impl Session {
         Ok(())
     }
 
-    /// Token ids of `text` as the active task reads it, made to fit as the options say.
+    /// For each label the mean of the hidden rows that the base without a prompt gives its name, `[labels, hidden]`.
+    fn prototypes(&mut self, labels: &[String]) -> Result<Vec<f32>, Error> {
+        let prefix = self.engine.prepare(&KeyValues::default())?;
+        let hidden = self.image.description().hidden;
+        let positions = self.image.description().max_positions;
+        let mut prototypes = vec![0.0; labels.len() * hidden];
+        for (label, prototype) in labels.iter().zip(prototypes.chunks_exact_mut(hidden)) {
+            let spoken = label.replace(['-', '_', '.'], " ");
+            let name = self.encoder.texts(&spoken, None)?;
+            name.check(positions.unwrap_or(usize::MAX))?;
+            self.room.fill(&self.image, None, &name)?;
+            let rows = self.engine.run(self.room.input(), &prefix)?;
+            pool(Pooling::Mean, rows, prototype);
+        }
+        Ok(prototypes)
+    }
+
+    /// A text, or for a task that reads pairs two of them, as the active task reads it, made to fit as the options say.
     ///
     /// # Errors
-    /// When no task is active, or the text has no tokens or too many.
-    pub fn tokens(&self, text: &str) -> Result<Vec<u32>, Error> {
+    /// When no task is active, it reads another number of texts, or the text has no tokens or too many.
+    pub fn encode(&self, text: &str, second: Option<&str>) -> Result<Encoded, Error> {
         let task = &self.active()?.task;
-        let mut ids = self.encoder.ids(&task.template.render(text))?;
-        self.options.overlength.fit(&mut ids, self.limit(task))?;
-        Ok(ids)
+        let name = || task.id.clone();
+        match (task.answer.inputs, second) {
+            (Inputs::Pair, None) => return Err(Error::OneText { task: name() }),
+            (Inputs::One, Some(_)) => return Err(Error::TwoTexts { task: name() }),
+            _ => {}
+        }
+        let limit = self.limit(task);
+        let encoded = self.written(task, text, second)?;
+        let tags = task.answer.kind == AnswerKind::Tags;
+        if encoded.len() > limit && self.options.overlength == Overlength::Truncate && !tags {
+            return self.cut(task, text, second, limit);
+        }
+        encoded.check(limit)?;
+        Ok(encoded)
     }
 
-    /// Answers `text` with the active task.
+    /// Texts as `task` writes them.
+    fn written(&self, task: &Task, text: &str, second: Option<&str>) -> Result<Encoded, Error> {
+        match task.answer.kind {
+            AnswerKind::Tags => {
+                let words: Vec<&str> = text.split_whitespace().collect();
+                self.encoder.words(&words)
+            }
+            _ => self.encoder.texts(&task.template.render(text), second),
+        }
+    }
+
+    /// As much of the beginning of `text` as fits `limit`.
+    fn cut(
+        &self,
+        task: &Task,
+        text: &str,
+        second: Option<&str>,
+        limit: usize,
+    ) -> Result<Encoded, Error> {
+        let ends = self.encoder.ends(text)?;
+        let mut kept = ends.len();
+        let mut encoded = self.written(task, text, second)?;
+        while encoded.len() > limit {
+            kept = kept.saturating_sub(encoded.len() - limit);
+            let end = ends.iter().take(kept).max().copied().unwrap_or(0);
+            if kept == 0 {
+                break;
+            }
+            encoded = self.written(task, text.get(..end).unwrap_or(text), second)?;
+        }
+        encoded.check(limit)?;
+        Ok(encoded)
+    }
+
+    /// Answers a text, or for a task that reads pairs two of them, with the active task.
     ///
     /// # Errors
-    /// As [`Session::tokens`], and when the engine fails.
-    pub fn classify(&mut self, text: &str) -> Result<Answer<'_>, Error> {
-        let ids = self.tokens(text)?;
-        self.classify_tokens(&ids)
+    /// As [`Session::encode`] and [`Session::answer_encoded`].
+    pub fn answer(&mut self, text: &str, second: Option<&str>) -> Result<Answer<'_>, Error> {
+        let encoded = self.encode(text, second)?;
+        self.answer_encoded(&encoded)
     }
 
-    /// Answers a text given as token ids, special tokens included, with the active task.
+    /// Answers a text that was encoded before, with the active task.
     ///
     /// # Errors
     /// When no task is active, there are no tokens or too many, the engine fails, or its answer is no number.
-    pub fn classify_tokens(&mut self, ids: &[u32]) -> Result<Answer<'_>, Error> {
+    pub fn answer_encoded(&mut self, text: &Encoded) -> Result<Answer<'_>, Error> {
         let handle = self.active.ok_or(Error::NoTask)?;
         let Loaded { task, prefix } = self.tasks.get(handle.0).ok_or(Error::NoTask)?;
-        let limit = self.limit(task);
-        if ids.is_empty() {
-            return Err(Error::Empty);
-        }
-        if ids.len() > limit {
-            return Err(Error::TooLong {
-                tokens: ids.len(),
-                limit,
-            });
-        }
-        self.room.fill(&self.image, task, ids)?;
+        text.check(self.limit(task))?;
+        self.room.fill(&self.image, Some(&task.form), text)?;
+        let rows = self.engine.run(self.room.input(), prefix)?;
         let Room {
-            rows,
-            ids,
-            features,
-            scores,
+            features, logits, ..
         } = &mut self.room;
-        let hidden = self.engine.run(Input { rows, ids }, prefix)?;
-        let text = &hidden[task.prompt_positions() * features.len()..];
-        pool(task.pooling, text, features);
-        let (class, score) = task.head.best(features, scores);
-        if !score.is_finite() || !scores.iter().all(|score| score.is_finite()) {
-            return Err(Error::NotANumber);
+        let hidden = features.len();
+        let first = hidden * task.form.rows_before_text();
+        let all = rows;
+        let rows = &rows[first..first + hidden * text.len()];
+        let reader = Reader {
+            plan: task.answer,
+            head: &task.head,
+            labels: &task.labels,
+            logits,
+        };
+        match task.answer.kind {
+            AnswerKind::Tags => reader.tagged(rows, hidden, text.words()),
+            _ => {
+                let decodes = self.image.description().kind == Kind::Decoder;
+                let rows = match task.pooling {
+                    Pooling::Last if decodes => all,
+                    _ => rows,
+                };
+                pool(task.pooling, rows, features);
+                reader.pooled(features)
+            }
         }
-        let label = &task.labels[class];
-        Ok(Answer {
-            task: &task.id,
-            label,
-            class,
-            score,
-        })
     }
 
     /// Runs two tokens through the base without a task: whether the engine can run it at all.
@@ -226,22 +283,11 @@ impl Session {
     /// # Errors
     /// When the engine fails.
     pub fn try_out(&mut self) -> Result<(), Error> {
-        let Description {
-            hidden,
-            placeholder,
-            ..
-        } = *self.image.description();
-        let mut rows = vec![0.0; 2 * hidden];
-        for row in rows.chunks_exact_mut(hidden) {
-            self.image.embedding(placeholder, row)?;
-        }
-        let ids = [placeholder.into(); 2];
-        let prefix = self.engine.prepare(None)?;
-        let input = Input {
-            rows: &rows,
-            ids: &ids,
-        };
-        self.engine.run(input, &prefix).map(|_| ())
+        let placeholder = self.image.description().placeholder;
+        let prefix = self.engine.prepare(&KeyValues::default())?;
+        let text = Encoded::of_ids(&[placeholder; 2]);
+        self.room.fill(&self.image, None, &text)?;
+        self.engine.run(self.room.input(), &prefix).map(|_| ())
     }
 
     fn active(&self) -> Result<&Loaded, Error> {
@@ -260,37 +306,63 @@ impl Session {
 }
 
 impl Room {
-    /// Lays out the rows and ids of the prompt of `task` and then of the text.
-    fn fill(&mut self, image: &Image, task: &Task, text: &[u32]) -> Result<(), Error> {
+    /// Lays out the rows, ids and types of a text and of the prompt beside it.
+    fn fill(&mut self, image: &Image, form: Option<&Form>, text: &Encoded) -> Result<(), Error> {
         let Description {
             hidden,
             placeholder,
             ..
         } = *image.description();
+        let (prompt, place) = match form {
+            Some(Form::Embeddings { rows, place, .. }) => (&rows[..], *place),
+            _ => (&[][..], Place::BeforeText),
+        };
+        let slots = prompt.len() / hidden;
+        let first = match place {
+            Place::BeforeText => slots,
+            Place::AfterText => 0,
+        };
+        let sequence = slots + text.len();
+        self.features.resize(hidden, 0.0);
         self.rows.clear();
+        self.rows.resize(sequence * hidden, 0.0);
         self.ids.clear();
-        if let Form::Embeddings { tokens, rows } = &task.form {
-            self.rows.extend_from_slice(rows);
-            self.ids.resize(*tokens, placeholder.into());
-        }
-        self.ids.extend(text.iter().map(|&id| i64::from(id)));
-        let prompt = self.rows.len();
-        self.rows.resize(prompt + text.len() * hidden, 0.0);
-        for (row, &id) in self.rows[prompt..].chunks_exact_mut(hidden).zip(text) {
+        self.ids.resize(sequence, placeholder.into());
+        self.types.clear();
+        self.types.resize(sequence, 0);
+        let start = match place {
+            Place::BeforeText => 0,
+            Place::AfterText => text.len() * hidden,
+        };
+        self.rows[start..start + prompt.len()].copy_from_slice(prompt);
+        let rows = self.rows.chunks_exact_mut(hidden).skip(first);
+        for (row, &id) in rows.zip(text.ids()) {
             image.embedding(id, row)?;
         }
-        self.features.resize(hidden, 0.0);
+        let ids = self.ids[first..].iter_mut().zip(text.ids());
+        ids.for_each(|(slot, &id)| *slot = id.into());
+        let types = self.types[first..].iter_mut().zip(text.types());
+        types.for_each(|(slot, &kind)| *slot = kind.into());
         Ok(())
+    }
+
+    fn input(&self) -> Input<'_> {
+        Input {
+            rows: &self.rows,
+            ids: &self.ids,
+            types: &self.types,
+        }
     }
 }
 
 #[cfg(all(test, feature = "compile"))]
 mod tests {
-    use preface_bundle::{Id, Pooling};
+    use preface_bundle::{HeadKind, Id};
 
     use super::*;
     use crate::{
-        task::{Head, KeyValues},
+        Choice,
+        task::{Head, LayerKeyValues},
         testing::{HIDDEN, POSITIONS, WORDS, image, numbers},
         text::Template,
     };
@@ -301,10 +373,8 @@ mod tests {
             base_id: base.base_id,
             tokenizer_id: base.tokenizer_id,
             form,
-            head: Head {
-                weight: numbers(70, 3 * HIDDEN),
-                bias: numbers(71, 3),
-            },
+            head: Head::linear(numbers(70, 3 * HIDDEN), numbers(71, 3)),
+            answer: AnswerPlan::of_head(HeadKind::Linear),
             labels: ["a", "b", "c"].map(str::to_owned).to_vec(),
             template: Template::parse("{text}").unwrap(),
             pooling: Pooling::Last,
@@ -319,11 +389,24 @@ mod tests {
         Form::Embeddings {
             tokens: tokens.len(),
             rows,
+            place: Place::BeforeText,
         }
     }
 
-    fn nothing(base: &Description) -> Form {
-        Form::KeyValues(KeyValues::empty(&base.layers))
+    fn nothing() -> Form {
+        Form::KeyValues(KeyValues::default())
+    }
+
+    /// The one label that the active task gives.
+    fn best<'a>(session: &'a mut Session, text: &str) -> Choice<'a> {
+        match session.answer(text, None).unwrap() {
+            Answer::Label { best, .. } => best,
+            other => panic!("another kind of answer: {other:?}"),
+        }
+    }
+
+    fn score(session: &mut Session, text: &str) -> f32 {
+        best(session, text).score
     }
 
     fn with_session(options: Options, check: impl FnOnce(Image, Session)) {
@@ -340,13 +423,12 @@ mod tests {
             let prompted = session
                 .add(task("prompted", embeddings(&image, &[1, 2]), &base))
                 .unwrap();
-            let spoken = session.add(task("spoken", nothing(&base), &base)).unwrap();
+            let spoken = session.add(task("spoken", nothing(), &base)).unwrap();
             session.activate(spoken).unwrap();
-            let whole = session.classify("turn on heat light").unwrap().score;
+            let whole = score(&mut session, "turn on heat light");
             session.activate(prompted).unwrap();
-            let answer = session.classify("heat light").unwrap();
-            assert_eq!((answer.task, answer.score), ("prompted", whole));
-            assert_ne!(session.classify("light heat").unwrap().score, whole);
+            assert_eq!(score(&mut session, "heat light"), whole);
+            assert_ne!(score(&mut session, "light heat"), whole);
         });
     }
 
@@ -362,7 +444,7 @@ mod tests {
                 .unwrap();
             let mut answer = |task| {
                 session.activate(task).unwrap();
-                session.classify("turn off heat").unwrap().score
+                score(&mut session, "turn off heat")
             };
             let (first, second) = (answer(one), answer(two));
             assert_ne!(first, second);
@@ -381,21 +463,22 @@ mod tests {
                 .add(task("t", embeddings(&image, &[1]), &base))
                 .unwrap();
             session.activate(old).unwrap();
-            let before = session.classify("heat").unwrap().score;
+            let before = score(&mut session, "heat");
             let new = session
                 .add(task("t", embeddings(&image, &[5]), &base))
                 .unwrap();
             assert_eq!((old, session.tasks().count()), (new, 1));
-            assert_ne!(session.classify("heat").unwrap().score, before);
+            assert_ne!(score(&mut session, "heat"), before);
         });
     }
 
     #[test]
     fn without_a_task_there_is_no_answer() {
         with_session(Options::default(), |_, mut session| {
-            assert!(matches!(session.classify("heat"), Err(Error::NoTask)));
-            assert!(matches!(session.classify_tokens(&[1]), Err(Error::NoTask)));
-            assert!(matches!(session.tokens("heat"), Err(Error::NoTask)));
+            let token = Encoded::of_ids(&[1]);
+            assert!(matches!(session.answer("heat", None), Err(Error::NoTask)));
+            assert!(matches!(session.answer_encoded(&token), Err(Error::NoTask)));
+            assert!(matches!(session.encode("heat", None), Err(Error::NoTask)));
             assert!(matches!(
                 session.activate(TaskHandle(0)),
                 Err(Error::NoTask)
@@ -409,10 +492,10 @@ mod tests {
             let base = session.description().clone();
             for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut damaged = task("t", embeddings(&image, &[1]), &base);
-                damaged.head.bias[1] = number;
+                damaged.head.bias_mut()[1] = number;
                 let handle = session.add(damaged).unwrap();
                 session.activate(handle).unwrap();
-                let error = session.classify("heat").unwrap_err();
+                let error = session.answer("heat", None).unwrap_err();
                 assert!(matches!(error, Error::NotANumber), "{number}: {error}");
             }
         });
@@ -427,14 +510,14 @@ mod tests {
                 .add(task("t", embeddings(&image, &[1, 2]), &base))
                 .unwrap();
             session.activate(prompt).unwrap();
-            let error = session.classify(&long).unwrap_err();
+            let error = session.answer(&long, None).unwrap_err();
             assert!(
                 matches!(error, Error::TooLong { tokens, limit } if tokens == POSITIONS - 1 && limit == POSITIONS - 2)
             );
-            assert!(matches!(session.classify(""), Err(Error::Empty)));
+            assert!(matches!(session.answer("", None), Err(Error::Empty)));
             let id = WORDS.len() as u32;
             assert!(matches!(
-                session.classify_tokens(&[id]),
+                session.answer_encoded(&Encoded::of_ids(&[id])),
                 Err(Error::Token { .. })
             ));
         });
@@ -449,14 +532,277 @@ mod tests {
                 .unwrap();
             session.activate(prompt).unwrap();
             assert_eq!(
-                session.tokens("turn on heat heat heat off").unwrap(),
-                [1, 2, 5, 3]
+                session
+                    .encode("turn on heat heat heat off", None)
+                    .unwrap()
+                    .ids(),
+                [1, 2, 5, 5]
             );
-            session.classify(&long).unwrap();
+            session.answer(&long, None).unwrap();
             assert!(matches!(
-                session.classify_tokens(&[1; 5]),
+                session.answer_encoded(&Encoded::of_ids(&[1; 5])),
                 Err(Error::TooLong { .. })
             ));
+        });
+    }
+
+    fn layer(seed: u32, tokens: usize, gate: f32) -> LayerKeyValues {
+        LayerKeyValues {
+            shape: crate::image::Layer {
+                kv_heads: 1,
+                head_dim: HIDDEN,
+            },
+            keys: numbers(seed, tokens * HIDDEN),
+            values: numbers(seed + 1, tokens * HIDDEN),
+            gate,
+        }
+    }
+
+    #[test]
+    fn gates_weigh_the_prefix_of_their_layer() {
+        with_session(Options::default(), |_, mut session| {
+            let base = session.description().clone();
+            let mut score = |layers: &[(usize, u32, f32)]| {
+                let layers = layers
+                    .iter()
+                    .map(|&(index, seed, gate)| (index, layer(seed, 3, gate)));
+                let form = Form::KeyValues(KeyValues {
+                    tokens: 3,
+                    layers: layers.collect(),
+                    ..KeyValues::default()
+                });
+                let handle = session.add(task("t", form, &base)).unwrap();
+                session.activate(handle).unwrap();
+                score(&mut session, "turn on heat")
+            };
+            let near = |one: f32, other: f32| (one - other).abs() < 1e-6;
+            let open = score(&[(0, 80, 0.0), (1, 90, 0.0)]);
+            let shut = score(&[(0, 80, -1e4), (1, 90, -1e4)]);
+            let half = score(&[(0, 80, 0.0), (1, 90, 1.5)]);
+            assert!(near(shut, score(&[])), "shut gates are as no prefix");
+            assert!(!near(open, shut) && !near(open, half) && !near(half, shut));
+            for upper in [0.0, 1.5] {
+                let (partial, whole) = (
+                    score(&[(1, 90, upper)]),
+                    score(&[(0, 80, -1e4), (1, 90, upper)]),
+                );
+                assert!(near(partial, whole), "{upper}: {partial} {whole}");
+                assert!(!near(partial, open) && !near(partial, shut));
+            }
+        });
+    }
+
+    #[test]
+    fn images_without_gates_take_whole_open_prefixes_alone() {
+        with_session(Options::default(), |_, session| {
+            let mut base = session.description().clone();
+            let prefix = |layers: &[(usize, f32)]| {
+                let layers = layers
+                    .iter()
+                    .map(|&(index, gate)| (index, layer(80, 2, gate)));
+                Form::KeyValues(KeyValues {
+                    tokens: 2,
+                    layers: layers.collect(),
+                    ..KeyValues::default()
+                })
+            };
+            let refusal = |form, base: &Description| {
+                let checked = task("t", form, base).check(base);
+                checked.err().map(|error| error.to_string())
+            };
+            let (whole, gated, upper) = (
+                prefix(&[(0, 0.0), (1, 0.0)]),
+                prefix(&[(0, 0.0), (1, 1.0)]),
+                prefix(&[(1, 0.0)]),
+            );
+            base.inputs.partial = false;
+            assert_eq!(refusal(gated.clone(), &base), None);
+            let said = refusal(upper.clone(), &base).unwrap();
+            assert!(said.contains("takes a prefix as its cache"), "{said}");
+            base.inputs
+                .prefixes
+                .iter_mut()
+                .for_each(|layer| layer.gate = None);
+            assert_eq!(refusal(whole, &base), None);
+            for form in [gated, upper] {
+                let said = refusal(form, &base).unwrap();
+                assert!(said.contains("compile the base again"), "{said}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_prompt_stands_where_its_task_says() {
+        with_session(Options::default(), |image, session| {
+            let mut room = Room::default();
+            let text = session.encoder.texts("turn on", Some("heat")).unwrap();
+            let rows = |ids: &[u32]| {
+                let Form::Embeddings { rows, .. } = embeddings(&image, ids) else {
+                    unreachable!()
+                };
+                rows
+            };
+            let placeholder = i64::from(image.description().placeholder);
+            for (place, order, ids, types) in [
+                (
+                    Place::BeforeText,
+                    [3, 1, 2, 5],
+                    [placeholder, 1, 2, 5],
+                    [0, 0, 0, 1],
+                ),
+                (
+                    Place::AfterText,
+                    [1, 2, 5, 3],
+                    [1, 2, 5, placeholder],
+                    [0, 0, 1, 0],
+                ),
+            ] {
+                let prompt = Form::Embeddings {
+                    tokens: 1,
+                    rows: rows(&[3]),
+                    place,
+                };
+                assert_eq!(
+                    prompt.rows_before_text(),
+                    usize::from(place == Place::BeforeText)
+                );
+                room.fill(&image, Some(&prompt), &text).unwrap();
+                assert_eq!(room.rows, rows(&order), "{place:?}");
+                assert_eq!(
+                    (&room.ids[..], &room.types[..]),
+                    (&ids[..], &types[..]),
+                    "{place:?}"
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn labels_speak_for_themselves() {
+        with_session(Options::default(), |_, mut session| {
+            let base = session.description().clone();
+            let labels = ["turn_on", "light-off", "heat.heat"];
+            let spoken = Task {
+                head: Head::label_text(vec![0.0; 3]),
+                labels: labels.map(str::to_owned).to_vec(),
+                pooling: Pooling::Mean,
+                ..task("spoken", nothing(), &base)
+            };
+            let handle = session.add(spoken).unwrap();
+            session.activate(handle).unwrap();
+            for (class, text) in ["turn on", "light off", "heat heat"]
+                .into_iter()
+                .enumerate()
+            {
+                let choice = best(&mut session, text);
+                assert_eq!((choice.class, choice.label), (class, labels[class]));
+                assert!((session.room.logits[class] - 20.0).abs() < 1e-3);
+            }
+        });
+    }
+
+    #[test]
+    fn a_task_is_asked_about_as_many_texts_as_it_reads() {
+        with_session(Options::default(), |image, mut session| {
+            let base = session.description().clone();
+            let kind = AnswerKind::Label;
+            let pair = Task {
+                answer: AnswerPlan::new(kind, Inputs::Pair, None),
+                template: Template::parse("turn {text} light").unwrap(),
+                ..task("pair", embeddings(&image, &[1]), &base)
+            };
+            let pair = session.add(pair).unwrap();
+            let one = session
+                .add(task("one", embeddings(&image, &[1]), &base))
+                .unwrap();
+            assert_eq!(session.plan(pair).unwrap().inputs, Inputs::Pair);
+            session.activate(pair).unwrap();
+            let encoded = session.encode("on", Some("heat off")).unwrap();
+            assert_eq!(
+                (encoded.ids(), encoded.types()),
+                (&[1, 2, 4, 5, 3][..], &[0, 0, 0, 1, 1][..])
+            );
+            session.answer("on", Some("heat off")).unwrap();
+            let error = session.answer("on", None).unwrap_err();
+            assert!(matches!(error, Error::OneText { .. }), "{error}");
+            session.activate(one).unwrap();
+            let error = session.answer("on", Some("heat")).unwrap_err();
+            assert!(matches!(error, Error::TwoTexts { .. }), "{error}");
+        });
+    }
+
+    #[test]
+    fn what_is_around_a_text_is_not_cut() {
+        let options = Options {
+            max_tokens: Some(5),
+            overlength: Overlength::Truncate,
+        };
+        with_session(options, |image, mut session| {
+            let base = session.description().clone();
+            let pair = Task {
+                answer: AnswerPlan::new(AnswerKind::Label, Inputs::Pair, None),
+                template: Template::parse("turn {text} light").unwrap(),
+                ..task("pair", embeddings(&image, &[1]), &base)
+            };
+            let handle = session.add(pair).unwrap();
+            session.activate(handle).unwrap();
+            let encoded = session.encode("on off heat", Some("heat")).unwrap();
+            assert_eq!(encoded.ids(), [1, 2, 3, 4, 5]);
+            let error = session.encode("on", Some("heat heat heat heat"));
+            assert!(matches!(error, Err(Error::TooLong { .. })));
+        });
+    }
+
+    #[test]
+    fn every_word_is_tagged() {
+        with_session(Options::default(), |image, mut session| {
+            let base = session.description().clone();
+            let tagging = Task {
+                answer: AnswerPlan::of_head(HeadKind::TokenLinear),
+                ..task("tags", embeddings(&image, &[1]), &base)
+            };
+            let handle = session.add(tagging).unwrap();
+            session.activate(handle).unwrap();
+            let encoded = session.encode(" turn  on\theat", None).unwrap();
+            let places = [Some(0), Some(1), Some(2)];
+            assert_eq!(
+                (encoded.ids(), encoded.words()),
+                (&[1, 2, 5][..], &places[..])
+            );
+            let Answer::Tags(tags) = session.answer_encoded(&encoded).unwrap() else {
+                panic!("another kind of answer");
+            };
+            assert_eq!(tags.iter().flatten().count(), 3);
+            assert!(matches!(session.encode(" ", None), Err(Error::Empty)));
+        });
+    }
+
+    #[test]
+    fn a_decoders_last_row_is_that_of_the_prompt_behind_a_text() {
+        with_session(Options::default(), |image, mut session| {
+            let base = session.description().clone();
+            let Form::Embeddings { tokens, rows, .. } = embeddings(&image, &[3, 4]) else {
+                unreachable!()
+            };
+            let form = Form::Embeddings {
+                tokens,
+                rows,
+                place: Place::AfterText,
+            };
+            let after = session.add(task("after", form, &base)).unwrap();
+            let spoken = session.add(task("spoken", nothing(), &base)).unwrap();
+            session.activate(spoken).unwrap();
+            let (bare, whole) = (
+                score(&mut session, "turn on"),
+                score(&mut session, "turn on off light"),
+            );
+            session.activate(after).unwrap();
+            let expected = match base.kind {
+                Kind::Decoder => whole,
+                _ => bare,
+            };
+            assert_ne!(bare, whole);
+            assert_eq!(score(&mut session, "turn on"), expected);
         });
     }
 
@@ -471,12 +817,24 @@ mod tests {
                 task.form = Form::Embeddings {
                     tokens: 1,
                     rows: vec![0.0; 5],
+                    place: Place::BeforeText,
                 }
             }),
             ("other layers", |task| {
+                let shape = crate::image::Layer {
+                    kv_heads: 1,
+                    head_dim: HIDDEN,
+                };
+                let layer = LayerKeyValues {
+                    shape,
+                    keys: vec![0.0; HIDDEN],
+                    values: vec![0.0; HIDDEN],
+                    gate: 0.0,
+                };
                 task.form = Form::KeyValues(KeyValues {
                     tokens: 1,
-                    layers: Vec::new(),
+                    layers: [(2, layer)].into(),
+                    ..KeyValues::default()
                 })
             }),
         ];

@@ -1,7 +1,10 @@
 //! A task: what one verified bundle makes the base do.
 
+use std::collections::BTreeMap;
+
 use preface_bundle::{
-    Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role, Tensor, VerifiedBundle,
+    AnswerPlan, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role, Tensor,
+    VerifiedBundle,
 };
 
 use crate::{
@@ -20,23 +23,39 @@ pub(crate) struct Task {
     pub head: Head,
     pub labels: Vec<String>,
     pub template: Template,
+    /// Which rows make the features; a token head reads each row by itself.
     pub pooling: Pooling,
+    pub answer: AnswerPlan,
 }
 
 /// How the prompt enters the base.
 #[derive(Clone, Debug)]
 pub(crate) enum Form {
-    /// Rows before those of the text, `[tokens, hidden]`.
-    Embeddings { tokens: usize, rows: Vec<f32> },
-    /// Keys and values before those of the text, in every layer.
+    /// Rows beside those of the text, `[tokens, hidden]`.
+    Embeddings {
+        tokens: usize,
+        rows: Vec<f32>,
+        place: Place,
+    },
+    /// Keys and values before those of the text.
     KeyValues(KeyValues),
 }
 
+/// Where the rows of a prompt stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    BeforeText,
+    AfterText,
+}
+
 /// Keys and values of a prefix.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct KeyValues {
     pub tokens: usize,
-    pub layers: Vec<LayerKeyValues>,
+    /// Whether the base counts the text's positions behind the prefix.
+    pub counted: bool,
+    /// By the number of the base's layer; the others have none.
+    pub layers: BTreeMap<usize, LayerKeyValues>,
 }
 
 /// One layer's keys and values, each `[kv_heads, tokens, head_dim]`.
@@ -45,74 +64,144 @@ pub(crate) struct LayerKeyValues {
     pub shape: Layer,
     pub keys: Vec<f32>,
     pub values: Vec<f32>,
+    /// Added to the attention scores of the prefix.
+    pub gate: f32,
 }
 
-impl KeyValues {
-    /// The prefix of a task that has none.
-    pub fn empty(layers: &[Layer]) -> Self {
-        let layers = layers.iter().map(|&shape| LayerKeyValues {
-            shape,
-            keys: Vec::new(),
-            values: Vec::new(),
-        });
-        Self {
-            tokens: 0,
-            layers: layers.collect(),
-        }
-    }
+/// How like features and a label's vector are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Measure {
+    /// Their inner product.
+    Product,
+    /// Their cosine, times [`SHARPNESS`].
+    Cosine,
 }
 
-/// A linear head: `logits = weight features + bias`.
+/// What the cosines of a label-text head are multiplied by.
+const SHARPNESS: f32 = 20.0;
+
+/// What turns features into a logit for each label.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
-    /// `[classes, hidden]`.
-    pub weight: Vec<f32>,
+    pub measure: Measure,
+    /// A vector for each label, `[classes, hidden]`; of label text unit vectors times [`SHARPNESS`], and none before
+    /// [`Head::set_prototypes`].
+    weight: Vec<f32>,
     /// `[classes]`.
-    pub bias: Vec<f32>,
+    bias: Vec<f32>,
 }
 
 impl Head {
-    fn of_bundle(bundle: &VerifiedBundle<'_>, manifest: &Manifest<'_>) -> Result<Self, String> {
-        let kind = manifest.head.kind;
-        if kind != HeadKind::Linear {
-            return Err(format!(
-                "its head is {}, this runtime has linear heads",
-                kind.name()
-            ));
+    /// `logits = weight features + bias`.
+    pub fn linear(weight: Vec<f32>, bias: Vec<f32>) -> Self {
+        Self {
+            measure: Measure::Product,
+            weight,
+            bias,
         }
-        let weight = bundle
-            .tensor(Role::HeadWeight)
-            .ok_or("its head has no weight")?;
-        let bias = bundle
-            .tensor(Role::HeadBias)
-            .map(|bias| numbers(&bias))
-            .transpose()?;
-        Ok(Self {
-            weight: numbers(&weight)?,
-            bias: bias.unwrap_or_else(|| vec![0.0; manifest.head.classes.into()]),
-        })
     }
 
-    /// The class of the greatest logit and its probability under softmax; `scores` is room for the logits.
-    pub fn best(&self, features: &[f32], scores: &mut Vec<f32>) -> (usize, f32) {
-        scores.clear();
-        let rows = self.weight.chunks_exact(features.len().max(1));
-        scores.extend(rows.zip(&self.bias).map(|(row, bias)| {
-            let product: f32 = row
-                .iter()
-                .zip(features)
-                .map(|(weight, feature)| weight * feature)
-                .sum();
-            product + bias
-        }));
-        let first = (0, f32::NEG_INFINITY);
-        let better = |best: (usize, f32), (class, &logit): (usize, &f32)| {
-            if logit > best.1 { (class, logit) } else { best }
-        };
-        let (class, logit) = scores.iter().enumerate().fold(first, better);
-        let total: f32 = scores.iter().map(|score| (score - logit).exp()).sum();
-        (class, 1.0 / total)
+    /// `logits = 20 cos(features, prototypes) + bias`, the prototypes not yet known.
+    pub fn label_text(bias: Vec<f32>) -> Self {
+        Self {
+            measure: Measure::Cosine,
+            weight: Vec::new(),
+            bias,
+        }
     }
+
+    fn of_bundle(bundle: &VerifiedBundle<'_>, manifest: &Manifest<'_>) -> Result<Self, String> {
+        let bias = bundle.tensor(Role::HeadBias);
+        let bias = bias.map(|bias| numbers(&bias)).transpose()?;
+        let bias = bias.unwrap_or_else(|| vec![0.0; manifest.head.classes.into()]);
+        match manifest.head.kind {
+            HeadKind::Linear | HeadKind::TokenLinear => {
+                let weight = bundle.tensor(Role::HeadWeight);
+                let weight = weight.ok_or("its head has no weight")?;
+                Ok(Self::linear(numbers(&weight)?, bias))
+            }
+            HeadKind::FactoredLinear => {
+                let factors: Vec<_> = bundle.tensors_of(Role::HeadFactor).collect();
+                let [first, second] = &factors[..] else {
+                    return Err("its head has not two factors".into());
+                };
+                Ok(Self::linear(product(first, second)?, bias))
+            }
+            HeadKind::LabelText => Ok(Self::label_text(bias)),
+            kind => Err(format!(
+                "its head is {}: it reads logits over the vocabulary, which this runtime does not compute; train it with a linear, factored-linear, label-text or token-linear head",
+                kind.name()
+            )),
+        }
+    }
+
+    /// Gives a label-text head the vectors of its labels, `[classes, hidden]`.
+    pub fn set_prototypes(&mut self, mut prototypes: Vec<f32>, hidden: usize) {
+        for prototype in prototypes.chunks_exact_mut(hidden.max(1)) {
+            let scale = SHARPNESS / norm(prototype);
+            prototype.iter_mut().for_each(|number| *number *= scale);
+        }
+        self.weight = prototypes;
+    }
+
+    /// Writes the logits of `features` to `logits`.
+    ///
+    /// # Errors
+    /// [`Error::NotANumber`] where one is infinite or no number.
+    pub fn logits(&self, features: &[f32], logits: &mut Vec<f32>) -> Result<(), Error> {
+        let scale = match self.measure {
+            Measure::Product => 1.0,
+            Measure::Cosine => 1.0 / norm(features),
+        };
+        logits.clear();
+        let rows = self.weight.chunks_exact(features.len().max(1));
+        logits.extend(
+            rows.zip(&self.bias)
+                .map(|(row, bias)| scale * inner(row, features) + bias),
+        );
+        match !logits.is_empty() && logits.iter().all(|logit| logit.is_finite()) {
+            true => Ok(()),
+            false => Err(Error::NotANumber),
+        }
+    }
+
+    /// Whether it has a vector of `hidden` numbers for each of `classes` labels, or will have.
+    fn fits(&self, classes: usize, hidden: usize) -> bool {
+        let awaits = self.measure == Measure::Cosine && self.weight.is_empty();
+        self.bias.len() == classes && (awaits || self.weight.len() == classes * hidden)
+    }
+
+    #[cfg(test)]
+    pub fn bias_mut(&mut self) -> &mut [f32] {
+        &mut self.bias
+    }
+}
+
+fn inner(one: &[f32], other: &[f32]) -> f32 {
+    one.iter().zip(other).map(|(one, other)| one * other).sum()
+}
+
+/// The length of a vector, but never zero.
+fn norm(vector: &[f32]) -> f32 {
+    inner(vector, vector).sqrt().max(f32::MIN_POSITIVE)
+}
+
+/// The product of two factors, `[rows, rank]` and `[rank, columns]`.
+fn product(first: &Tensor<'_>, second: &Tensor<'_>) -> Result<Vec<f32>, String> {
+    let columns = second.spec().dim(1);
+    let (rank, second) = (first.spec().dim(1), numbers(second)?);
+    let mut product = Vec::new();
+    for row in numbers(first)?.chunks_exact(rank.max(1)) {
+        let column = |column: usize| -> f32 {
+            let numbers = second.iter().skip(column).step_by(columns);
+            row.iter()
+                .zip(numbers)
+                .map(|(one, other)| one * other)
+                .sum()
+        };
+        product.extend((0..columns).map(column));
+    }
+    Ok(product)
 }
 
 /// Pools `rows` (`[text tokens, hidden]`) into `features` (`[hidden]`).
@@ -152,9 +241,10 @@ impl Task {
         if !bundle.is_bound() {
             return Err("it was verified without comparing its base and tokenizer".into());
         }
-        let pooling = manifest
-            .pooling
-            .ok_or("it does not say which hidden rows its head reads")?;
+        let pooling = match manifest.head.kind {
+            HeadKind::TokenLinear => Some(Pooling::Mean),
+            _ => manifest.pooling,
+        };
         let template =
             Template::parse(manifest.template).ok_or("its template has no place for a text")?;
         Ok(Self {
@@ -163,9 +253,10 @@ impl Task {
             tokenizer_id: manifest.tokenizer_id,
             form: Form::of_bundle(bundle, manifest)?,
             head: Head::of_bundle(bundle, manifest)?,
+            pooling: pooling.ok_or("it does not say which hidden rows its head reads")?,
+            answer: manifest.answer,
             labels: manifest.labels.iter().map(str::to_owned).collect(),
             template,
-            pooling,
         })
     }
 
@@ -173,6 +264,11 @@ impl Task {
     pub fn prompt_positions(&self) -> usize {
         match self.form {
             Form::Embeddings { tokens, .. } => tokens,
+            Form::KeyValues(KeyValues {
+                tokens,
+                counted: true,
+                ..
+            }) => tokens,
             Form::KeyValues(_) => 0,
         }
     }
@@ -202,10 +298,7 @@ impl Task {
             ));
         }
         let classes = self.labels.len();
-        if classes == 0
-            || self.head.bias.len() != classes
-            || self.head.weight.len() != classes * base.hidden
-        {
+        if classes == 0 || !self.head.fits(classes, base.hidden) {
             return Some(format!(
                 "its head has not {classes} rows of {}",
                 base.hidden
@@ -224,56 +317,101 @@ impl Task {
 }
 
 impl Form {
+    /// Rows that stand before the text's.
+    pub fn rows_before_text(&self) -> usize {
+        match self {
+            Self::Embeddings {
+                tokens,
+                place: Place::BeforeText,
+                ..
+            } => *tokens,
+            _ => 0,
+        }
+    }
+
     fn of_bundle(bundle: &VerifiedBundle<'_>, manifest: &Manifest<'_>) -> Result<Self, String> {
         match (manifest.form, manifest.positions) {
-            (BundleForm::Embeddings { tokens, .. }, Positions::AfterPrompt) => {
+            (BundleForm::Embeddings { tokens, .. }, positions) => {
                 let rows = bundle
                     .tensor(Role::Embeddings)
                     .ok_or("its prompt is missing")?;
                 Ok(Self::Embeddings {
                     tokens: tokens.into(),
                     rows: numbers(&rows)?,
+                    place: match positions {
+                        Positions::TextFromZero => Place::AfterText,
+                        _ => Place::BeforeText,
+                    },
                 })
             }
-            (BundleForm::KeyValues { tokens, .. }, Positions::TextFromZero) => {
-                let mut layers = Vec::new();
-                for run in bundle.tensors_of(Role::KeyValues) {
-                    if usize::from(run.spec().layer) != layers.len() {
-                        return Err(format!("layer {} has no prefix", layers.len()));
-                    }
-                    layers.extend(layers_of(&run)?);
-                }
-                Ok(Self::KeyValues(KeyValues {
-                    tokens: tokens.into(),
-                    layers,
-                }))
-            }
-            (form, positions) => Err(format!(
-                "its form {} with positions {} is not supported",
-                form.name(),
-                positions.name()
-            )),
+            (BundleForm::KeyValues { tokens, .. }, positions) => Ok(Self::KeyValues(KeyValues {
+                tokens: tokens.into(),
+                counted: positions == Positions::AfterPrompt,
+                layers: layers_of_bundle(bundle)?,
+            })),
+            (form, _) => Err(format!("its form {} is not supported", form.name())),
         }
     }
 
     fn misfit(&self, base: &Description) -> Option<String> {
         match self {
-            Self::Embeddings { tokens, rows } => {
-                let fits = rows.len() == tokens * base.hidden;
-                (!fits).then(|| format!("its prompt is not rows of {}", base.hidden))
+            Self::Embeddings { tokens, rows, .. } if rows.len() != tokens * base.hidden => {
+                Some(format!("its prompt is not rows of {}", base.hidden))
             }
-            Self::KeyValues(KeyValues { tokens, layers }) => {
-                let fits = layers.len() == base.layers.len()
-                    && layers.iter().zip(&base.layers).all(|(layer, shape)| {
-                        let numbers = shape.kv_heads * tokens * shape.head_dim;
-                        layer.shape == *shape
-                            && layer.keys.len() == numbers
-                            && layer.values.len() == numbers
-                    });
-                (!fits).then(|| "its prefix has other layers or heads".to_owned())
-            }
+            Self::Embeddings { .. } => None,
+            Self::KeyValues(prefix) => prefix.misfit(base),
         }
     }
+}
+
+impl KeyValues {
+    fn misfit(&self, base: &Description) -> Option<String> {
+        let fits = self.layers.iter().all(|(&index, layer)| {
+            let numbers = layer.shape.kv_heads * self.tokens * layer.shape.head_dim;
+            base.layers.get(index) == Some(&layer.shape)
+                && [&layer.keys, &layer.values].map(Vec::len) == [numbers; 2]
+        });
+        let partial = self.tokens > 0 && self.layers.len() < base.layers.len();
+        let gated = self.layers.values().any(|layer| layer.gate != 0.0);
+        let gates = base
+            .inputs
+            .prefixes
+            .iter()
+            .all(|layer| layer.gate.is_some());
+        if self.counted && base.inputs.partial {
+            Some(
+                "its prefix takes the first positions, which this base counts by the text alone"
+                    .into(),
+            )
+        } else if !fits {
+            Some("its prefix has other layers or heads".into())
+        } else if (partial || gated) && !gates {
+            Some("its prefix is gated or of some layers only, and this image takes no gates; compile the base again".into())
+        } else if partial && !base.inputs.partial {
+            Some("its prefix is of some layers only, and this base takes a prefix as its cache, which is of all layers".into())
+        } else {
+            None
+        }
+    }
+}
+
+/// The layers of all runs with their gates, by the number of the base's layer.
+fn layers_of_bundle(
+    bundle: &VerifiedBundle<'_>,
+) -> Result<BTreeMap<usize, LayerKeyValues>, String> {
+    let mut layers = BTreeMap::new();
+    for run in bundle.tensors_of(Role::KeyValues) {
+        let first = usize::from(run.spec().layer);
+        layers.extend((first..).zip(layers_of(&run)?));
+    }
+    if let Some(gates) = bundle.tensor(Role::Gate) {
+        let gates = numbers(&gates)?;
+        layers
+            .values_mut()
+            .zip(gates)
+            .for_each(|(layer, gate)| layer.gate = gate);
+    }
+    Ok(layers)
 }
 
 /// The layers of one run, `[layers, 2, kv_heads, tokens, head_dim]`.
@@ -290,6 +428,7 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
             shape,
             keys: keys.to_vec(),
             values: values.to_vec(),
+            gate: 0.0,
         }
     });
     Ok(layers.collect())
@@ -323,14 +462,27 @@ mod tests {
     }
 
     #[test]
-    fn the_greatest_logit_wins_with_its_probability() {
-        let head = Head {
-            weight: vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0],
-            bias: vec![0.0, 0.0, -3.0],
-        };
-        let (class, score) = head.best(&[1.0, 3.0], &mut Vec::new());
-        assert_eq!(class, 1);
-        let expected = 3f32.exp() / (1f32.exp() + 3f32.exp() + 1f32.exp());
-        assert!((score - expected).abs() < 1e-6, "{score}");
+    fn likeness_does_not_depend_on_length() {
+        let mut head = Head::label_text(vec![0.0, 0.5, 0.0]);
+        head.set_prototypes(vec![3.0, 4.0, -3.0, -4.0, 4.0, -3.0], 2);
+        let mut logits = Vec::new();
+        for length in [0.001, 1.0, 1000.0] {
+            head.logits(&[0.6 * length, 0.8 * length], &mut logits)
+                .unwrap();
+            for (logit, expected) in logits.iter().zip([20.0, -19.5, 0.0]) {
+                assert!((logit - expected).abs() < 1e-4, "{logits:?}");
+            }
+        }
+        head.logits(&[0.0, 0.0], &mut logits).unwrap();
+        assert_eq!(logits, [0.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_refused() {
+        for number in [f32::NAN, f32::INFINITY] {
+            let head = Head::linear(vec![1.0, 2.0], vec![0.0, number]);
+            let error = head.logits(&[1.0], &mut Vec::new());
+            assert!(matches!(error, Err(Error::NotANumber)));
+        }
     }
 }

@@ -58,19 +58,21 @@ pub fn source() -> Source {
     let prefixes = (0..LAYERS).map(|layer| PrefixInputs {
         key: format!("key.{layer}"),
         value: format!("value.{layer}"),
+        gate: Some(format!("gate.{layer}")),
     });
     let inputs = Inputs {
         embeddings: "rows".into(),
         mask: Some("mask".into()),
         positions: Some("positions".into()),
         prefixes: prefixes.collect(),
+        partial: true,
         ..Inputs::default()
     };
     Source {
         model: model(&inputs),
         embedding: "words".into(),
         description: Description {
-            kind: Kind::Encoder,
+            kind: Kind::Decoder,
             hidden: HIDDEN,
             layers: vec![
                 Layer {
@@ -100,7 +102,15 @@ fn tokenizer() -> Vec<u8> {
         r#"{{"type":"WordLevel","vocab":{{{}}},"unk_token":"[UNK]"}}"#,
         words.join(",")
     );
-    let rest = r#""added_tokens":[],"normalizer":null,"pre_tokenizer":{"type":"WhitespaceSplit"},"post_processor":null,"decoder":null"#;
+    let sequence =
+        |id: &str, kind: u8| format!(r#"{{"Sequence":{{"id":"{id}","type_id":{kind}}}}}"#);
+    let (first, second) = (sequence("A", 0), sequence("B", 1));
+    let pairs = format!(
+        r#"{{"type":"TemplateProcessing","single":[{first}],"pair":[{first},{second}],"special_tokens":{{}}}}"#
+    );
+    let rest = format!(
+        r#""added_tokens":[],"normalizer":null,"pre_tokenizer":{{"type":"WhitespaceSplit"}},"post_processor":{pairs},"decoder":null"#
+    );
     format!(r#"{{"version":"1.0","truncation":null,"padding":null,{rest},"model":{model}}}"#)
         .into_bytes()
 }
@@ -109,8 +119,12 @@ fn model(inputs: &Inputs) -> ModelProto {
     let mut graph = GraphProto::default();
     let mut builder = Builder::beside(&graph, "n", OPSET);
     let mut rows = at_positions(&mut builder, inputs);
-    let mask = additive_mask(&mut builder);
+    let [prefix, text] = additive_masks(&mut builder);
     for (layer, names) in inputs.prefixes.iter().enumerate() {
+        let gate = names.gate.as_deref().expect("every layer has a gate");
+        let gated = builder.apply("Add", &[&prefix, gate], &[]);
+        let joined = [("axis", Attribute::Int(3))];
+        let mask = builder.apply("Concat", &[&gated, &text], &joined);
         rows = attention(&mut builder, &rows, &mask, names, layer);
     }
     builder.write("Identity", &[&rows], &["hidden"], &[]);
@@ -144,6 +158,11 @@ fn model(inputs: &Inputs) -> ModelProto {
             &["1", "1", "prefix", &hidden],
         ));
     }
+    for gate in inputs.prefixes.iter().flat_map(|layer| &layer.gate) {
+        graph
+            .input
+            .push(ValueInfoProto::tensor(gate, data_type::FLOAT, &["1"]));
+    }
     graph.output.push(ValueInfoProto::tensor(
         "hidden",
         data_type::FLOAT,
@@ -172,8 +191,9 @@ fn at_positions(builder: &mut Builder, inputs: &Inputs) -> String {
     builder.apply("Add", &[&inputs.embeddings, &rows], &[])
 }
 
-/// `[1, 1, sequence, prefix + sequence]`: a row sees the prefix, and itself and earlier rows where the mask is one.
-fn additive_mask(builder: &mut Builder) -> String {
+/// `[1, 1, sequence, prefix]` and `[1, 1, sequence, sequence]`: a row sees the prefix, and itself and earlier rows where
+/// the mask is one.
+fn additive_masks(builder: &mut Builder) -> [String; 2] {
     let visible = visible(builder);
     let zero = builder.scalar(data_type::FLOAT, 0.0);
     let far = builder.scalar(data_type::FLOAT, -1e4);
@@ -190,7 +210,7 @@ fn additive_mask(builder: &mut Builder) -> String {
         &[("axis", Attribute::Int(0))],
     );
     let zeros = builder.apply("ConstantOfShape", &[&shape], &[]);
-    builder.apply("Concat", &[&zeros, &text], &[("axis", Attribute::Int(3))])
+    [zeros, text]
 }
 
 /// `[1, 1, sequence, sequence]`, from positions that are counted as exporters count them.

@@ -1,6 +1,6 @@
 //! From a text to token ids.
 
-use tokenizers::Tokenizer;
+use tokenizers::{EncodeInput, Encoding, InputSequence, Tokenizer};
 
 use crate::{Error, Image};
 
@@ -10,23 +10,70 @@ pub enum Overlength {
     /// It is refused.
     #[default]
     Refuse,
-    /// Its end is cut off; the last token, the separator, is kept.
+    /// Its end is cut off; what is around it, and the second text of a pair, are kept.
     Truncate,
 }
 
-impl Overlength {
-    /// Makes `ids` at most `limit` long, or refuses.
-    pub(crate) fn fit(self, ids: &mut Vec<u32>, limit: usize) -> Result<(), Error> {
-        let tokens = ids.len();
-        match (ids.last(), limit.checked_sub(1)) {
-            (None, _) => Err(Error::Empty),
-            _ if tokens <= limit => Ok(()),
-            (Some(&last), Some(kept)) if self == Self::Truncate => {
-                ids.truncate(kept);
-                ids.push(last);
-                Ok(())
-            }
-            _ => Err(Error::TooLong { tokens, limit }),
+/// A text, or a pair of them, as the base reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token ids, special tokens included.
+    ids: Vec<u32>,
+    /// Token types: of a pair, which of the two a token is of. None where all are 0.
+    types: Vec<u32>,
+    /// For each word of a text to be tagged the place of its first token; `None` where it has none.
+    words: Vec<Option<usize>>,
+}
+
+impl Encoded {
+    /// A single text given as token ids, special tokens included.
+    pub fn of_ids(ids: &[u32]) -> Self {
+        Self {
+            ids: ids.to_vec(),
+            ..Self::default()
+        }
+    }
+
+    fn of(encoding: &Encoding) -> Self {
+        let types = encoding.get_type_ids();
+        let some = types.iter().any(|&kind| kind != 0);
+        Self {
+            types: if some { types.to_vec() } else { Vec::new() },
+            ..Self::of_ids(encoding.get_ids())
+        }
+    }
+
+    /// How many tokens there are, special tokens included.
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The token ids, special tokens included.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The token types; none where all are 0.
+    pub(crate) fn types(&self) -> &[u32] {
+        &self.types
+    }
+
+    /// For each word the place of its first token.
+    pub(crate) fn words(&self) -> &[Option<usize>] {
+        &self.words
+    }
+
+    /// Refuses what is empty or longer than `limit`.
+    pub(crate) fn check(&self, limit: usize) -> Result<(), Error> {
+        match self.len() {
+            0 => Err(Error::Empty),
+            tokens if tokens > limit => Err(Error::TooLong { tokens, limit }),
+            _ => Ok(()),
         }
     }
 }
@@ -49,14 +96,43 @@ impl Encoder {
         Ok(Self(tokenizer))
     }
 
-    /// Token ids of `text` with special tokens.
-    pub fn ids(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self.0.encode_fast(text, true);
-        let encoding = encoding.map_err(|source| Error::Tokenizer {
-            action: "encoding a text",
-            source,
-        })?;
-        Ok(encoding.get_ids().to_vec())
+    /// A text, or two joined as the tokenizer joins pairs, with special tokens.
+    pub fn texts(&self, text: &str, second: Option<&str>) -> Result<Encoded, Error> {
+        let encoding = match second {
+            None => self.0.encode_fast(text, true),
+            Some(second) => self.0.encode_fast((text, second), true),
+        };
+        Ok(Encoded::of(&encoding.map_err(failed)?))
+    }
+
+    /// Words with special tokens, and where each word begins.
+    pub fn words(&self, words: &[&str]) -> Result<Encoded, Error> {
+        let words = words.to_vec();
+        let input = EncodeInput::Single(InputSequence::from(words.clone()));
+        let encoding = self.0.encode(input, true).map_err(failed)?;
+        let mut places = vec![None; words.len()];
+        for (place, word) in encoding.get_word_ids().iter().enumerate().rev() {
+            let slot = word.and_then(|word| places.get_mut(usize::try_from(word).ok()?));
+            slot.into_iter().for_each(|slot| *slot = Some(place));
+        }
+        Ok(Encoded {
+            words: places,
+            ..Encoded::of(&encoding)
+        })
+    }
+
+    /// Where each token of `text` alone ends in it.
+    pub fn ends(&self, text: &str) -> Result<Vec<usize>, Error> {
+        let encoding = self.0.encode(text, false).map_err(failed)?;
+        let ends = encoding.get_offsets().iter().map(|&(_, end)| end);
+        Ok(ends.collect())
+    }
+}
+
+fn failed(source: tokenizers::Error) -> Error {
+    Error::Tokenizer {
+        action: "encoding a text",
+        source,
     }
 }
 
@@ -85,28 +161,6 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_long_text_is_refused_or_cut() {
-        let table = [
-            (Overlength::Refuse, 5, Some(vec![1, 2, 3, 4])),
-            (Overlength::Refuse, 4, Some(vec![1, 2, 3, 4])),
-            (Overlength::Refuse, 3, None),
-            (Overlength::Truncate, 4, Some(vec![1, 2, 3, 4])),
-            (Overlength::Truncate, 3, Some(vec![1, 2, 4])),
-            (Overlength::Truncate, 1, Some(vec![4])),
-            (Overlength::Truncate, 0, None),
-        ];
-        for (overlength, limit, expected) in table {
-            let mut ids = vec![1, 2, 3, 4];
-            let fitted = overlength.fit(&mut ids, limit).ok().map(|()| ids);
-            assert_eq!(fitted, expected, "{overlength:?} {limit}");
-        }
-        assert!(matches!(
-            Overlength::Truncate.fit(&mut Vec::new(), 4),
-            Err(Error::Empty)
-        ));
-    }
 
     #[test]
     fn a_template_holds_its_text() {

@@ -74,6 +74,8 @@ pub(crate) struct Input<'a> {
     pub rows: &'a [f32],
     /// Token ids of the same rows, `[sequence]`, the placeholder in a prompt's slots.
     pub ids: &'a [i64],
+    /// Token types of the same rows, `[sequence]`, 0 in a prompt's slots.
+    pub types: &'a [i64],
 }
 
 impl Engine {
@@ -103,8 +105,8 @@ impl Engine {
         }
     }
 
-    /// Lays a prefix out as this engine consumes it; `None` for a task without one.
-    pub fn prepare(&self, prefix: Option<KeyValues>) -> Result<Prefix, Error> {
+    /// Lays a prefix out as this engine consumes it; that of a task without one has no layers.
+    pub fn prepare(&self, prefix: &KeyValues) -> Result<Prefix, Error> {
         match *self {
             #[cfg(feature = "plan")]
             Self::Plan(ref plan) => plan.prepare(prefix).map(Prefix::Plan),

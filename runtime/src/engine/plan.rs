@@ -28,14 +28,17 @@ pub(crate) struct Plan {
     output: Option<Tensor>,
 }
 
-/// Keys and values of every layer, each `[1, kv_heads, prefix, head_dim]`.
+/// Keys, values and gate of every layer.
 #[derive(Debug)]
 pub(crate) struct Prefix(Vec<KeyValue>);
 
 #[derive(Debug)]
 struct KeyValue {
+    /// `[1, kv_heads, prefix, head_dim]`, as are the values.
     key: Arc<Tensor>,
     value: Arc<Tensor>,
+    /// `[1]`.
+    gate: Arc<Tensor>,
 }
 
 /// What an input is given.
@@ -44,11 +47,15 @@ enum Role {
     Rows,
     Ids,
     Ones,
-    Zeros,
+    Types,
     Positions,
     Key(usize),
     Value(usize),
+    Gate(usize),
 }
+
+/// A gate that shuts a layer's prefix out: what it is added to is no weight under softmax.
+const SHUT: f32 = -1e9;
 
 impl Plan {
     pub fn open(image: &Image) -> Result<Self, Error> {
@@ -84,12 +91,8 @@ impl Plan {
         })
     }
 
-    pub fn prepare(&self, prefix: Option<KeyValues>) -> Result<Prefix, Error> {
-        let prepared = match prefix {
-            Some(prefix) => laid_out(prefix),
-            None => laid_out(KeyValues::empty(&self.layers)),
-        };
-        prepared.map_err(failed("laying a prefix out"))
+    pub fn prepare(&self, prefix: &KeyValues) -> Result<Prefix, Error> {
+        laid_out(prefix, &self.layers).map_err(failed("laying a prefix out"))
     }
 
     pub fn run(&mut self, input: Input<'_>, prefix: &Prefix) -> Result<&[f32], Error> {
@@ -140,13 +143,14 @@ impl Plan {
             Role::Ones => tensor1(&vec![1i64; sequence])
                 .into_shape(&shape)?
                 .into_tvalue(),
-            Role::Zeros => Tensor::zero::<i64>(&shape)?.into_tvalue(),
+            Role::Types => Tensor::from_shape(&shape, input.types)?.into_tvalue(),
             Role::Positions => {
                 let positions: Vec<i64> = (0i64..).take(sequence).collect();
                 Tensor::from_shape(&shape, &positions)?.into_tvalue()
             }
             Role::Key(index) => layer(index)?.key.clone().into_tvalue(),
             Role::Value(index) => layer(index)?.value.clone().into_tvalue(),
+            Role::Gate(index) => layer(index)?.gate.clone().into_tvalue(),
         })
     }
 }
@@ -156,7 +160,7 @@ fn roles(inputs: &Inputs) -> HashMap<&str, Role> {
     let optional = [
         (&inputs.ids, Role::Ids),
         (&inputs.mask, Role::Ones),
-        (&inputs.token_types, Role::Zeros),
+        (&inputs.token_types, Role::Types),
         (&inputs.positions, Role::Positions),
     ];
     roles.extend(
@@ -167,6 +171,8 @@ fn roles(inputs: &Inputs) -> HashMap<&str, Role> {
     for (index, layer) in inputs.prefixes.iter().enumerate() {
         roles.insert(&layer.key, Role::Key(index));
         roles.insert(&layer.value, Role::Value(index));
+        let gate = layer.gate.iter();
+        roles.extend(gate.map(|gate| (&**gate, Role::Gate(index))));
     }
     roles
 }
@@ -235,13 +241,26 @@ fn attach(image: &Image, program: &mut Program, pairs: &[(&Packing, &Packed)]) -
     model.compact()
 }
 
-fn laid_out(prefix: KeyValues) -> TractResult<Prefix> {
-    let KeyValues { tokens, layers } = prefix;
-    let layers = layers.into_iter().map(|layer| {
-        let shape = [1, layer.shape.kv_heads, tokens, layer.shape.head_dim];
+/// Keys, values and gate of every layer of the base: rows of zeros, shut out, in a layer that has no prefix.
+fn laid_out(prefix: &KeyValues, layers: &[Layer]) -> TractResult<Prefix> {
+    let layers = layers.iter().enumerate().map(|(index, shape)| {
+        let shape = [1, shape.kv_heads, prefix.tokens, shape.head_dim];
+        let (key, value, gate) = match prefix.layers.get(&index) {
+            Some(layer) => (
+                Tensor::from_shape(&shape, &layer.keys)?,
+                Tensor::from_shape(&shape, &layer.values)?,
+                layer.gate,
+            ),
+            None => (
+                Tensor::zero::<f32>(&shape)?,
+                Tensor::zero::<f32>(&shape)?,
+                SHUT,
+            ),
+        };
         Ok(KeyValue {
-            key: Tensor::from_shape(&shape, &layer.keys)?.into_arc_tensor(),
-            value: Tensor::from_shape(&shape, &layer.values)?.into_arc_tensor(),
+            key: key.into_arc_tensor(),
+            value: value.into_arc_tensor(),
+            gate: tensor1(&[gate]).into_arc_tensor(),
         })
     });
     Ok(Prefix(layers.collect::<TractResult<_>>()?))
@@ -274,9 +293,19 @@ mod tests {
             .unwrap()
             .model;
         let mut plan = Plan::ready(model, &roles(&description.inputs), &description).unwrap();
-        let prefix = plan.prepare(Some(prefix.clone())).unwrap();
-        let ids = vec![0; rows.len() / HIDDEN];
-        plan.output(Input { rows, ids: &ids }, &prefix).unwrap()
+        let prefix = plan.prepare(prefix).unwrap();
+        plan.output(input(rows, &ZEROS[..rows.len() / HIDDEN]), &prefix)
+            .unwrap()
+    }
+
+    const ZEROS: [i64; 32] = [0; 32];
+
+    fn input<'a>(rows: &'a [f32], ids: &'a [i64]) -> Input<'a> {
+        Input {
+            rows,
+            ids,
+            types: ids,
+        }
     }
 
     fn prefix(tokens: usize) -> KeyValues {
@@ -284,10 +313,12 @@ mod tests {
             shape: source().description.layers[0],
             keys: numbers(seed, tokens * HIDDEN),
             values: numbers(seed + 1, tokens * HIDDEN),
+            gate: 0.0,
         };
         KeyValues {
             tokens,
-            layers: vec![layer(50), layer(60)],
+            layers: [(0, layer(50)), (1, layer(60))].into(),
+            ..KeyValues::default()
         }
     }
 
@@ -298,16 +329,9 @@ mod tests {
         let mut plan = Plan::open(&image).unwrap();
         for (sequence, tokens) in [(1, 0), (1, 3), (7, 0), (7, 1), (2, 16), (20, 5)] {
             let rows = numbers(9, sequence * HIDDEN);
-            let ids = vec![0; sequence];
-            let prepared = plan.prepare(Some(prefix(tokens))).unwrap();
+            let prepared = plan.prepare(&prefix(tokens)).unwrap();
             let mapped = plan
-                .run(
-                    Input {
-                        rows: &rows,
-                        ids: &ids,
-                    },
-                    &prepared,
-                )
+                .run(input(&rows, &ZEROS[..sequence]), &prepared)
                 .unwrap()
                 .to_vec();
             let expected = plain(&rows, &prefix(tokens));
@@ -324,40 +348,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let image = crate::testing::image(&folder.path().join("tiny.base"));
         let mut plan = Plan::open(&image).unwrap();
-        let none = plan.prepare(None).unwrap();
+        let none = plan.prepare(&KeyValues::default()).unwrap();
         let rows = numbers(9, 3 * HIDDEN);
-        let good = plan
-            .run(
-                Input {
-                    rows: &rows,
-                    ids: &[0; 3],
-                },
-                &none,
-            )
-            .unwrap()
-            .to_vec();
-        let mut odd = prefix(2);
-        odd.layers.pop();
-        let odd = plan.prepare(Some(odd)).unwrap();
-        plan.run(
-            Input {
-                rows: &rows,
-                ids: &[0; 3],
-            },
-            &odd,
-        )
-        .unwrap_err();
-        assert_eq!(
-            plan.run(
-                Input {
-                    rows: &rows,
-                    ids: &[0; 3]
-                },
-                &none
-            )
-            .unwrap(),
-            good
-        );
+        let text = input(&rows, &ZEROS[..3]);
+        let good = plan.run(text, &none).unwrap().to_vec();
+        let mut odd = plan.prepare(&prefix(2)).unwrap();
+        odd.0.pop();
+        plan.run(text, &odd).unwrap_err();
+        assert_eq!(plan.run(text, &none).unwrap(), good);
     }
 
     #[test]

@@ -61,12 +61,15 @@ pub struct Inputs {
     pub ids: Option<String>,
     /// `i64 [1, sequence]`: one for every row.
     pub mask: Option<String>,
-    /// `i64 [1, sequence]`: zero for every row.
+    /// `i64 [1, sequence]`: zero for every row of a prompt or a single text.
     pub token_types: Option<String>,
     /// `i64 [1, sequence]`: 0, 1, 2 and so on.
     pub positions: Option<String>,
     /// The prefix of every layer, in layer order.
     pub prefixes: Vec<PrefixInputs>,
+    /// Whether a layer may be without a prefix that others have.
+    #[serde(default)]
+    pub partial: bool,
 }
 
 impl Inputs {
@@ -76,21 +79,24 @@ impl Inputs {
         let prefixes = self
             .prefixes
             .iter()
-            .flat_map(|layer| [&*layer.key, &*layer.value]);
-        let names = optional
-            .into_iter()
-            .flatten()
+            .flat_map(|layer| [Some(&layer.key), Some(&layer.value), layer.gate.as_ref()])
+            .flatten();
+        let names = optional.into_iter().flatten().chain(prefixes);
+        names
+            .chain([&self.embeddings])
             .map(String::as_str)
-            .chain(prefixes);
-        names.chain([&*self.embeddings]).collect()
+            .collect()
     }
 }
 
-/// Names of one layer's prefix inputs, each `f32 [1, kv_heads, prefix, head_dim]`.
+/// Names of one layer's prefix inputs: keys and values, each `f32 [1, kv_heads, prefix, head_dim]`, and the gate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrefixInputs {
     /// The keys.
     pub key: String,
     /// The values.
     pub value: String,
+    /// `f32 [1]`: added to the attention scores of the prefix; images of old have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<String>,
 }

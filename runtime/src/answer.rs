@@ -1,0 +1,179 @@
+//! What a task says about a text.
+
+use preface_bundle::{AnswerKind, AnswerPlan};
+
+use crate::{Error, task::Head};
+
+/// A label and how probable it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice<'a> {
+    /// The label.
+    pub label: &'a str,
+    /// Its place among the task's labels.
+    pub class: usize,
+    /// Its probability: its share of all labels, or where several may be given, by itself.
+    pub score: f32,
+}
+
+/// What a task says about a text.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Answer<'a> {
+    /// The most probable label.
+    Label {
+        /// The label.
+        best: Choice<'a>,
+        /// Whether the text is outside the task's scope: the label is then less probable than the task demands.
+        out_of_scope: bool,
+    },
+    /// Every label that is probable enough, in the order of labels.
+    Labels(Vec<Choice<'a>>),
+    /// A label for each word; `None` for one without tokens, or whose tokens were cut off.
+    Tags(Vec<Option<Choice<'a>>>),
+}
+
+/// Reads answers off hidden rows.
+pub(crate) struct Reader<'a> {
+    pub plan: AnswerPlan,
+    pub head: &'a Head,
+    pub labels: &'a [String],
+    /// Room for the logits.
+    pub logits: &'a mut Vec<f32>,
+}
+
+impl<'a> Reader<'a> {
+    /// The answer to pooled rows, `[hidden]`.
+    pub fn pooled(mut self, features: &[f32]) -> Result<Answer<'a>, Error> {
+        let threshold = self.plan.threshold.unwrap_or(0.0);
+        if self.plan.kind == AnswerKind::Labels {
+            return Ok(Answer::Labels(self.probable(features, threshold)?));
+        }
+        let best = self.best(features)?;
+        Ok(Answer::Label {
+            best,
+            out_of_scope: best.score < threshold,
+        })
+    }
+
+    /// The answer to the rows of a text, `[tokens, hidden]`, whose words begin at `words`.
+    pub fn tagged(
+        mut self,
+        rows: &[f32],
+        hidden: usize,
+        words: &[Option<usize>],
+    ) -> Result<Answer<'a>, Error> {
+        let tag = |word: &Option<usize>| {
+            let row = word.and_then(|place| rows.chunks_exact(hidden).nth(place));
+            row.map(|row| self.best(row)).transpose()
+        };
+        Ok(Answer::Tags(
+            words.iter().map(tag).collect::<Result<_, _>>()?,
+        ))
+    }
+
+    fn best(&mut self, features: &[f32]) -> Result<Choice<'a>, Error> {
+        self.head.logits(features, self.logits)?;
+        let first = (0, f32::NEG_INFINITY);
+        let better = |best: (usize, f32), (class, &logit): (usize, &f32)| {
+            if logit > best.1 { (class, logit) } else { best }
+        };
+        let (class, greatest) = self.logits.iter().enumerate().fold(first, better);
+        let total: f32 = self
+            .logits
+            .iter()
+            .map(|logit| (logit - greatest).exp())
+            .sum();
+        Ok(self.choice(class, 1.0 / total))
+    }
+
+    fn probable(&mut self, features: &[f32], least: f32) -> Result<Vec<Choice<'a>>, Error> {
+        self.head.logits(features, self.logits)?;
+        let scores = self.logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp()));
+        let probable = scores.enumerate().filter(|(_, score)| *score >= least);
+        Ok(probable
+            .map(|(class, score)| self.choice(class, score))
+            .collect())
+    }
+
+    fn choice(&self, class: usize, score: f32) -> Choice<'a> {
+        Choice {
+            label: &self.labels[class],
+            class,
+            score,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use preface_bundle::Inputs;
+
+    use super::*;
+
+    fn with_reader<T>(
+        kind: AnswerKind,
+        threshold: Option<f32>,
+        read: impl FnOnce(Reader<'_>) -> T,
+    ) -> T {
+        let head = Head::linear(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], vec![0.0, 0.0, -3.0]);
+        let labels = ["a", "b", "c"].map(str::to_owned);
+        let plan = AnswerPlan::new(kind, Inputs::One, threshold);
+        read(Reader {
+            plan,
+            head: &head,
+            labels: &labels,
+            logits: &mut Vec::new(),
+        })
+    }
+
+    #[test]
+    fn the_greatest_logit_wins_with_its_share() {
+        let expected = 3f32.exp() / (1f32.exp() + 3f32.exp() + 1f32.exp());
+        for (threshold, outside) in [(None, false), (Some(0.5), false), (Some(0.95), true)] {
+            with_reader(AnswerKind::Label, threshold, |reader| {
+                let Answer::Label { best, out_of_scope } = reader.pooled(&[1.0, 3.0]).unwrap()
+                else {
+                    panic!("another kind of answer");
+                };
+                assert_eq!((best.label, best.class, out_of_scope), ("b", 1, outside));
+                assert!((best.score - expected).abs() < 1e-6, "{}", best.score);
+            });
+        }
+    }
+
+    #[test]
+    fn every_probable_label_is_given() {
+        for (threshold, expected) in [(0.0, "abc"), (0.5, "abc"), (0.74, "b"), (1.0, "")] {
+            with_reader(AnswerKind::Labels, Some(threshold), |reader| {
+                let Answer::Labels(choices) = reader.pooled(&[1.0, 3.0]).unwrap() else {
+                    panic!("another kind of answer");
+                };
+                let labels: String = choices.iter().map(|choice| choice.label).collect();
+                assert_eq!(labels, expected, "{threshold}");
+                let logistic =
+                    |choice: &Choice<'_>| 1.0 / (1.0 + (-[1.0f32, 3.0, 1.0][choice.class]).exp());
+                assert!(
+                    choices
+                        .iter()
+                        .all(|choice| (choice.score - logistic(choice)).abs() < 1e-6)
+                );
+            });
+        }
+    }
+
+    #[test]
+    fn words_are_tagged_where_they_begin() {
+        with_reader(AnswerKind::Tags, None, |reader| {
+            let rows = [9.0, 0.0, 0.0, 9.0, 9.0, 9.0];
+            let words = [Some(1), None, Some(0), Some(2), Some(7)];
+            let Answer::Tags(tags) = reader.tagged(&rows, 2, &words).unwrap() else {
+                panic!("another kind of answer");
+            };
+            let tags: Vec<_> = tags
+                .iter()
+                .map(|tag| tag.map_or("-", |tag| tag.label))
+                .collect();
+            assert_eq!(tags, ["b", "-", "a", "c", "-"]);
+        });
+    }
+}
