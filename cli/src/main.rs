@@ -6,10 +6,14 @@ mod allocations;
 // Maps base images: see the SAFETY comment there.
 #[allow(unsafe_code)]
 mod image;
+#[cfg(feature = "host")]
+mod journal;
 mod memory;
 #[cfg(feature = "host")]
 mod onnxruntime;
 mod output;
+#[cfg(feature = "host")]
+mod report;
 mod tasks;
 mod verbs;
 
@@ -36,7 +40,7 @@ enum Command {
     #[cfg(feature = "host")]
     Check(verbs::check::Arguments),
     #[cfg(feature = "host")]
-    Train(verbs::train::Arguments),
+    Train(Box<verbs::train::Arguments>),
     #[cfg(feature = "host")]
     Eval(verbs::eval::Arguments),
     #[cfg(feature = "host")]
@@ -61,7 +65,7 @@ impl Command {
             #[cfg(feature = "host")]
             Self::Check(arguments) => verbs::check::run(arguments, output),
             #[cfg(feature = "host")]
-            Self::Train(arguments) => verbs::train::run(arguments, output),
+            Self::Train(arguments) => verbs::train::run(*arguments, output),
             #[cfg(feature = "host")]
             Self::Eval(arguments) => verbs::eval::run(arguments, output),
             #[cfg(feature = "host")]

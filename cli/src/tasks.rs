@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::builder::RangedU64ValueParser;
-use preface_bundle::{Frame, Policy, TrustStore};
-use preface_runtime::{Image, Options, Overlength, Session, TaskHandle, bundle};
+use preface_bundle::{Frame, Inputs, Policy, TrustStore};
+use preface_runtime::{Answer, Error, Image, Options, Overlength, Session, TaskHandle, bundle};
 
 /// The files that a session is opened from.
 #[derive(clap::Args)]
@@ -102,6 +102,51 @@ fn name(session: &Session, handle: TaskHandle) -> &str {
     found.map_or("", |(_, name)| name)
 }
 
+/// What a task is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// The text, or the first of a pair.
+    pub first: String,
+    /// The second of a pair.
+    pub second: Option<String>,
+}
+
+impl Text {
+    /// Reads a line: a JSON object with "text" and for pairs "text2", or the text itself; in a line of text a tab parts
+    /// a pair. What is for pairs alone is passed over where one text is read.
+    pub fn of_line(line: &str, inputs: Inputs) -> Self {
+        let pair = inputs == Inputs::Pair;
+        let value = line
+            .starts_with('{')
+            .then(|| serde_json::from_str(line).ok());
+        let value: Option<serde_json::Value> = value.flatten();
+        let field = |name| Some(value.as_ref()?.get(name)?.as_str()?.to_owned());
+        let parted = || line.split_once('\t').filter(|_| pair);
+        match (field("text"), parted()) {
+            (Some(first), _) => Self {
+                first,
+                second: field("text2").filter(|_| pair),
+            },
+            (None, Some((first, second))) => Self {
+                first: first.to_owned(),
+                second: Some(second.to_owned()),
+            },
+            (None, None) => Self {
+                first: line.to_owned(),
+                second: None,
+            },
+        }
+    }
+
+    /// Lets the active task answer.
+    ///
+    /// # Errors
+    /// As [`Session::answer`].
+    pub fn ask<'a>(&self, session: &'a mut Session) -> Result<Answer<'a>, Error> {
+        session.answer(&self.first, self.second.as_deref())
+    }
+}
+
 /// A bundle that may not be used here: an answer, where other errors are failures.
 #[derive(Debug)]
 pub struct Refused(PathBuf);
@@ -134,4 +179,36 @@ pub fn load(session: &mut Session, path: &Path, trust: &str) -> anyhow::Result<T
     let decoded = bundle::decode(&admitted).with_context(refused)?;
     let verified = admitted.open(&decoded).with_context(refused)?;
     session.load(&verified).with_context(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_text_or_holds_one_or_two() {
+        let table = [
+            ("turn on", "turn on", None),
+            ("turn on\tnow", "turn on", Some("now")),
+            (r#"{"text": "turn on", "label": "x"}"#, "turn on", None),
+            (
+                r#"{"text": "turn on", "text2": "now"}"#,
+                "turn on",
+                Some("now"),
+            ),
+            (r#"{"texts": "turn on"}"#, r#"{"texts": "turn on"}"#, None),
+            ("{brace", "{brace", None),
+        ];
+        for (line, first, second) in table {
+            let pair = Text::of_line(line, Inputs::Pair);
+            assert_eq!(
+                (&*pair.first, pair.second.as_deref()),
+                (first, second),
+                "{line}"
+            );
+            let one = Text::of_line(line, Inputs::One);
+            let whole = if line.contains('\t') { line } else { first };
+            assert_eq!((&*one.first, one.second), (whole, None), "{line}");
+        }
+    }
 }

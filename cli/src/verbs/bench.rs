@@ -10,14 +10,15 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use preface_runtime::{Error, Session, TaskHandle};
+use preface_bundle::Inputs;
+use preface_runtime::{Encoded, Error, Session, TaskHandle};
 use serde::Serialize;
 
 use crate::{
     allocations,
     memory::Memory,
     output::Output,
-    tasks::{self, Files, Tasks, count},
+    tasks::{self, Files, Tasks, Text, count},
 };
 
 /// What a child says once it has answered.
@@ -40,7 +41,7 @@ Example:
 pub struct Arguments {
     #[command(flatten)]
     files: Files,
-    /// Texts to run, one a line.
+    /// Texts to run, one a line, as `preface run` reads them.
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     text: Option<PathBuf>,
     /// Length of a made-up text, special tokens included.
@@ -92,7 +93,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     } = arguments.files.open()?;
     let &first = handles.first().context("no bundle is given")?;
     session.activate(first)?;
-    let texts = arguments.texts(&session)?;
+    let plan = session.plan(first);
+    let texts = arguments.texts(&session, plan.map_or(Inputs::One, |plan| plan.inputs))?;
     let mut bench = Bench {
         session,
         texts,
@@ -189,14 +191,14 @@ fn say(report: &Report, output: &Output) {
 
 impl Arguments {
     /// The texts of the file, or one that has the wanted length.
-    fn texts(&self, session: &Session) -> anyhow::Result<Vec<Sample>> {
+    fn texts(&self, session: &Session, inputs: Inputs) -> anyhow::Result<Vec<Sample>> {
         let Some(path) = &self.text else {
-            return Ok(vec![made_up(session, self.tokens)?]);
+            return Ok(vec![made_up(session, self.tokens, inputs)?]);
         };
         let content =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let lines = content.lines().filter(|line| !line.trim().is_empty());
-        let samples = lines.map(|line| Sample::of(session, line));
+        let samples = lines.map(|line| Sample::of(session, Text::of_line(line, inputs)));
         let samples: Vec<Sample> = samples.collect::<anyhow::Result<_>>()?;
         ensure!(!samples.is_empty(), "{} has no text", path.display());
         Ok(samples)
@@ -214,27 +216,28 @@ impl Arguments {
     }
 }
 
-/// A text with its token ids.
+/// A text, or a pair of them, with its tokens.
 struct Sample {
-    text: String,
-    ids: Vec<u32>,
+    text: Text,
+    encoded: Encoded,
 }
 
 impl Sample {
-    fn of(session: &Session, text: &str) -> anyhow::Result<Self> {
-        let ids = session.tokens(text)?;
-        Ok(Self {
-            text: text.to_owned(),
-            ids,
-        })
+    fn of(session: &Session, text: Text) -> anyhow::Result<Self> {
+        let encoded = session.encode(&text.first, text.second.as_deref())?;
+        Ok(Self { text, encoded })
     }
 }
 
 /// A text of `tokens` tokens: a word said as often as that takes.
-fn made_up(session: &Session, tokens: usize) -> anyhow::Result<Sample> {
+fn made_up(session: &Session, tokens: usize, inputs: Inputs) -> anyhow::Result<Sample> {
     for words in 1..=tokens {
-        let sample = Sample::of(session, &vec!["light"; words].join(" "))?;
-        if sample.ids.len() >= tokens {
+        let text = Text {
+            first: vec!["light"; words].join(" "),
+            second: (inputs == Inputs::Pair).then(|| "light".to_owned()),
+        };
+        let sample = Sample::of(session, text)?;
+        if sample.encoded.len() >= tokens {
             return Ok(sample);
         }
     }
@@ -256,10 +259,10 @@ impl Cost {
         }
     }
 
-    fn add(&mut self, run: impl FnOnce() -> Result<f32, Error>) -> anyhow::Result<()> {
+    fn add(&mut self, run: impl FnOnce() -> Result<(), Error>) -> anyhow::Result<()> {
         let before = allocations::calls();
         let start = Instant::now();
-        black_box(run()?);
+        run()?;
         self.times_ms.push(start.elapsed().as_secs_f64() * 1e3);
         self.allocations += allocations::calls() - before;
         Ok(())
@@ -278,7 +281,7 @@ struct Bench {
 
 impl Bench {
     fn mean_tokens(&self) -> f64 {
-        let tokens: usize = self.texts.iter().map(|sample| sample.ids.len()).sum();
+        let tokens: usize = self.texts.iter().map(|sample| sample.encoded.len()).sum();
         tokens as f64 / self.texts.len() as f64
     }
 
@@ -289,7 +292,7 @@ impl Bench {
             .cycle()
             .take(WARM_UPS.max(self.texts.len()))
         {
-            self.session.classify(&sample.text)?;
+            sample.text.ask(&mut self.session)?;
         }
         Ok(())
     }
@@ -299,14 +302,15 @@ impl Bench {
         let (mut from_tokens, mut from_text) = (Cost::of(self.runs), Cost::of(self.runs));
         for sample in self.texts.iter().cycle().take(self.runs) {
             from_tokens.add(|| {
-                self.session
-                    .classify_tokens(&sample.ids)
-                    .map(|answer| answer.score)
+                let answer = self.session.answer_encoded(&sample.encoded)?;
+                black_box(answer);
+                Ok(())
             })?;
             from_text.add(|| {
-                self.session
-                    .classify(&sample.text)
-                    .map(|answer| answer.score)
+                sample
+                    .text
+                    .ask(&mut self.session)
+                    .map(|answer| _ = black_box(answer))
             })?;
         }
         Ok((from_tokens, from_text))
@@ -341,7 +345,7 @@ impl Bench {
     /// Answers once and then keeps the image open until the parent is done.
     fn hold(&mut self, output: &Output) -> anyhow::Result<ExitCode> {
         let sample = self.texts.first().context("no text")?;
-        self.session.classify(&sample.text)?;
+        sample.text.ask(&mut self.session)?;
         output.print(READY);
         stdin()
             .read_to_end(&mut Vec::new())

@@ -121,16 +121,11 @@ fn report(
             check.error
         ));
     }
-    let trainable = description.kind != Kind::EncoderDecoder;
     let servable = base.serving_graph();
-    if !trainable {
-        output.say("not yet      preface train learns prompts for encoders and decoders only");
-    }
     if let Err(error) = &servable {
         output.say(format_args!("not yet      preface compile: {error}"));
     }
     output.json(&json!({
-        "trainable": trainable,
         "servable": servable.is_ok(),
         "usable": true,
         "kind": description.kind,

@@ -7,28 +7,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use preface_bundle::{Frame, TrustStore};
 use preface_graph::Base;
 use preface_packager::{
     Access, Adapter as Packable, SecretKey, TrustDraft, pack, write_file, write_trust,
 };
 use preface_runtime::{
-    Options as SessionOptions, Overlength as Excess, Session, TaskHandle, bundle,
+    Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, bundle,
 };
 use preface_trainer::{
     adapter::Adapter,
-    batch::Overlength,
-    data::Dataset,
+    data::{Dataset, Example},
+    encode::Overlength,
     engine::Library,
-    heads::Pooling,
-    training::{self, Options},
+    options::{Candidate, Options},
+    training,
 };
 use serde::Serialize;
 
 use super::{
     compile,
-    eval::on_onnxruntime,
+    eval::{Measuring, on_onnxruntime},
     train::{Bar, note_test},
 };
 use crate::{onnxruntime::OnnxRuntime, output::Output, tasks};
@@ -209,17 +209,20 @@ impl Stage<'_> {
         let [train, dev, test] = self.data(task)?;
         let folder = self.path(&format!("{}.adapter", task.name));
         let mut adapter = self.adapter(task, &folder, &train, &dev)?;
-        let threads = self.arguments.onnxruntime.threads();
+        let measuring = Measuring {
+            overlength: Overlength::Refuse,
+            out_of_scope: None,
+            threads: self.arguments.onnxruntime.threads(),
+        };
         let figures = on_onnxruntime(
             &adapter,
             self.base,
             self.library,
             &test,
-            Overlength::Refuse,
-            threads,
+            &measuring,
             self.output,
         )?;
-        note_test(&mut adapter, figures);
+        note_test(&mut adapter, &figures.evaluation);
         adapter.write(&folder)?;
         let options = preface_packager::Options::new(task.name, 1);
         let packed = pack(&Packable::open(&folder)?, &options, key)?;
@@ -234,7 +237,7 @@ impl Stage<'_> {
         ));
         Ok(Packed {
             test,
-            accuracy: figures.accuracy,
+            accuracy: figures.evaluation.score(),
             bytes: packed.bytes.len(),
             path,
         })
@@ -248,19 +251,17 @@ impl Stage<'_> {
         train: &Dataset,
         dev: &Dataset,
     ) -> anyhow::Result<Adapter> {
+        let candidate = Candidate {
+            learning_rate: Some(task.learning_rate),
+            ..Candidate::default()
+        };
         let options = Options {
             method: task.method.into(),
             tokens: task.tokens,
-            head: "linear".into(),
-            pooling: Pooling::Mean,
             epochs: task.epochs,
-            batch: 16,
-            learning_rate: Some(task.learning_rate),
-            head_learning_rate: 1e-2,
-            weight_decay: 0.01,
-            seed: 0,
+            candidates: vec![candidate],
             threads: self.arguments.onnxruntime.threads(),
-            overlength: Overlength::Refuse,
+            ..Options::default()
         };
         if let Ok(adapter) = Adapter::read(folder)
             && !self.arguments.fresh
@@ -271,14 +272,19 @@ impl Stage<'_> {
             return Ok(adapter);
         }
         let label = format!("training {}", task.name);
-        let outcome = training::train(
+        let outcomes = training::train(
             self.base,
             self.library,
             train,
             dev,
             &options,
+            None,
             &mut Bar::new(self.output, &label),
         )?;
+        let outcome = outcomes
+            .into_iter()
+            .next()
+            .context("training gave nothing")?;
         self.output.note(format_args!(
             "{}: trained in {:.0} s",
             folder.display(),
@@ -325,7 +331,7 @@ impl Stage<'_> {
         for index in 0..longest {
             for ((packed, &handle), tally) in packed.iter().zip(&handles).zip(&mut tallies) {
                 if let Some(example) = packed.test.examples.get(index) {
-                    tally.sentence(&mut session, handle, &example.text, &example.label)?;
+                    tally.sentence(&mut session, handle, example)?;
                 }
             }
             bar.inc(1);
@@ -342,12 +348,14 @@ fn is_result_of(adapter: &Adapter, options: &Options, base: &Base, data: [&Datas
     let [train, dev] = data;
     let same_way = card.method == options.method
         && card.form.tokens() == options.tokens
-        && receipt.epochs == options.epochs
+        && receipt.epochs <= options.epochs
         && receipt.batch == options.batch
-        && receipt.seed == options.seed
         && receipt.version == env!("CARGO_PKG_VERSION")
-        && receipt.head_learning_rate == options.head_learning_rate
-        && options.learning_rate == Some(receipt.learning_rate);
+        && options.candidates.iter().any(|candidate| {
+            receipt.seed == candidate.seed
+                && receipt.head_learning_rate == candidate.head_learning_rate
+                && candidate.learning_rate == Some(receipt.learning_rate)
+        });
     let same_data = receipt.data_sha256 == train.sha256 && receipt.dev_sha256 == dev.sha256;
     same_way && same_data && adapter.fits(&base.description, Path::new("")).is_ok()
 }
@@ -365,16 +373,18 @@ impl Tally {
         &mut self,
         session: &mut Session,
         task: TaskHandle,
-        text: &str,
-        label: &str,
+        example: &Example,
     ) -> anyhow::Result<()> {
         let begun = Instant::now();
         session.activate(task)?;
         self.swaps.push(begun.elapsed());
         let begun = Instant::now();
-        let answer = session.classify(text)?;
+        let answer = session.answer(&example.text, None)?;
         self.runs.push(begun.elapsed());
-        self.right += usize::from(answer.label == label);
+        let Answer::Label { best, .. } = answer else {
+            bail!("a task of the demo does not answer with one label");
+        };
+        self.right += usize::from(example.target.names() == [best.label]);
         Ok(())
     }
 
@@ -388,7 +398,7 @@ impl Tally {
         let count = |label: &String| {
             examples
                 .iter()
-                .filter(|example| example.label == *label)
+                .filter(|example| example.target.names() == [label.as_str()])
                 .count()
         };
         let most = packed.test.labels().iter().map(count).max().unwrap_or(0);

@@ -4,13 +4,14 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use preface_graph::Base;
-use preface_runtime::{Session, TaskHandle};
+use preface_runtime::{Answer, Choice, Session, TaskHandle};
 use preface_trainer::{
     adapter::Adapter,
-    batch::{Encoded, Overlength, encode, room},
-    data::Dataset,
+    data::{AnswerKind, Dataset, Labels},
+    encode::{Encoded, Overlength, Rows, Truth},
     engine::Library,
-    evaluation::{Evaluation, Prediction, evaluate},
+    evaluation::{encode, evaluate},
+    metrics::{Evaluation, Found, Prediction},
     tokens::Tokens,
 };
 
@@ -50,6 +51,9 @@ pub struct Arguments {
     /// Cut texts that are too long instead of refusing them.
     #[arg(long)]
     truncate: bool,
+    /// Label of texts that have none of the labels.
+    #[arg(long, value_name = "LABEL")]
+    out_of_scope: Option<String>,
     #[command(flatten)]
     onnxruntime: OnnxRuntime,
 }
@@ -68,15 +72,19 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
             } else {
                 Overlength::Refuse
             };
-            on_onnxruntime(
-                &adapter,
-                &base,
-                &library,
-                &data,
+            let measuring = Measuring {
                 overlength,
-                arguments.onnxruntime.threads(),
-                output,
-            )?
+                out_of_scope: arguments.out_of_scope.as_deref(),
+                threads: arguments.onnxruntime.threads(),
+            };
+            let figures = on_onnxruntime(&adapter, &base, &library, &data, &measuring, output)?;
+            if figures.truncated > 0 {
+                output.note(format_args!(
+                    "{} texts were too long and were cut",
+                    figures.truncated
+                ));
+            }
+            figures.evaluation
         }
         (None, Some(bundle), Some(trust)) => {
             let files = Files {
@@ -91,15 +99,44 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
                 handles,
                 ..
             } = files.open()?;
-            on_runtime(&mut session, handles[0], &data, output)?
+            on_runtime(
+                &mut session,
+                handles[0],
+                &data,
+                arguments.out_of_scope.as_deref(),
+                output,
+            )?
         }
         _ => bail!("pass --adapter, or --bundle with --trust"),
     };
-    output.say(format_args!("accuracy {:.4}", evaluation.accuracy));
-    output.say(format_args!("macro F1 {:.4}", evaluation.macro_f1));
+    for (name, figure) in &evaluation.figures {
+        output.say(format_args!("{name} {figure:.4}"));
+    }
     output.say(format_args!("examples {}", evaluation.examples));
     output.json(&evaluation)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How an adapter is measured.
+pub struct Measuring<'a> {
+    /// What happens to texts that are too long.
+    pub overlength: Overlength,
+    /// The label of texts that have none of the labels.
+    pub out_of_scope: Option<&'a str>,
+    /// Threads of ONNX Runtime.
+    pub threads: usize,
+}
+
+/// Figures with the answers behind them.
+pub struct Figures {
+    /// The figures.
+    pub evaluation: Evaluation,
+    /// The answers, in the order of the data.
+    pub predictions: Vec<Prediction>,
+    /// The examples that were answered.
+    pub rows: Vec<Encoded>,
+    /// The number of texts that lost tokens.
+    pub truncated: usize,
 }
 
 /// Evaluates an adapter in f32 through ONNX Runtime.
@@ -108,59 +145,115 @@ pub fn on_onnxruntime(
     base: &Base,
     library: &Library,
     data: &Dataset,
-    overlength: Overlength,
-    threads: usize,
+    measuring: &Measuring,
     output: &Output,
-) -> anyhow::Result<Evaluation> {
+) -> anyhow::Result<Figures> {
     let tokens = Tokens::read(&base.tokenizer)?;
-    let room = room(&base.description, &adapter.prompt.form);
     let card = &adapter.card;
-    let rows = encode(
-        data,
-        &card.labels,
-        &card.template,
+    let Rows { rows, truncated } = encode(
+        card,
+        &base.description,
         &tokens,
-        room,
-        overlength,
+        data,
+        measuring.overlength,
+        measuring.out_of_scope,
     )?;
     let bar = output.progress(rows.len() as u64, "evaluating");
-    let predictions = evaluate(adapter, base, library, &rows, threads, |done| {
+    let predictions = evaluate(adapter, base, library, &rows, measuring.threads, |done| {
         bar.set_position(done as u64)
     })?;
     bar.finish_and_clear();
-    Ok(Evaluation::of(
+    let evaluation = Evaluation::of(
+        card.answer.kind,
+        &card.labels,
+        card.answer.threshold,
         &predictions,
         &rows,
-        adapter.card.labels.len(),
-    ))
+    );
+    Ok(Figures {
+        evaluation,
+        predictions,
+        rows,
+        truncated,
+    })
 }
 
-/// Evaluates a loaded task on the runtime.
+/// Evaluates a loaded task on the runtime; `out_of_scope` is the label of texts that have none of its labels.
 pub fn on_runtime(
     session: &mut Session,
     task: TaskHandle,
     data: &Dataset,
+    out_of_scope: Option<&str>,
     output: &Output,
 ) -> anyhow::Result<Evaluation> {
+    let plan = session.plan(task).context("the task is not loaded")?;
+    let kind = match plan.kind {
+        preface_bundle::AnswerKind::Labels => AnswerKind::Labels,
+        preface_bundle::AnswerKind::Tags => AnswerKind::Tags,
+        _ => AnswerKind::Label,
+    };
+    data.expect(kind, plan.inputs == preface_bundle::Inputs::Pair)?;
     session.activate(task)?;
     let bar = output.progress(data.examples.len() as u64, "evaluating");
-    let labels = session.labels(task).to_vec();
-    let (mut predictions, mut truth) = (Vec::new(), Vec::new());
-    for (example, label) in data.examples.iter().zip(data.indices(&labels)?) {
-        let answer = session.classify(&example.text);
+    let names = session.labels(task).to_vec();
+    let labels = Labels::of(&names);
+    let (mut predictions, mut rows) = (Vec::new(), Vec::new());
+    for example in &data.examples {
+        let outside = out_of_scope.is_some_and(|label| example.target.names() == [label]);
+        let truth = match outside {
+            true => Truth::Outside,
+            false => truth(kind, data.indices(example, &labels)?),
+        };
+        let answer = session.answer(&example.text, example.text2.as_deref());
         let answer =
             answer.with_context(|| format!("{}, line {}", data.path.display(), example.line))?;
-        predictions.push(Prediction {
-            label: answer.class,
-            score: answer.score,
-            loss: 0.0,
-        });
-        truth.push(Encoded {
-            ids: Vec::new(),
-            label,
+        predictions.push(prediction(answer, names.len())?);
+        rows.push(Encoded {
+            truth,
+            ..Encoded::of_ids(Vec::new())
         });
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Evaluation::of(&predictions, &truth, labels.len()))
+    Ok(Evaluation::of(
+        kind,
+        &names,
+        plan.threshold,
+        &predictions,
+        &rows,
+    ))
+}
+
+fn truth(kind: AnswerKind, classes: Vec<usize>) -> Truth {
+    match kind {
+        AnswerKind::Labels => Truth::Classes(classes),
+        AnswerKind::Tags => Truth::Places(classes.into_iter().enumerate().collect()),
+        AnswerKind::Label | AnswerKind::Text => Truth::Class(classes[0]),
+    }
+}
+
+/// An answer of the runtime as the trainer counts it. A word of which the tokenizer leaves nothing has no tag, and
+/// a label that was not given the probability 0.
+fn prediction(answer: Answer, classes: usize) -> anyhow::Result<Prediction> {
+    let (found, score) = match answer {
+        Answer::Label { best, .. } => (Found::Class(best.class), best.score),
+        Answer::Labels(choices) => {
+            let mut probabilities = vec![0.0; classes];
+            choices
+                .iter()
+                .for_each(|choice| probabilities[choice.class] = choice.score);
+            (Found::Probabilities(probabilities), 1.0)
+        }
+        Answer::Tags(words) => {
+            let class =
+                |word: &Option<Choice>| word.as_ref().map_or(usize::MAX, |choice| choice.class);
+            (Found::Places(words.iter().map(class).collect()), 1.0)
+        }
+        _ => bail!("this answer cannot be measured"),
+    };
+    Ok(Prediction {
+        found,
+        score,
+        loss: 0.0,
+    })
 }

@@ -116,6 +116,14 @@ fn describe(manifest: &Manifest<'_>) -> Value {
         "template": manifest.template,
         "pooling": manifest.pooling.map(|pooling| pooling.name()),
         "positions": manifest.positions.name(),
+        "answer": {
+            "kind": manifest.answer.kind.name(), "inputs": manifest.answer.inputs.name(),
+            "threshold": manifest.answer.threshold.map(decimal),
+        },
+        "verbaliser": manifest.verbaliser.map(|verbaliser| verbaliser.iter().map(Iterator::collect).collect::<Vec<Vec<u32>>>()),
+        "decode": manifest.decode_limits.map(|limits| {
+            json!({"most_tokens": limits.max_tokens, "stop_ids": limits.stop_ids().collect::<Vec<_>>()})
+        }),
         "probes": manifest.probes.iter().count(),
         "metrics": manifest.metrics.iter().map(|(name, value)| (name.to_owned(), decimal(value))).collect::<serde_json::Map<_, _>>(),
         "token_budget": budget,

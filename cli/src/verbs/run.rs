@@ -1,24 +1,29 @@
 //! `preface run`: answers texts.
 
 use std::{
+    fmt,
     io::{self, BufRead, ErrorKind},
     process::ExitCode,
 };
 
 use anyhow::{Context, Error, anyhow, bail};
-use preface_runtime::{Session, TaskHandle};
+use preface_bundle::Inputs;
+use preface_runtime::{Answer, Session, TaskHandle};
 use serde::Serialize;
 
 use crate::{
     output::Output,
-    tasks::{Files, Tasks},
+    tasks::{Files, Tasks, Text},
 };
 
 /// Answer texts with the tasks of verified bundles.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from standard input; a line
-may be a JSON object with \"text\". With --json, one object is printed for each answer.
+may be a JSON object with \"text\". A task that reads pairs takes two texts parted by a tab, or \"text\" and
+\"text2\". A task that tags answers with a label for each word. With --json, one object is printed for each answer:
+{task, label | labels | tags, score}; score is a list where there are several, and where the text is outside the task's
+scope label is null and out_of_scope true.
 
 Example:
   preface run --base minilm.base --bundle intents.preface --trust trust.txt \"turn on the light\"
@@ -33,12 +38,78 @@ pub struct Arguments {
     text: Option<String>,
 }
 
+/// One answer; a text outside the task's scope has no label.
 #[derive(Serialize)]
 struct Line<'a> {
     task: &'a str,
-    label: &'a str,
-    score: f32,
+    #[serde(flatten)]
+    said: Said<'a>,
 }
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Said<'a> {
+    Label {
+        label: Option<&'a str>,
+        score: f32,
+        #[serde(skip_serializing_if = "is_false")]
+        out_of_scope: bool,
+    },
+    Labels {
+        labels: Vec<&'a str>,
+        score: Vec<f32>,
+    },
+    Tags {
+        tags: Vec<Option<&'a str>>,
+        score: Vec<Option<f32>>,
+    },
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl<'a> Said<'a> {
+    fn of(answer: Answer<'a>) -> anyhow::Result<Self> {
+        Ok(match answer {
+            Answer::Label { best, out_of_scope } => Self::Label {
+                label: (!out_of_scope).then_some(best.label),
+                score: best.score,
+                out_of_scope,
+            },
+            Answer::Labels(choices) => Self::Labels {
+                labels: choices.iter().map(|choice| choice.label).collect(),
+                score: choices.iter().map(|choice| choice.score).collect(),
+            },
+            Answer::Tags(tags) => Self::Tags {
+                tags: tags.iter().map(|tag| tag.map(|tag| tag.label)).collect(),
+                score: tags.iter().map(|tag| tag.map(|tag| tag.score)).collect(),
+            },
+            other => bail!("this program cannot show {other:?}; update preface"),
+        })
+    }
+}
+
+impl fmt::Display for Said<'_> {
+    /// The answer as a column of text, and where it is one label its score as another.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Label { label, score, .. } => {
+                write!(formatter, "{}\t{score:.3}", label.unwrap_or(OUT_OF_SCOPE))
+            }
+            Self::Labels { labels, .. } => formatter.write_str(&labels.join(", ")),
+            Self::Tags { tags, .. } => {
+                let tags: Vec<&str> = tags.iter().map(|tag| tag.unwrap_or(NO_TAG)).collect();
+                formatter.write_str(&tags.join(" "))
+            }
+        }
+    }
+}
+
+/// What people are shown for a text outside a task's scope.
+const OUT_OF_SCOPE: &str = "(out of scope)";
+/// What people are shown for a word that was cut off or has no tokens.
+const NO_TAG: &str = "-";
 
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
@@ -51,6 +122,11 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         Some(id) => vec![named(&session, id)?],
         None => handles,
     };
+    let name = |handle| session.tasks().find(|&(other, _)| other == handle);
+    let handles: Vec<(TaskHandle, String)> = handles
+        .into_iter()
+        .map(|handle| (handle, name(handle).map_or("", |(_, name)| name).to_owned()))
+        .collect();
     if let Some(text) = &arguments.text {
         answer(&mut session, &handles, text, output)?;
         return Ok(ExitCode::SUCCESS);
@@ -67,14 +143,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        let text = text_of(&line);
-        answer(
-            &mut session,
-            &handles,
-            text.as_deref().unwrap_or(&line),
-            output,
-        )
-        .with_context(place)?;
+        answer(&mut session, &handles, &line, output).with_context(place)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -91,35 +160,22 @@ fn named(session: &Session, id: &str) -> anyhow::Result<TaskHandle> {
     )
 }
 
-/// The text in a line of JSON; `None` where the line is the text.
-fn text_of(line: &str) -> Option<String> {
-    let value: serde_json::Value = line
-        .starts_with('{')
-        .then(|| serde_json::from_str(line).ok())??;
-    Some(value.get("text")?.as_str()?.to_owned())
-}
-
 fn answer(
     session: &mut Session,
-    handles: &[TaskHandle],
-    text: &str,
+    handles: &[(TaskHandle, String)],
+    line: &str,
     output: &Output,
 ) -> anyhow::Result<()> {
-    for &handle in handles {
-        session.activate(handle)?;
-        let answer = session.classify(text)?;
-        let line = Line {
-            task: answer.task,
-            label: answer.label,
-            score: answer.score,
-        };
+    for (handle, task) in handles {
+        let plan = session.plan(*handle);
+        let text = Text::of_line(line, plan.map_or(Inputs::One, |plan| plan.inputs));
+        session.activate(*handle)?;
+        let said = Said::of(text.ask(session)?)?;
+        let line = Line { task, said };
         output.json(&line)?;
         match handles.len() {
-            1 => output.say(format_args!("{}\t{:.3}", line.label, line.score)),
-            _ => output.say(format_args!(
-                "{}\t{}\t{:.3}",
-                line.task, line.label, line.score
-            )),
+            1 => output.say(&line.said),
+            _ => output.say(format_args!("{task}\t{}", line.said)),
         }
     }
     Ok(())
@@ -127,18 +183,56 @@ fn answer(
 
 #[cfg(test)]
 mod tests {
+    use preface_runtime::Choice;
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn a_line_is_a_text_or_holds_one() {
+    fn every_answer_is_shown_to_people_and_to_scripts() {
+        let choice = |label, score| Choice {
+            label,
+            class: 0,
+            score,
+        };
+        let label = |out_of_scope| Answer::Label {
+            best: choice("on", 0.5),
+            out_of_scope,
+        };
+        let (on, off) = (choice("on", 0.75), choice("off", 0.5));
         let table = [
-            ("turn on", None),
-            (r#"{"text": "turn on", "label": "x"}"#, Some("turn on")),
-            (r#"{"texts": "turn on"}"#, None),
-            ("{brace", None),
+            (
+                label(false),
+                json!({"label": "on", "score": 0.5}),
+                "on\t0.500",
+            ),
+            (
+                label(true),
+                json!({"label": null, "score": 0.5, "out_of_scope": true}),
+                "(out of scope)\t0.500",
+            ),
+            (
+                Answer::Labels(vec![on, off]),
+                json!({"labels": ["on", "off"], "score": [0.75, 0.5]}),
+                "on, off",
+            ),
+            (
+                Answer::Labels(vec![]),
+                json!({"labels": [], "score": []}),
+                "",
+            ),
+            (
+                Answer::Tags(vec![Some(on), None]),
+                json!({"tags": ["on", null], "score": [0.75, null]}),
+                "on -",
+            ),
         ];
-        for (line, text) in table {
-            assert_eq!(text_of(line).as_deref(), text, "{line}");
+        for (answer, mut expected, people) in table {
+            let said = Said::of(answer).expect("an answer of this program");
+            assert_eq!(said.to_string(), people);
+            let line = Line { task: "t", said };
+            expected["task"] = json!("t");
+            assert_eq!(serde_json::to_value(&line).expect("JSON"), expected);
         }
     }
 }

@@ -1,225 +1,197 @@
 //! `preface train`: learns a prompt for one task.
 
-use std::{path::PathBuf, process::ExitCode};
+mod advice;
+mod arguments;
+mod outcome;
+mod search;
+mod watch;
 
-use indicatif::ProgressBar;
+use std::{fs, process::ExitCode};
+
 use preface_graph::Base;
 use preface_trainer::{
     adapter::Adapter,
-    batch::Overlength,
+    checkpoint::{Checkpoint, Checkpoints, Start},
     data::Dataset,
-    evaluation::Evaluation,
-    heads::Pooling,
-    training::{self, Options, Outcome, Progress},
+    engine::Library,
+    metrics::Evaluation,
+    options::Options,
+    training::{self, Outcome},
 };
-use serde_json::json;
 
-use super::eval::on_onnxruntime;
-use crate::{onnxruntime::OnnxRuntime, output::Output};
+pub use arguments::Arguments;
+pub use watch::Bar;
 
-/// Learn a prompt and a head for one task; the base stays as it is.
-#[derive(clap::Args)]
-#[command(after_help = "\
-Data files hold one example a line: JSON lines {\"text\": ..., \"label\": ...}, or CSV or TSV with a header. The epoch that
-is best on the dev file is kept; the test file is only measured. The same seed on the same machine gives the same
-adapter, bit for bit.
+use self::{outcome::Measured, watch::Watch};
+use super::eval::{Figures, on_onnxruntime};
+use crate::{journal::Resume, output::Output};
 
-Example:
-  preface train --base out/base --train train.jsonl --dev dev.jsonl --method prompt-tuning --tokens 8 -o out/intent")]
-pub struct Arguments {
-    /// Base folder.
-    #[arg(long, value_name = "BASE")]
-    base: PathBuf,
+/// The file in the adapter's folder that an interrupted training goes on from.
+const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// What a training reads.
+pub struct Inputs {
     /// Examples to learn from.
-    #[arg(long, value_name = "FILE")]
-    train: PathBuf,
-    /// Examples that choose the epoch.
-    #[arg(long, value_name = "FILE")]
-    dev: PathBuf,
+    pub train: Dataset,
+    /// Examples that choose.
+    pub dev: Dataset,
     /// Examples that are only measured.
-    #[arg(long, value_name = "FILE")]
-    test: Option<PathBuf>,
-    /// How the prompt is learned: prompt-tuning or prefix-tuning.
-    #[arg(long, default_value = "prompt-tuning")]
-    method: String,
-    /// Virtual tokens.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    tokens: usize,
-    /// What turns the base's output into an answer.
-    #[arg(long, default_value = "linear")]
-    head: String,
-    /// Passes over the training data.
-    #[arg(long, value_name = "N", default_value_t = 30)]
-    epochs: usize,
-    /// Examples a step.
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    batch: usize,
-    /// Peak learning rate of the prompt; without it, the method's own.
-    #[arg(long, value_name = "RATE")]
-    learning_rate: Option<f32>,
-    /// Peak learning rate of the head.
-    #[arg(long, value_name = "RATE", default_value_t = 1e-2)]
-    head_learning_rate: f32,
-    /// Seed of every random choice.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-    /// Cut texts that are too long instead of refusing them.
-    #[arg(long)]
-    truncate: bool,
-    /// Folder for the adapter.
-    #[arg(short, long, value_name = "ADAPTER")]
-    output: PathBuf,
-    #[command(flatten)]
-    onnxruntime: OnnxRuntime,
+    pub test: Option<Dataset>,
+    /// The base.
+    pub base: Base,
+    /// ONNX Runtime.
+    pub library: Library,
 }
 
 /// Trains and writes the adapter.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let train = Dataset::read(&arguments.train)?;
-    let dev = Dataset::read(&arguments.dev)?;
-    let test = arguments.test.as_deref().map(Dataset::read).transpose()?;
-    if let Some(test) = &test {
-        test.indices(&train.labels())?;
+    let mut inputs = arguments.read()?;
+    let mut options = arguments.options(&inputs)?;
+    options.examples = advice::take_examples(&mut inputs.train, arguments.few_shot)?;
+    let checkpoints = arguments.checkpoints(CHECKPOINT);
+    let (options, outcomes, kept, search) = match arguments.budget {
+        Some(budget) => {
+            fs::create_dir_all(&arguments.output)?;
+            let chosen = search::run(&arguments, &inputs, &options, budget, output)?;
+            (
+                chosen.options,
+                chosen.outcomes,
+                chosen.kept,
+                Some(chosen.search),
+            )
+        }
+        None => {
+            let outcomes = learn(&arguments, &inputs, &options, &checkpoints, output)?;
+            let kept = best(&outcomes, |_| true).unwrap_or(0);
+            (options, outcomes, kept, None)
+        }
+    };
+    let mut measured = measure(&arguments, &inputs, outcomes, kept, output)?;
+    measured.chosen_by(search);
+    measured.adapter().write(&arguments.output)?;
+    for note in advise(&arguments, &inputs, &options, measured.outcome(), output)? {
+        measured.advise(note);
     }
-    let base = Base::open(&arguments.base)?;
-    let library = arguments.onnxruntime.load()?;
-    let overlength = if arguments.truncate {
-        Overlength::Truncate
-    } else {
-        Overlength::Refuse
-    };
-    let options = Options {
-        method: arguments.method,
-        tokens: arguments.tokens,
-        head: arguments.head,
-        pooling: Pooling::Mean,
-        epochs: arguments.epochs,
-        batch: arguments.batch,
-        learning_rate: arguments.learning_rate,
-        head_learning_rate: arguments.head_learning_rate,
-        weight_decay: 0.01,
-        seed: arguments.seed,
-        threads: arguments.onnxruntime.threads(),
-        overlength,
-    };
-    let mut outcome = training::train(
-        &base,
-        &library,
-        &train,
-        &dev,
-        &options,
-        &mut Bar::new(output, "training"),
-    )?;
-    let test = match test {
-        Some(test) => Some(on_onnxruntime(
-            &outcome.adapter,
-            &base,
-            &library,
-            &test,
-            overlength,
-            options.threads,
-            output,
-        )?),
-        None => None,
-    };
-    if let Some(test) = test {
-        note_test(&mut outcome.adapter, test);
+    outcome::write_report(&arguments, &inputs, &options, &measured)?;
+    // What is left of them is of no use any more, and no harm.
+    let _ = fs::remove_file(&checkpoints.path);
+    if arguments.budget.is_some() {
+        let _ = fs::remove_dir_all(arguments.output.join(search::FOLDER));
     }
-    outcome.adapter.write(&arguments.output)?;
-    report(
-        &outcome,
-        test,
-        &arguments.output.display().to_string(),
-        output,
-    )?;
+    outcome::report(&arguments, &inputs, &measured, output)?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The first of the outcomes that is best on dev among those that `counts` takes.
+fn best(outcomes: &[Outcome], counts: impl Fn(usize) -> bool) -> Option<usize> {
+    let score = |index: usize| (outcomes[index].dev.score(), -outcomes[index].dev.loss);
+    let better = |best: usize, index: usize| match score(index) > score(best) {
+        true => index,
+        false => best,
+    };
+    (0..outcomes.len())
+        .filter(|&index| counts(index))
+        .reduce(better)
+}
+
+/// Trains every candidate.
+fn learn(
+    arguments: &Arguments,
+    inputs: &Inputs,
+    options: &Options,
+    checkpoints: &Checkpoints,
+    output: &Output,
+) -> anyhow::Result<Vec<Outcome>> {
+    let begun = Checkpoint::epoch(&checkpoints.path);
+    let resume = match (checkpoints.start, begun) {
+        (Start::Resume, Some(epoch)) => {
+            output.note(format_args!("going on after epoch {epoch}"));
+            Resume::After(epoch)
+        }
+        (Start::Anew, Some(_)) => {
+            output.note(
+                "beginning anew; an interrupted training in this folder goes on with --resume",
+            );
+            Resume::Fresh
+        }
+        (_, None) => Resume::Fresh,
+    };
+    let mut watch = Watch::new(
+        Bar::new(output, "training"),
+        &arguments.output,
+        options.candidates.len(),
+        resume,
+    );
+    let outcomes = training::train(
+        &inputs.base,
+        &inputs.library,
+        &inputs.train,
+        &inputs.dev,
+        options,
+        Some(checkpoints),
+        &mut watch,
+    )?;
+    if let Err(error) = watch.finish() {
+        output.note(format_args!("preface: {error:#}"));
+    }
+    Ok(outcomes)
+}
+
+/// Measures every candidate on the test data.
+fn measure(
+    arguments: &Arguments,
+    inputs: &Inputs,
+    outcomes: Vec<Outcome>,
+    kept: usize,
+    output: &Output,
+) -> anyhow::Result<Measured> {
+    let mut tests = Vec::new();
+    if let Some(test) = &inputs.test {
+        for outcome in &outcomes {
+            tests.push(on_onnxruntime(
+                &outcome.adapter,
+                &inputs.base,
+                &inputs.library,
+                test,
+                &arguments.measuring(),
+                output,
+            )?);
+        }
+    }
+    Ok(Measured::new(outcomes, kept, tests))
+}
+
+/// What a person should know of the prompt that is kept.
+fn advise(
+    arguments: &Arguments,
+    inputs: &Inputs,
+    options: &Options,
+    outcome: &Outcome,
+    output: &Output,
+) -> anyhow::Result<Vec<String>> {
+    if arguments.no_advice {
+        return Ok(Vec::new());
+    }
+    let examples = advice::of_examples(inputs, options, outcome, output)?;
+    let size = match arguments.budget {
+        None => advice::of_size(inputs, options, outcome, output)?,
+        Some(_) => None,
+    };
+    Ok(examples.into_iter().chain(size).collect())
+}
+
 /// Keeps the figures on test data with the adapter.
-pub fn note_test(adapter: &mut Adapter, test: Evaluation) {
-    let figures = [
-        ("test_accuracy", test.accuracy),
-        ("test_macro_f1", test.macro_f1),
-    ];
-    let named = figures.map(|(name, figure)| (name.to_owned(), figure));
+pub fn note_test(adapter: &mut Adapter, test: &Evaluation) {
+    let named = test
+        .figures
+        .iter()
+        .map(|(name, figure)| (format!("test_{name}"), *figure));
     adapter.card.metrics.extend(named);
 }
 
-fn report(
-    outcome: &Outcome,
-    test: Option<Evaluation>,
-    folder: &str,
-    output: &Output,
-) -> anyhow::Result<()> {
-    let card = &outcome.adapter.card;
-    let best = card.receipt.best_epoch;
-    output.say(format_args!(
-        "wrote {folder}: {} trained numbers, best epoch {best} of {}, {:.0} s",
-        outcome.parameters, card.receipt.epochs, outcome.seconds
-    ));
-    output.say(format_args!(
-        "dev accuracy  {:.4} ({} examples)",
-        outcome.dev.accuracy, outcome.dev.examples
-    ));
-    if let Some(test) = test {
-        output.say(format_args!(
-            "test accuracy {:.4} ({} examples)",
-            test.accuracy, test.examples
-        ));
-    }
-    output.json(&json!({
-        "method": card.method,
-        "parameters": outcome.parameters,
-        "best_epoch": best,
-        "dev": outcome.dev,
-        "test": test,
-        "seconds": outcome.seconds,
-    }))
-}
-
-/// Draws training.
-pub struct Bar<'a> {
-    output: &'a Output,
-    label: String,
-    bar: Option<ProgressBar>,
-}
-
-impl<'a> Bar<'a> {
-    /// A bar with `label` before it.
-    pub fn new(output: &'a Output, label: &str) -> Self {
-        Self {
-            output,
-            label: label.to_owned(),
-            bar: None,
-        }
-    }
-}
-
-impl Progress for Bar<'_> {
-    fn begin(&mut self, epochs: usize, steps: usize) {
-        self.bar = Some(self.output.progress((epochs * steps) as u64, &self.label));
-    }
-
-    fn step(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.inc(1);
-        }
-    }
-
-    fn epoch(&mut self, epoch: usize, train_loss: f64, dev: &Evaluation) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!(
-                "epoch {epoch}: loss {train_loss:.3}, dev {:.3}",
-                dev.accuracy
-            ));
-        }
-    }
-}
-
-impl Drop for Bar<'_> {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+impl Figures {
+    /// Keeps the figures with the adapter.
+    fn note(&self, adapter: &mut Adapter) {
+        note_test(adapter, &self.evaluation);
     }
 }

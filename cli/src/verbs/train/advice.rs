@@ -1,0 +1,151 @@
+//! Advice on what was trained: whether the prompt is too small, and whether worked examples are worth their tokens.
+
+use anyhow::bail;
+use preface_trainer::{
+    advice::{is_stuck, underfit},
+    budget::Rates,
+    data::{Dataset, Example, Target},
+    options::Options,
+    training::{self, Outcome},
+};
+
+use super::{Bar, Inputs, arguments::spelled};
+use crate::output::Output;
+
+/// Takes `count` examples out of the training data, of as many labels as there are, the shortest first, and writes them
+/// as they stand before every text.
+pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String> {
+    if count == 0 {
+        return Ok(String::new());
+    }
+    let mut order: Vec<usize> = (0..train.examples.len()).collect();
+    order.sort_by_key(|&index| train.examples[index].text.len());
+    let mut taken: Vec<usize> = Vec::new();
+    while taken.len() < count {
+        let before = taken.len();
+        let mut seen: Vec<&Target> = Vec::new();
+        for &index in &order {
+            let target = &train.examples[index].target;
+            if taken.len() < count && !taken.contains(&index) && !seen.contains(&target) {
+                seen.push(target);
+                taken.push(index);
+            }
+        }
+        if taken.len() == before {
+            bail!("--few-shot {count}: there are only {before} training examples");
+        }
+    }
+    let line = |example: &Example| format!("{} => {}\n", example.text, spelled(&example.target));
+    let text = taken
+        .iter()
+        .map(|&index| line(&train.examples[index]))
+        .collect();
+    let mut index = 0;
+    train.examples.retain(|_| {
+        index += 1;
+        !taken.contains(&(index - 1))
+    });
+    if train.examples.is_empty() {
+        bail!("--few-shot {count} leaves no example to learn from");
+    }
+    Ok(text)
+}
+
+/// Whether worked examples bring more than they cost: the same training without them, measured on dev.
+pub fn of_examples(
+    inputs: &Inputs,
+    options: &Options,
+    with: &Outcome,
+    output: &Output,
+) -> anyhow::Result<Option<String>> {
+    if options.examples.is_empty() {
+        return Ok(None);
+    }
+    let without = Options {
+        examples: String::new(),
+        candidates: options.candidates.iter().take(1).copied().collect(),
+        ..options.clone()
+    };
+    let mut bar = Bar::new(output, "without the examples");
+    let outcomes = training::train(
+        &inputs.base,
+        &inputs.library,
+        &inputs.train,
+        &inputs.dev,
+        &without,
+        None,
+        &mut bar,
+    )?;
+    let Some(without) = outcomes.first() else {
+        return Ok(None);
+    };
+    let card = &with.adapter.card;
+    let costs = card.token_budget.costs(&card.form, Rates::of(&inputs.base));
+    let share = costs
+        .iter()
+        .find(|cost| cost.part == "examples")
+        .map_or(0.0, |cost| cost.share);
+    let (gain, score) = (with.dev.score() - without.dev.score(), without.dev.score());
+    let error = (score * (1.0 - score) / with.dev.examples.max(1) as f64).sqrt();
+    let figures = format!(
+        "the worked examples take {:.0} % of the compute and move dev {} from {score:.4} to {:.4}",
+        100.0 * share,
+        with.dev.main,
+        with.dev.score()
+    );
+    Ok(Some(match gain > error {
+        true => format!("{figures}, more than its standard error of {error:.4}"),
+        false => format!(
+            "{figures}, no more than its standard error of {error:.4}: they cost more than they bring; leave --few-shot out"
+        ),
+    }))
+}
+
+/// Whether the prompt is too small for its task.
+pub fn of_size(
+    inputs: &Inputs,
+    options: &Options,
+    outcome: &Outcome,
+    output: &Output,
+) -> anyhow::Result<Option<String>> {
+    if is_stuck(&inputs.train, outcome) {
+        output.note("the training loss stays high: training others beside it to see whether the prompt is too small (--no-advice leaves that out)");
+    }
+    let found = underfit(
+        &inputs.base,
+        &inputs.library,
+        &inputs.train,
+        options,
+        outcome,
+    )?;
+    Ok(found.map(|found| found.text(options.tokens)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_are_of_different_labels_and_not_learned_from() {
+        let example = |(line, (text, label)): (usize, &(&str, &str))| Example {
+            text: (*text).into(),
+            text2: None,
+            target: Target::Label((*label).into()),
+            line,
+        };
+        let pairs = [("aa", "x"), ("b", "x"), ("ccc", "y"), ("dddd", "y")];
+        let mut data = Dataset {
+            path: "t".into(),
+            examples: pairs.iter().enumerate().map(example).collect(),
+            sha256: String::new(),
+        };
+        assert!(take_examples(&mut data.clone(), 4).is_err());
+        assert_eq!(take_examples(&mut data, 2).unwrap(), "b => x\nccc => y\n");
+        let left: Vec<&str> = data
+            .examples
+            .iter()
+            .map(|example| example.text.as_str())
+            .collect();
+        assert_eq!(left, ["aa", "dddd"]);
+    }
+}
