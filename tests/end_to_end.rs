@@ -67,11 +67,42 @@ impl Scene {
         );
         let base = base.to_str().unwrap();
         let arguments = [
-            "train", "--json", "--base", base, "--train", &train, "--dev", &dev, "--epochs", "3",
-            "--tokens", "2", "-o", &out,
+            "train", "--json", "--base", base, "--train", &train, "--dev", &dev, "--tokens", "2",
+            "-o", &out,
         ];
-        preface(&[&arguments, more].concat())
+        let epochs: &[&str] = match more.contains(&"--epochs") {
+            true => &[],
+            false => &["--epochs", "3"],
+        };
+        preface(&[&arguments, epochs, more].concat())
     }
+}
+
+impl Scene {
+    fn eval(&self, data: &str) -> Output {
+        let base = base_folder();
+        let (base, adapter) = (base.to_str().unwrap(), self.at("adapter"));
+        preface(&[
+            "eval",
+            "--json",
+            "--base",
+            base,
+            "--adapter",
+            &adapter,
+            "--data",
+            data,
+        ])
+    }
+}
+
+/// Names of the files in a folder, sorted.
+fn files(folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
 }
 
 #[test]
@@ -211,7 +242,8 @@ fn a_missing_libonnxruntime_says_what_to_install() {
 #[test]
 fn train_eval_and_repeat() {
     let scene = Scene::new();
-    let output = scene.train(&["--test", &scene.at("dev.jsonl"), "--seed", "5"]);
+    let test = scene.at("dev.jsonl");
+    let output = scene.train(&["--test", &test, "--seed", "5"]);
     let trained = json(&output);
     assert_eq!(trained["method"], "prompt-tuning");
     assert!(
@@ -219,9 +251,23 @@ fn train_eval_and_repeat() {
         "{trained}"
     );
     let first = fs::read(scene.at("adapter/adapter_model.safetensors")).unwrap();
+    let report = fs::read_to_string(scene.at("adapter/report.html")).unwrap();
+    let figure = format!("{:.4}", trained["test"]["accuracy"].as_f64().unwrap());
+    assert!(report.contains(&figure) && report.contains("prompt-tuning"));
+    let journal = fs::read_to_string(scene.at("adapter/metrics.jsonl")).unwrap();
+    let kinds = |kind: &str| {
+        let lines = journal
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["kind"] == kind).count()
+    };
+    assert_eq!((kinds("epoch"), kinds("step")), (3, 15));
+    let left = files(&scene.at("adapter"));
+    assert_eq!(left.len(), 6, "{left:?}");
+    assert!(left[2].starts_with("events.out.tfevents"), "{left:?}");
     assert!(
         scene
-            .train(&["--test", &scene.at("dev.jsonl"), "--seed", "5"])
+            .train(&["--test", &test, "--seed", "5"])
             .status
             .success()
     );
@@ -229,21 +275,36 @@ fn train_eval_and_repeat() {
         fs::read(scene.at("adapter/adapter_model.safetensors")).unwrap(),
         first
     );
-    let base = base_folder();
-    let (adapter, data) = (scene.at("adapter"), scene.at("dev.jsonl"));
-    let output = preface(&[
-        "eval",
-        "--json",
-        "--base",
-        base.to_str().unwrap(),
-        "--adapter",
-        &adapter,
-        "--data",
-        &data,
-    ]);
-    let found = json(&output);
-    assert_eq!(found["accuracy"], trained["test"]["accuracy"]);
+    let found = json(&scene.eval(&test));
+    for figure in ["accuracy", "macro_f1", "examples"] {
+        assert_eq!(found[figure], trained["test"][figure], "{figure}");
+    }
     assert_eq!(found["examples"], 40);
+}
+
+#[test]
+fn several_seeds_give_mean_and_spread() {
+    let scene = Scene::new();
+    let test = scene.at("dev.jsonl");
+    let more = ["--epochs", "1", "--seeds", "2", "--test", &test];
+    let trained = json(&scene.train(&more));
+    for part in ["dev", "test"] {
+        let spread = &trained["seeds"][part];
+        assert_eq!(spread["seeds"], 2, "{trained}");
+        let number = |name: &str| spread[name].as_f64().unwrap();
+        assert!((0.0..=1.0).contains(&number("mean")) && number("deviation") >= 0.0);
+        let kept = trained[part]["accuracy"].as_f64().unwrap();
+        assert!(number("mean") <= kept + 1e-9 || part == "test", "{trained}");
+    }
+    let candidates = files(&scene.at("adapter"));
+    assert!(
+        candidates.contains(&"candidate-1".to_owned()),
+        "{candidates:?}"
+    );
+    assert_eq!(
+        json(&scene.eval(&test))["accuracy"],
+        trained["test"]["accuracy"]
+    );
 }
 
 #[test]
@@ -313,18 +374,11 @@ fn a_full_disk_leaves_no_half_written_file() {
     refused(
         &output,
         2,
-        &[
-            "cannot write",
-            "adapter_model.safetensors",
-            "free some space",
-        ],
+        &["cannot write", "checkpoint.safetensors", "free some space"],
     );
-    let left: Vec<_> = fs::read_dir(scene.at("adapter"))
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
-    assert!(left.is_empty(), "{left:?}");
+    let left = files(&scene.at("adapter"));
+    let whole = |name: &String| name == "metrics.jsonl" || name.starts_with("events");
+    assert!(left.iter().all(whole), "{left:?}");
 }
 
 /// The whole way, as `make demo` goes it, from what `out/demo` has already; both tasks must hold on the runtime what

@@ -36,11 +36,13 @@ impl Scene {
         scene.good(&["compile", "base", "-o", "x.base"]);
         scene.good(&["keygen", "-o", "keys", "--name", "k"]);
         scene.good(&["trust", "new", "-o", "trust", "--key", "keys/k.pub"]);
-        let rows = json!({"kind": "embeddings", "tokens": 2, "hidden": HIDDEN});
-        let layer = json!({"kv_heads": 1, "head_dim": HIDDEN});
-        let prefix = json!({"kind": "key-values", "tokens": 2, "layers": [layer]});
-        scene.bundle("rows", rows, "after-prompt", HIDDEN);
-        scene.bundle("prefix", prefix, "text-from-zero", 2 * HIDDEN);
+        scene.bundle("rows", json!({}), &[(PROMPT, &[2, HIDDEN]), WEIGHT, BIAS]);
+        let prefix = json!({"form": prefix(false), "positions": "text-from-zero"});
+        scene.bundle(
+            "prefix",
+            prefix,
+            &[(PROMPT, &[2, 2 * HIDDEN]), WEIGHT, BIAS],
+        );
         scene
     }
 
@@ -93,48 +95,55 @@ impl Scene {
         [&[verb], &files[..], more].concat()
     }
 
-    fn bundle(&self, task: &str, form: Value, positions: &str, columns: usize) {
+    /// Packs an adapter for the base, with these fields changed and these tensors.
+    fn bundle(&self, task: &str, changes: Value, tensors: &[(&str, &[usize])]) {
+        self.adapter(task, changes, tensors);
+        let output = format!("{task}.preface");
+        let key = ["--key", "keys/k.key", "-o", &output, "--dtype", "f32"];
+        self.good(&[&["pack", task, "--task", task, "--sequence", "1"], &key[..]].concat());
+    }
+
+    fn adapter(&self, task: &str, changes: Value, tensors: &[(&str, &[usize])]) {
         let base = Base::open(&self.at("base")).unwrap().description;
-        let description = json!({
-            "format": 1, "method": "prompt-tuning", "form": form,
-            "head": {"kind": "linear", "classes": 3, "hidden": HIDDEN},
-            "labels": ["on", "off", "dim"], "template": "{text}", "pooling": "mean", "positions": positions,
+        let mut description = json!({
+            "format": 2, "method": "prompt-tuning",
+            "form": {"kind": "embeddings", "tokens": 2, "hidden": HIDDEN},
+            "head": head("linear"),
+            "labels": ["on", "off", "dim"], "template": "{text}", "pooling": "mean", "positions": "after-prompt",
             "base_id": base.base_id, "tokenizer_id": base.tokenizer_id,
             "probes": [], "metrics": {}, "receipt": {"seed": 1},
             "token_budget": {"prompt": 2, "longest": 4, "typical": 2, "positions": 16},
         });
+        for (field, value) in changes.as_object().unwrap() {
+            description[field] = value.clone();
+        }
         let adapter = self.at(task);
         fs::create_dir(&adapter).unwrap();
         fs::write(adapter.join("preface.json"), description.to_string()).unwrap();
-        let tensors = [
-            ("base_model.classifier.bias", vec![3]),
-            ("base_model.classifier.weight", vec![3, HIDDEN]),
-            ("prompt_embeddings", vec![2, columns]),
-        ];
-        fs::write(
-            adapter.join("adapter_model.safetensors"),
-            safetensors(&tensors),
-        )
-        .unwrap();
-        let output = format!("{task}.preface");
-        let key = ["--key", "keys/k.key", "-o", &output];
-        self.good(
-            &[
-                &[
-                    "pack",
-                    task,
-                    "--task",
-                    task,
-                    "--sequence",
-                    "1",
-                    "--dtype",
-                    "f32",
-                ],
-                &key[..],
-            ]
-            .concat(),
-        );
+        let path = adapter.join("adapter_model.safetensors");
+        fs::write(path, safetensors(tensors)).unwrap();
     }
+
+    /// The answer of one bundle to one text.
+    fn answer(&self, task: &str, text: &str) -> Value {
+        let bundle = format!("{task}.preface");
+        let files = ["--base", "x.base", "--trust", "trust", "--bundle", &bundle];
+        let said = self.good(&[&["run", "--json"], &files[..], &["--", text]].concat());
+        serde_json::from_str(&said).unwrap()
+    }
+}
+
+const PROMPT: &str = "prompt_embeddings";
+const WEIGHT: (&str, &[usize]) = ("base_model.classifier.weight", &[3, HIDDEN]);
+const BIAS: (&str, &[usize]) = ("base_model.classifier.bias", &[3]);
+
+fn prefix(gated: bool) -> Value {
+    let layer = json!({"kv_heads": 1, "head_dim": HIDDEN});
+    json!({"kind": "key-values", "tokens": 2, "layers": [layer], "gated": gated})
+}
+
+fn head(kind: &str) -> Value {
+    json!({"kind": kind, "classes": 3, "hidden": HIDDEN})
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -147,12 +156,16 @@ fn numbers(seed: usize, count: usize) -> Vec<f32> {
     (0..count).map(number).collect()
 }
 
-fn safetensors(tensors: &[(&str, Vec<usize>)]) -> Vec<u8> {
+/// Made-up tensors; those of the same name and size are alike, and gates shut the prefix out.
+fn safetensors(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
-    for (seed, (name, shape)) in tensors.iter().enumerate() {
+    for (name, shape) in tensors {
         let begin = data.len();
-        let values = numbers(seed + 1, shape.iter().product());
+        let mut values = numbers(name.len(), shape.iter().product());
+        if *name == "preface.gate" {
+            values.fill(-1e4);
+        }
         data.extend(values.into_iter().flat_map(f32::to_le_bytes));
         let entry = json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
         header.insert((*name).into(), entry);
@@ -295,6 +308,155 @@ fn every_task_answers_every_line() {
     }
     let alone = scene.good(&scene.served("run", &["--json", "--task", "prefix", "light off"]));
     assert_eq!(serde_json::from_str::<Value>(&alone).unwrap(), answers[3]);
+}
+
+#[test]
+fn every_kind_of_answer_is_given() {
+    let scene = Scene::new();
+    let prompt: (&str, &[usize]) = (PROMPT, &[2, HIDDEN]);
+    let factors: [(&str, &[usize]); 2] = [
+        ("preface.head.factor.0", &[3, 2]),
+        ("preface.head.factor.1", &[2, HIDDEN]),
+    ];
+    let answer = |kind: &str, threshold: f32| json!({"kind": kind, "threshold": threshold});
+    let linear = [prompt, WEIGHT, BIAS];
+    let scoped = json!({"answer": answer("label", 1.0)});
+    scene.bundle("scoped", scoped, &linear);
+    scene.bundle("all", json!({"answer": answer("labels", 0.0)}), &linear);
+    scene.bundle("none", json!({"answer": answer("labels", 1.0)}), &linear);
+    scene.bundle("tags", json!({"head": head("token-linear")}), &linear);
+    scene.bundle("pair", json!({"inputs": "pair"}), &linear);
+    scene.bundle("after", json!({"positions": "text-from-zero"}), &linear);
+    let factored = json!({"kind": "factored-linear", "classes": 3, "hidden": HIDDEN, "rank": 2});
+    scene.bundle(
+        "factored",
+        json!({"head": factored}),
+        &[prompt, factors[0], factors[1], BIAS],
+    );
+    scene.bundle(
+        "spoken",
+        json!({"head": head("label-text")}),
+        &[prompt, BIAS],
+    );
+
+    let plain = scene.answer("rows", "light on");
+    let scoped = scene.answer("scoped", "light on");
+    assert_eq!(
+        scoped,
+        json!({"task": "scoped", "label": null, "score": plain["score"], "out_of_scope": true})
+    );
+    let all = scene.answer("all", "light on");
+    assert_eq!(all["labels"], json!(["on", "off", "dim"]), "{all}");
+    assert_eq!(all["score"].as_array().unwrap().len(), 3);
+    assert_eq!(scene.answer("none", "light on")["labels"], json!([]));
+    let tags = scene.answer("tags", "light  on now");
+    let tags = tags["tags"].as_array().unwrap();
+    assert_eq!(tags.len(), 3);
+    assert!(
+        tags.iter()
+            .all(|tag| ["on", "off", "dim"].contains(&tag.as_str().unwrap()))
+    );
+    let joined = scene.answer("rows", "light on now");
+    for pair in ["light on\tnow", r#"{"text": "light on", "text2": "now"}"#] {
+        let pair = scene.answer("pair", pair);
+        assert_eq!(
+            (&pair["label"], &pair["score"]),
+            (&joined["label"], &joined["score"])
+        );
+    }
+    let bundle = [
+        "--base",
+        "x.base",
+        "--trust",
+        "trust",
+        "--bundle",
+        "pair.preface",
+    ];
+    let said = scene.refused(&[&["run", "light"], &bundle[..]].concat());
+    assert!(said.contains("reads pairs of texts; give two"), "{said}");
+    for task in ["after", "factored", "spoken"] {
+        let said = scene.answer(task, "light on");
+        assert!(
+            said["label"].is_string() && said["score"].as_f64().unwrap() > 1.0 / 3.0,
+            "{said}"
+        );
+    }
+    let shown = scene.good(&["inspect", "pair.preface", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(
+        (
+            &shown["answer"]["kind"],
+            &shown["answer"]["inputs"],
+            &shown["min_runtime"]
+        ),
+        (&json!("label"), &json!("pair"), &json!(2))
+    );
+    let bench = ["--runs", "2", "--processes", "1", "--tokens", "5", "--json"];
+    let report = scene.good(&[&["bench"], &bundle[..], &bench].concat());
+    assert_eq!(
+        serde_json::from_str::<Value>(&report).unwrap()["tokens"],
+        5.0
+    );
+}
+
+#[test]
+fn a_shut_gate_leaves_the_base_as_it_was() {
+    let scene = Scene::new();
+    let gated = json!({"form": prefix(true), "positions": "text-from-zero"});
+    let tensors: [(&str, &[usize]); 4] = [
+        (PROMPT, &[2, 2 * HIDDEN]),
+        WEIGHT,
+        BIAS,
+        ("preface.gate", &[1]),
+    ];
+    scene.bundle("shut", gated, &tensors);
+    let mut other = json!({"form": prefix(true), "positions": "text-from-zero"});
+    other["form"]["tokens"] = json!(5);
+    let tensors = [(PROMPT, &[5, 2 * HIDDEN][..]), WEIGHT, BIAS, tensors[3]];
+    scene.bundle("also", other, &tensors);
+    let score = |task| scene.answer(task, "light on")["score"].as_f64().unwrap();
+    assert!((score("shut") - score("also")).abs() < 1e-6);
+    assert!((score("shut") - score("prefix")).abs() > 1e-4);
+}
+
+#[test]
+fn heads_that_read_the_vocabulary_are_refused_by_name() {
+    let scene = Scene::new();
+    let prompt: [(&str, &[usize]); 1] = [(PROMPT, &[2, HIDDEN])];
+    let verbaliser =
+        json!({"head": {"kind": "verbaliser", "classes": 3}, "verbaliser": [[1], [2], [3]]});
+    scene.bundle("verbaliser", verbaliser, &prompt);
+    let generation = json!({"head": {"kind": "generation", "classes": 0}, "labels": [],
+        "decode": {"most_tokens": 4, "stop_ids": [1]}, "answer": {"kind": "text", "threshold": null}});
+    scene.bundle("generation", generation, &prompt);
+    for task in ["verbaliser", "generation"] {
+        let bundle = format!("{task}.preface");
+        scene.good(&["verify", &bundle, "--trust", "trust", "--base", "x.base"]);
+        let files = ["--base", "x.base", "--trust", "trust", "--bundle", &bundle];
+        let said = scene.refused_with(1, &[&["run", "light"], &files[..]].concat());
+        assert!(said.contains(&format!("its head is {task}")), "{said}");
+    }
+    let layer = json!({"kv_heads": 1, "head_dim": HIDDEN});
+    let elsewhere = json!({"positions": "text-from-zero",
+        "form": {"kind": "key-values", "tokens": 2, "first_layer": 1, "layers": [layer]}});
+    scene.bundle(
+        "elsewhere",
+        elsewhere,
+        &[(PROMPT, &[2, 2 * HIDDEN]), WEIGHT, BIAS],
+    );
+    let files = [
+        "--base",
+        "x.base",
+        "--trust",
+        "trust",
+        "--bundle",
+        "elsewhere.preface",
+    ];
+    let said = scene.refused_with(1, &[&["run", "light"], &files[..]].concat());
+    assert!(
+        said.contains("its prefix has other layers or heads"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -1,0 +1,613 @@
+//! Graphs that do less work and compute the same: chosen rows, cached layers, hidden prompts.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use preface_graph::{
+    Base, Kind, SIZES,
+    attention::{Layout, Site},
+    builder::Builder,
+    cut,
+    facts::Facts,
+    hidden,
+    inputs::Size,
+    onnx::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto, data_type},
+    rows, splice,
+    splice::Prefix,
+    wiring::Wiring,
+};
+use preface_trainer::{
+    autodiff::backward,
+    engine::{Array, Session},
+};
+use support::{base_folder, exports, library, skip};
+
+/// Added to the embedding rows: what the gradients are taken of.
+const DELTA: &str = "delta";
+const CHOOSE: &str = "choose";
+const COTANGENT: &str = "cotangent";
+/// Rows that are chosen of each text.
+const ROWS: i64 = 2;
+
+/// A shape at a size.
+type Shape = Box<dyn Fn(Size) -> Vec<i64>>;
+
+/// A base's graph under edit, with float inputs of its own.
+struct Bench<'a> {
+    base: &'a Base,
+    model: ModelProto,
+    extra: Vec<(String, Shape)>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(base: &'a Base) -> Self {
+        let mut bench = Self {
+            base,
+            model: base.model.clone(),
+            extra: Vec::new(),
+        };
+        bench.model.opset_import.push(OperatorSetIdProto {
+            domain: Some("com.microsoft".into()),
+            version: Some(1),
+        });
+        bench
+    }
+
+    fn graph(&mut self) -> &mut GraphProto {
+        self.model.graph.as_mut().unwrap()
+    }
+
+    /// Adds the input [`DELTA`] to the embedding rows.
+    fn move_embeddings(&mut self) {
+        let hidden = self.base.description.hidden as i64;
+        self.take(DELTA, move |size| vec![size.batch, size.sequence, hidden]);
+        let description = self.base.description.clone();
+        let graph = self.graph();
+        let (place, looked_up) = splice::cut_embedding(graph, &description).unwrap();
+        let mut builder = Builder::beside(graph, "moved", 0);
+        builder.write(
+            "Add",
+            &[&looked_up, DELTA],
+            &[&description.embedding_rows],
+            &[],
+        );
+        builder.insert_into(graph, place);
+    }
+
+    /// Declares a float input of the shape that it has at each size.
+    fn take(&mut self, name: &str, shape: impl Fn(Size) -> Vec<i64> + 'static) {
+        let symbols: Vec<String> = shape(SIZES[0])
+            .iter()
+            .zip(shape(SIZES[1]))
+            .enumerate()
+            .map(|(axis, (one, other))| match *one == other {
+                true => one.to_string(),
+                false => format!("{name}_{axis}"),
+            })
+            .collect();
+        let dims: Vec<&str> = symbols.iter().map(String::as_str).collect();
+        let input = ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
+        self.graph().input.push(input);
+        self.extra.push((name.into(), Box::new(shape)));
+    }
+
+    fn shapes(&self, size: Size) -> HashMap<String, Vec<i64>> {
+        let wiring = Wiring::of(self.model.graph.as_ref().unwrap());
+        let mut shapes = self.base.description.inputs.shapes(&wiring, size);
+        shapes.extend(
+            self.extra
+                .iter()
+                .map(|(name, shape)| (name.clone(), shape(size))),
+        );
+        shapes
+    }
+
+    fn facts(&self) -> Facts {
+        let graph = self.model.graph.as_ref().unwrap();
+        Facts::of(graph, &SIZES.map(|size| self.shapes(size)))
+    }
+
+    /// Makes `outputs` the graph's, drops the rest and counts its nodes.
+    fn keep(&mut self, outputs: &[String]) -> usize {
+        let output = |name: &String| ValueInfoProto {
+            name: Some(name.clone()),
+            ..ValueInfoProto::default()
+        };
+        let graph = self.graph();
+        splice::prune(graph, outputs.iter().map(output).collect());
+        graph.node.len()
+    }
+
+    /// Appends the gradients of `value` for the input [`COTANGENT`].
+    fn differentiate(&mut self, value: &str, wanted: &[&str]) -> Vec<String> {
+        let facts = self.facts();
+        let fact = facts.get(value).unwrap();
+        let decoded = fact.shapes[0][1] == SIZES[0].decoder_sequence;
+        let dims: Vec<_> = (1..fact.rank())
+            .map(|axis| fact.constant_dim(axis))
+            .collect();
+        self.take(COTANGENT, move |size| {
+            let tokens = if decoded {
+                size.decoder_sequence
+            } else {
+                size.sequence
+            };
+            let rest = dims.iter().map(|dim| dim.unwrap_or(tokens));
+            std::iter::once(size.batch).chain(rest).collect()
+        });
+        let facts = self.facts();
+        let opset = self.model.opset();
+        let graph = self.graph();
+        let mut builder = Builder::beside(graph, "gradient", opset);
+        let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
+        let seeds = [(value.to_owned(), COTANGENT.to_owned())];
+        let gradients = backward(graph, &facts, &mut builder, &seeds, &wanted).unwrap();
+        builder.append_to(graph);
+        gradients
+    }
+
+    /// `rows` of each text's `value`, by [`rows::select`] or by a product behind everything.
+    fn choose(&mut self, value: &str, early: bool, rows: i64) -> String {
+        let decoder = self.base.description.kind == Kind::EncoderDecoder;
+        self.take(CHOOSE, move |size| {
+            let tokens = if decoder {
+                size.decoder_sequence
+            } else {
+                size.sequence
+            };
+            vec![size.batch, rows, tokens]
+        });
+        let facts = self.facts();
+        let opset = self.model.opset();
+        let graph = self.graph();
+        if early {
+            return rows::select(graph, opset, &facts, value, CHOOSE).unwrap();
+        }
+        let mut builder = Builder::beside(graph, "late", opset);
+        let chosen = builder.apply("MatMul", &[CHOOSE, value], &[]);
+        builder.append_to(graph);
+        chosen
+    }
+
+    fn session(&self, threads: usize) -> Session {
+        let folder = &self.base.folder;
+        library().session(&self.model, folder, threads).unwrap()
+    }
+
+    fn run(&self, feeds: &HashMap<String, Array>) -> Vec<Array> {
+        let declared = &self.model.graph.as_ref().unwrap().input;
+        let feeds: Vec<(&str, &Array)> = declared
+            .iter()
+            .filter_map(|input| Some((input.name(), feeds.get(input.name())?)))
+            .collect();
+        self.session(2).run(&feeds).unwrap()
+    }
+
+    /// Numbers for every input at one size; the second half of the last text is padding.
+    fn feeds(&self, size: Size) -> HashMap<String, Array> {
+        let inputs = &self.base.description.inputs;
+        let vocabulary = self.base.description.vocabulary as i64;
+        let feed = |(name, shape): (String, Vec<i64>)| {
+            let count = shape.iter().product::<i64>();
+            let noise = |index: i64| ((index * 7919 + 13) % 101) as f32 / 50.5 - 1.0;
+            let part = |own: &Option<String>| own.as_deref() == Some(&name);
+            let array = if name == CHOOSE {
+                Array::Floats(shape.clone(), choice(&shape))
+            } else if name == DELTA || self.extra.iter().any(|(own, _)| *own == name) {
+                Array::Floats(shape, (0..count).map(|index| 0.1 * noise(index)).collect())
+            } else if inputs.past.contains(&name) {
+                Array::Floats(shape, (0..count).map(noise).collect())
+            } else {
+                let width = shape[1];
+                let ints = (0..count).map(|index| match index {
+                    _ if part(&inputs.token_types) => 0,
+                    at if part(&inputs.positions) => at % width,
+                    at if part(&inputs.mask) => i64::from(at < count - width / 2),
+                    at => 3 + (at * 31 + 5) % (vocabulary - 3),
+                });
+                Array::Ints(shape.clone(), ints.collect())
+            };
+            (name, array)
+        };
+        self.shapes(size).into_iter().map(feed).collect()
+    }
+}
+
+/// Row `r` of text `b` chooses token `b + 2 r`; the last row of the last text chooses none.
+fn choice(shape: &[i64]) -> Vec<f32> {
+    let [batch, rows, sequence] = [0, 1, 2].map(|axis| shape[axis]);
+    let mut values = Vec::new();
+    for (text, row) in (0..batch).flat_map(|text| (0..rows).map(move |row| (text, row))) {
+        let none = (text, row) == (batch - 1, rows - 1) && rows > 1;
+        let chosen = (text + 2 * row) % sequence;
+        values.extend((0..sequence).map(|at| f32::from(u8::from(at == chosen && !none))));
+    }
+    values
+}
+
+fn distance(one: &[f32], other: &[f32]) -> f32 {
+    assert_eq!(one.len(), other.len());
+    assert!(one.iter().chain(other).all(|number| number.is_finite()));
+    let largest = one
+        .iter()
+        .fold(0.0, |most: f32, number| most.max(number.abs()));
+    let pairs = one.iter().zip(other);
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest.max(1e-30)
+}
+
+fn floats(arrays: Vec<Array>) -> Vec<Vec<f32>> {
+    arrays
+        .into_iter()
+        .map(|array| array.into_floats().unwrap())
+        .collect()
+}
+
+/// A base with moved embeddings and chosen rows of `value`.
+fn chosen<'a>(base: &'a Base, value: &str, early: bool, rows: i64) -> (Bench<'a>, String) {
+    let mut bench = Bench::new(base);
+    bench.move_embeddings();
+    let chosen = bench.choose(value, early, rows);
+    (bench, chosen)
+}
+
+/// Multiplications of all matrix products between free values and weights.
+fn products(bench: &Bench, size: Size) -> i64 {
+    let graph = bench.model.graph.as_ref().unwrap();
+    let facts = Facts::of(graph, &[bench.shapes(size)]);
+    let count = |node: &preface_graph::onnx::NodeProto| {
+        let shape = |name: &str| facts.get(name).map(|fact| fact.shapes[0].clone());
+        let (left, output) = (
+            shape(&node.input[0]).unwrap(),
+            shape(&node.output[0]).unwrap(),
+        );
+        let turned = node.int("transA", 0) == 1;
+        let inner = left[left.len() - if turned { 2 } else { 1 }];
+        output.iter().product::<i64>() * inner
+    };
+    let products = graph
+        .node
+        .iter()
+        .filter(|node| matches!(node.op_type(), "MatMul" | "Gemm" | "FusedMatMul"));
+    products.map(count).sum()
+}
+
+#[test]
+fn chosen_rows_are_those_of_the_whole_and_so_are_their_gradients() {
+    let Some(exports) = exports() else {
+        return skip("the exports of ../shared");
+    };
+    let mut folders: Vec<(String, &Path)> = exports
+        .iter()
+        .map(|export| (export.name.clone(), export.folder()))
+        .collect();
+    let minilm = base_folder();
+    folders.push(("MiniLM".into(), &minilm));
+    let size = Size {
+        batch: 3,
+        sequence: 16,
+        decoder_sequence: 9,
+        past: 0,
+    };
+    for (name, folder) in folders {
+        let base = Base::open(folder).unwrap();
+        let mut values = vec![base.description.hidden_rows.clone()];
+        let output = base.model.graph.as_ref().unwrap().output[0]
+            .name()
+            .to_owned();
+        if base.facts.get(&output).is_some_and(|fact| fact.rank() == 3) && output != values[0] {
+            values.push(output);
+        }
+        for value in values {
+            let mut results = Vec::new();
+            let mut work = Vec::new();
+            for early in [false, true] {
+                let (mut bench, chosen) = chosen(&base, &value, early, ROWS);
+                let gradients = bench.differentiate(&chosen, &[DELTA]);
+                let nodes = bench.keep(&[chosen, gradients[0].clone()]);
+                work.push((products(&bench, size), nodes));
+                let mut feeds = bench.feeds(SIZES[0]);
+                if base.description.inputs.past.is_empty() {
+                    feeds = bench.feeds(SIZES[1]);
+                }
+                results.push(floats(bench.run(&feeds)));
+            }
+            let errors: Vec<f32> = results[0]
+                .iter()
+                .zip(&results[1])
+                .map(|(late, early)| distance(late, early))
+                .collect();
+            eprintln!(
+                "{name} {value}: rows {:.0e}, gradients {:.0e}, products {:.3} of {:.0}k, nodes {} of {}",
+                errors[0],
+                errors[1],
+                work[1].0 as f64 / work[0].0 as f64,
+                work[0].0 as f64 / 1e3,
+                work[1].1,
+                work[0].1
+            );
+            assert!(work[1].0 < work[0].0 * 9 / 10, "{name} {value}: {work:?}");
+            assert!(errors[0] < 1e-6, "{name} {value}: {errors:?}");
+            assert!(errors[1] < 2e-6, "{name} {value}: {errors:?}");
+        }
+    }
+}
+
+/// Rows of a prefix.
+const TOKENS: i64 = 3;
+
+/// A base with a prefix on its last `top` layers, and the names of the prefix's tensors.
+fn prefixed(base: &Base, top: usize) -> (Bench<'_>, Vec<String>) {
+    let mut bench = Bench::new(base);
+    let layers = base.description.layers.len();
+    let mut names = Vec::new();
+    let mut prefixes = Vec::new();
+    for (index, layer) in base.description.layers.iter().enumerate() {
+        prefixes.push((index + top >= layers).then(|| {
+            let [key, value] = ["keys", "values"].map(|part| format!("{part}.{index}"));
+            for name in [&key, &value] {
+                let (heads, width) = (layer.kv_heads as i64, layer.head_dim as i64);
+                bench.take(name, move |size| vec![size.batch, heads, TOKENS, width]);
+                names.push(name.clone());
+            }
+            Prefix {
+                key,
+                value,
+                gate: None,
+            }
+        }));
+    }
+    let opset = bench.model.opset();
+    let graph = bench.graph();
+    splice::join_prefix(graph, opset, &base.description, &base.facts, &prefixes).unwrap();
+    (bench, names)
+}
+
+/// Chosen hidden rows and gradients with everything run, with what the prefix leaves alone run once, and the numbers of nodes.
+fn whole_and_cached(base: &Base, top: usize, size: Size) -> ([Vec<Vec<f32>>; 2], [usize; 2]) {
+    let (mut whole, names) = prefixed(base, top);
+    let (mut rest, _) = prefixed(base, top);
+    let rows = [&mut whole, &mut rest]
+        .map(|bench| bench.choose(&base.description.hidden_rows, true, ROWS));
+    let facts = rest.facts();
+    let graph = rest.model.graph.as_ref().unwrap();
+    let cut = cut::find(graph, &facts, &base.description, &names).unwrap();
+    let mut below = Bench::new(base);
+    below.keep(std::slice::from_ref(&cut));
+    let computed = below.run(&below.feeds(size)).remove(0);
+
+    let opset = rest.model.opset();
+    cut::behind(rest.graph(), opset, &facts, &cut).unwrap();
+    let hidden = base.description.hidden as i64;
+    rest.extra.push((
+        cut.clone(),
+        Box::new(move |size| vec![size.batch, size.sequence, hidden]),
+    ));
+    let wanted: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert_eq!(rows[0], rows[1]);
+    let mut nodes = [0; 2];
+    for (bench, nodes) in [&mut whole, &mut rest].into_iter().zip(&mut nodes) {
+        let mut outputs = vec![rows[0].clone()];
+        outputs.extend(bench.differentiate(&rows[0], &wanted));
+        *nodes = bench.keep(&outputs);
+    }
+    let mut feeds = rest.feeds(size);
+    feeds.insert(cut, computed);
+    (
+        [
+            floats(whole.run(&whole.feeds(size))),
+            floats(rest.run(&feeds)),
+        ],
+        nodes,
+    )
+}
+
+#[test]
+fn layers_below_the_lowest_prefix_are_run_once() {
+    let Some(exports) = exports() else {
+        return skip("the exports of ../shared");
+    };
+    let mut folders: Vec<(String, &Path, usize)> = exports
+        .iter()
+        .map(|export| (export.name.clone(), export.folder(), 1))
+        .collect();
+    let minilm = base_folder();
+    folders.push(("MiniLM".into(), &minilm, 2));
+    for (name, folder, top) in folders {
+        let base = Base::open(folder).unwrap();
+        let size = Size {
+            past: 0,
+            ..SIZES[1]
+        };
+        let ([whole, cached], nodes) = whole_and_cached(&base, top, size);
+        let errors: Vec<f32> = whole
+            .iter()
+            .zip(&cached)
+            .map(|(whole, cached)| distance(whole, cached))
+            .collect();
+        eprintln!(
+            "{name}: cached within {:.0e}, nodes {} of {}",
+            errors.iter().fold(0.0, |most: f32, error| most.max(*error)),
+            nodes[1],
+            nodes[0]
+        );
+        assert!(
+            errors.iter().all(|error| *error < 1e-6),
+            "{name}: {errors:?}"
+        );
+        assert!(nodes[1] < nodes[0], "{name}: {nodes:?}");
+    }
+}
+
+#[test]
+fn nothing_is_cached_below_the_first_layer_or_a_prompt() {
+    let base = Base::open(&base_folder()).unwrap();
+    let (bench, names) = prefixed(&base, base.description.layers.len());
+    let found = |bench: &Bench, free: &[String]| {
+        let graph = bench.model.graph.as_ref().unwrap();
+        cut::find(graph, &bench.facts(), &base.description, free)
+    };
+    assert_eq!(found(&bench, &names), None);
+    let mut bench = Bench::new(&base);
+    bench.move_embeddings();
+    assert_eq!(found(&bench, &[DELTA.into()]), None);
+}
+
+/// Hidden prompts that are a text's own hidden states make its own keys and values; rotated keys are refused.
+#[test]
+fn hidden_prompts_take_the_layers_own_path() {
+    let Some(exports) = exports() else {
+        return skip("the exports of ../shared");
+    };
+    let mut folders: Vec<(String, &Path)> = exports
+        .iter()
+        .map(|export| (export.name.clone(), export.folder()))
+        .collect();
+    let minilm = base_folder();
+    folders.push(("MiniLM".into(), &minilm));
+    for (name, folder) in folders {
+        let base = Base::open(folder).unwrap();
+        let rotary = ["llama", "qwen", "stories"]
+            .iter()
+            .any(|family| name.contains(family));
+        let sites: Vec<_> = base.description.prefix_sites().collect();
+        let own = |site: &&&Site| site.direction == sites[0].direction;
+        for site in sites.iter().filter(own).skip(1) {
+            let mut bench = Bench::new(&base);
+            let hidden = base.description.hidden as i64;
+            bench.take("rows", move |size| vec![1, size.sequence, hidden]);
+            let facts = bench.facts();
+            let opset = bench.model.opset();
+            let result = hidden::key_values(bench.graph(), opset, &facts, site, "rows");
+            if rotary {
+                let error = result.unwrap_err().to_string();
+                assert!(
+                    error.contains("hidden prompts cannot enter"),
+                    "{name}: {error}"
+                );
+                continue;
+            }
+            let (key, value) = result.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let free = [site.key.value.clone()];
+            let graph = bench.model.graph.as_ref().unwrap();
+            let input = cut::find(graph, &facts, &base.description, &free).unwrap();
+            let size = Size {
+                batch: 1,
+                past: 0,
+                ..SIZES[1]
+            };
+            let own = [input, site.key.value.clone(), site.value.value.clone()];
+            let mut real = Bench::new(&base);
+            real.keep(&own);
+            let real = real.run(&real.feeds(size));
+            bench.keep(&[key, value]);
+            let made = bench.run(&HashMap::from([("rows".to_owned(), real[0].clone())]));
+            for ((real, made), joint) in real[1..].iter().zip(&made).zip([&site.key, &site.value]) {
+                let real = heads_first(real, joint.layout);
+                assert_eq!(real.shape(), made.shape(), "{name} {}", site.node);
+                let error = distance(
+                    &real.into_floats().unwrap(),
+                    &made.clone().into_floats().unwrap(),
+                );
+                assert!(error < 1e-6, "{name} {}: {error}", site.node);
+            }
+        }
+    }
+}
+
+fn heads_first(array: &Array, layout: Layout) -> Array {
+    let (Layout::TokensFirst, Array::Floats(shape, values)) = (layout, array) else {
+        return array.clone();
+    };
+    let [batch, tokens, heads, width] = [0, 1, 2, 3].map(|axis| shape[axis] as usize);
+    let mut turned = Vec::new();
+    for at in 0..batch * heads * tokens {
+        let (text, head, token) = (at / (heads * tokens), at / tokens % heads, at % tokens);
+        let start = ((text * tokens + token) * heads + head) * width;
+        turned.extend(&values[start..start + width]);
+    }
+    Array::floats(&[batch, heads, tokens, width], turned)
+}
+
+/// CPU time of this process.
+fn cpu_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = text
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = [11, 12]
+        .iter()
+        .map(|&field| fields[field].parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// `cargo test --release --test less_work -- --ignored --nocapture time_of`
+#[test]
+#[ignore = "measures"]
+fn time_of_chosen_rows() {
+    let base = Base::open(&base_folder()).unwrap();
+    let value = base.description.hidden_rows.clone();
+    let size = Size {
+        batch: 16,
+        sequence: 64,
+        decoder_sequence: 0,
+        past: 0,
+    };
+    let mut benches = Vec::new();
+    for early in [false, true] {
+        let (mut bench, chosen) = chosen(&base, &value, early, 1);
+        let gradients = bench.differentiate(&chosen, &[DELTA]);
+        bench.keep(&[chosen, gradients[0].clone()]);
+        let feeds = {
+            let mut feeds = bench.feeds(size);
+            feeds.insert(
+                COTANGENT.into(),
+                Array::Floats(vec![16, 1, 384], vec![0.01; 16 * 384]),
+            );
+            feeds
+        };
+        let declared: Vec<String> = bench
+            .model
+            .graph
+            .as_ref()
+            .unwrap()
+            .input
+            .iter()
+            .map(|input| input.name().to_owned())
+            .collect();
+        eprintln!(
+            "early {early}: {:.2} G multiplications",
+            products(&bench, size) as f64 / 1e9
+        );
+        benches.push((bench.session(1), feeds, declared, Vec::new()));
+    }
+    for _ in 0..12 {
+        for (session, feeds, declared, times) in &mut benches {
+            let feeds: Vec<(&str, &Array)> = declared
+                .iter()
+                .filter_map(|name| Some((name.as_str(), feeds.get(name)?)))
+                .collect();
+            let (start, wall) = (cpu_time(), Instant::now());
+            session.run(&feeds).unwrap();
+            times.push((cpu_time() - start, wall.elapsed()));
+        }
+    }
+    for (_, _, _, times) in &mut benches {
+        times.sort();
+        eprintln!(
+            "CPU least {:?} median {:?}",
+            times[0].0,
+            times[times.len() / 2].0
+        );
+    }
+}

@@ -1,0 +1,412 @@
+//! Small language models of ONNX Runtime's fused operators, each around one form of attention, written by hand: what
+//! exporters make of them differs, the arithmetic does not.
+
+use preface_graph::{
+    builder::{Attribute, Builder},
+    onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type},
+};
+
+const VOCABULARY: i64 = 97;
+const WIDTH: i64 = 64;
+const HEADS: i64 = 4;
+const HEAD: i64 = WIDTH / HEADS;
+const POSITIONS: i64 = 64;
+
+type Attention = fn(&mut Writer) -> String;
+type Rest = fn(&mut Writer, &str) -> String;
+
+/// Every model with its name.
+pub fn models() -> Vec<(&'static str, ModelProto)> {
+    let table: &[(&str, Attention, Rest)] = &[
+        ("attention, lengths", attention_of_lengths, layer_normalised),
+        ("attention, causal", causal_attention, root_normalised),
+        ("attention, scaled", scaled_attention, layer_normalised),
+        ("heads, packed", packed_heads, root_normalised),
+        ("heads, bias and lengths", biased_heads, layer_normalised),
+        ("heads, cache", cached_heads, layer_normalised),
+        (
+            "heads, rotated in pairs",
+            |w| rotated_heads(w, 1),
+            root_normalised,
+        ),
+        (
+            "heads, rotated in halves",
+            |w| rotated_heads(w, 0),
+            root_normalised,
+        ),
+        ("groups", |w| groups(w, 0, false), root_normalised),
+        (
+            "groups, packed and in pairs",
+            |w| groups(w, 1, true),
+            root_normalised,
+        ),
+        ("products of integers", attention_of_lengths, quantised),
+        ("products with factors", plain_attention, layer_normalised),
+    ];
+    let models = table.iter().map(|(name, attention, rest)| {
+        let mut writer = Writer::begin();
+        let mixed = attention(&mut writer);
+        let output = rest(&mut writer, &mixed);
+        (*name, writer.finish(&output))
+    });
+    models.collect()
+}
+
+struct Writer {
+    graph: GraphProto,
+    builder: Builder,
+    rows: String,
+    salt: usize,
+}
+
+impl Writer {
+    fn begin() -> Self {
+        let input = |name| ValueInfoProto::tensor(name, data_type::INT64, &["batch", "sequence"]);
+        let graph = GraphProto {
+            input: vec![input("ids"), input("mask")],
+            ..GraphProto::default()
+        };
+        let builder = Builder::beside(&graph, "fused", 17);
+        let mut writer = Self {
+            graph,
+            builder,
+            rows: String::new(),
+            salt: 0,
+        };
+        let table = writer.weight(&[VOCABULARY, WIDTH], 1.0);
+        writer.rows = writer.apply("Gather", &[&table, "ids"], &[]);
+        writer
+    }
+
+    fn finish(mut self, output: &str) -> ModelProto {
+        let dims = ["batch", "sequence", &WIDTH.to_string()];
+        let output = ValueInfoProto::tensor(output, data_type::FLOAT, &dims);
+        self.graph.output.insert(0, output);
+        self.builder.append_to(&mut self.graph);
+        let set = |domain: Option<&str>, version| OperatorSetIdProto {
+            domain: domain.map(str::to_owned),
+            version: Some(version),
+        };
+        ModelProto {
+            ir_version: Some(8),
+            graph: Some(self.graph),
+            opset_import: vec![set(None, 17), set(Some("com.microsoft"), 1)],
+            ..ModelProto::default()
+        }
+    }
+
+    /// A weight of numbers that look random.
+    fn weight(&mut self, dims: &[i64], scale: f32) -> String {
+        self.salt += 1;
+        let salt = self.salt as f32;
+        let count = dims.iter().product::<i64>() as usize;
+        let value = |index: usize| scale * (1.37 * index as f32 + 0.7 * salt).sin();
+        let values: Vec<f32> = (0..count).map(value).collect();
+        let name = format!("weight/{}", self.salt);
+        let tensor = TensorProto::of_floats(&name, dims, &values);
+        self.graph.initializer.push(tensor);
+        name
+    }
+
+    fn bytes(&mut self, dims: &[i64]) -> String {
+        self.salt += 1;
+        let count = dims.iter().product::<i64>() as usize;
+        let raw = (0..count).map(|index| (index * 89 + 7 * self.salt) as u8);
+        let raw = raw.collect();
+        self.builder.constant(data_type::UINT8, dims, raw)
+    }
+
+    fn apply(&mut self, operator: &str, inputs: &[&str], with: &[(&str, Attribute)]) -> String {
+        self.builder.apply(operator, inputs, with)
+    }
+
+    fn contrib(&mut self, operator: &str, inputs: &[&str], with: &[(&str, Attribute)]) -> String {
+        self.apply(&format!("com.microsoft:{operator}"), inputs, with)
+    }
+
+    fn project(&mut self, value: &str, width: i64) -> String {
+        let weight = self.weight(&[WIDTH, width], 0.3);
+        self.apply("MatMul", &[value, &weight], &[])
+    }
+
+    fn projected<const N: usize>(&mut self, widths: [i64; N]) -> [String; N] {
+        let rows = self.rows.clone();
+        widths.map(|width| self.project(&rows, width))
+    }
+
+    fn cast(&mut self, value: &str, to: i32) -> String {
+        let to = [("to", Attribute::Int(i64::from(to)))];
+        self.apply("Cast", &[value], &to)
+    }
+
+    /// Tokens of each row, `[batch]` in 32 bits.
+    fn lengths(&mut self) -> String {
+        let counted = self.builder.reduce("ReduceSum", "mask", &[1], false);
+        self.cast(&counted, data_type::INT32)
+    }
+
+    /// Cosines and sines of every position.
+    fn rotations(&mut self) -> [String; 2] {
+        let half = HEAD / 2;
+        let angle = |index: i64| (index / half) as f32 * 0.3_f32.powi((index % half) as i32 + 1);
+        let angles: Vec<f32> = (0..POSITIONS * half).map(angle).collect();
+        [f32::cos as fn(f32) -> f32, f32::sin].map(|of| {
+            self.salt += 1;
+            let values: Vec<f32> = angles.iter().map(|&angle| of(angle)).collect();
+            let name = format!("rotation/{}", self.salt);
+            let tensor = TensorProto::of_floats(&name, &[POSITIONS, half], &values);
+            self.graph.initializer.push(tensor);
+            name
+        })
+    }
+
+    /// Declares an empty cache of `heads` and what it becomes.
+    fn cache(&mut self, heads: i64) -> [String; 4] {
+        let dims = ["batch", &heads.to_string(), "past", &HEAD.to_string()].map(str::to_owned);
+        let dims = [0, 1, 2, 3].map(|axis: usize| dims[axis].as_str());
+        ["past.key", "past.value", "present.key", "present.value"].map(|name| {
+            let value = ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
+            if name.starts_with("past") {
+                self.graph.input.push(value);
+            } else {
+                let dims = ["batch", dims[1], "all", dims[3]];
+                let value = ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
+                self.graph.output.push(value);
+            }
+            name.to_owned()
+        })
+    }
+}
+
+fn heads() -> (&'static str, Attribute) {
+    ("num_heads", Attribute::Int(HEADS))
+}
+
+fn attention_of_lengths(writer: &mut Writer) -> String {
+    let (weight, bias) = (
+        writer.weight(&[WIDTH, 3 * WIDTH], 0.3),
+        writer.weight(&[3 * WIDTH], 0.2),
+    );
+    let (rows, lengths) = (writer.rows.clone(), writer.lengths());
+    writer.contrib("Attention", &[&rows, &weight, &bias, &lengths], &[heads()])
+}
+
+fn causal_attention(writer: &mut Writer) -> String {
+    let (weight, bias) = (
+        writer.weight(&[WIDTH, 3 * WIDTH], 0.3),
+        writer.weight(&[3 * WIDTH], 0.2),
+    );
+    let (rows, mask) = (writer.rows.clone(), writer.cast("mask", data_type::INT32));
+    let causal = ("unidirectional", Attribute::Int(1));
+    let inputs = [rows.as_str(), &weight, &bias, &mask];
+    writer.contrib("Attention", &inputs, &[heads(), causal])
+}
+
+fn scaled_attention(writer: &mut Writer) -> String {
+    let (weight, bias) = (
+        writer.weight(&[WIDTH, 3 * WIDTH], 0.3),
+        writer.weight(&[3 * WIDTH], 0.2),
+    );
+    let (rows, mask) = (writer.rows.clone(), writer.cast("mask", data_type::INT32));
+    let sizes = ("qkv_hidden_sizes", Attribute::Ints(vec![WIDTH; 3]));
+    let scale = ("scale", Attribute::Float(0.4));
+    let inputs = [rows.as_str(), &weight, &bias, &mask];
+    writer.contrib("Attention", &inputs, &[heads(), sizes, scale])
+}
+
+fn packed_heads(writer: &mut Writer) -> String {
+    let [all] = writer.projected([3 * WIDTH]);
+    let shape = writer.builder.ints(&[0, 0, HEADS, 3, HEAD]);
+    let packed = writer.apply("Reshape", &[&all, &shape], &[]);
+    let mask = writer.cast("mask", data_type::INT32);
+    writer.contrib(
+        "MultiHeadAttention",
+        &[&packed, "", "", "", &mask],
+        &[heads()],
+    )
+}
+
+fn biased_heads(writer: &mut Writer) -> String {
+    let [query, key, value] = writer.projected([WIDTH; 3]);
+    let (bias, lengths) = (writer.weight(&[3 * WIDTH], 0.2), writer.lengths());
+    let inputs = [query.as_str(), &key, &value, &bias, &lengths];
+    writer.contrib("MultiHeadAttention", &inputs, &[heads()])
+}
+
+fn cached_heads(writer: &mut Writer) -> String {
+    let [query, key, value] = writer.projected([WIDTH; 3]);
+    let [past_key, past_value, present_key, present_value] = writer.cache(HEADS);
+    let mask = writer.cast("mask", data_type::INT32);
+    let inputs = [
+        query.as_str(),
+        &key,
+        &value,
+        "",
+        &mask,
+        "",
+        &past_key,
+        &past_value,
+    ];
+    let output = writer.builder.fresh();
+    let causal = ("unidirectional", Attribute::Int(1));
+    let outputs = [output.as_str(), &present_key, &present_value];
+    let operator = "com.microsoft:MultiHeadAttention";
+    writer
+        .builder
+        .write(operator, &inputs, &outputs, &[heads(), causal]);
+    output
+}
+
+fn rotated_heads(writer: &mut Writer, interleaved: i64) -> String {
+    let [query, key, value] = writer.projected([WIDTH; 3]);
+    let [cosine, sine] = writer.rotations();
+    let first = writer.builder.ints(&[0]);
+    let pairs = ("interleaved", Attribute::Int(interleaved));
+    let [query, key] = [query, key].map(|rows| {
+        let inputs = [rows.as_str(), &first, &cosine, &sine];
+        writer.contrib("RotaryEmbedding", &inputs, std::slice::from_ref(&pairs))
+    });
+    let mask = writer.cast("mask", data_type::INT32);
+    let inputs = [query.as_str(), &key, &value, "", &mask];
+    writer.contrib("MultiHeadAttention", &inputs, &[heads()])
+}
+
+fn groups(writer: &mut Writer, interleaved: i64, packed: bool) -> String {
+    const GROUPS: i64 = 2;
+    let narrow = GROUPS * HEAD;
+    let [mut query, mut key, mut value] = writer.projected([WIDTH, narrow, narrow]);
+    if packed {
+        let axis = [("axis", Attribute::Int(2))];
+        query = writer.apply("Concat", &[&query, &key, &value], &axis);
+        key.clear();
+        value.clear();
+    }
+    let [past_key, past_value, present_key, present_value] = writer.cache(GROUPS);
+    let [cosine, sine] = writer.rotations();
+    let one = writer.builder.scalar(data_type::INT64, 1.0);
+    let counted = writer.builder.reduce("ReduceSum", "mask", &[1], false);
+    let last = writer.apply("Sub", &[&counted, &one], &[]);
+    let last = writer.cast(&last, data_type::INT32);
+    let shape = writer.apply("Shape", &["mask"], &[]);
+    let all = writer.apply("Gather", &[&shape, &one], &[]);
+    let all = writer.cast(&all, data_type::INT32);
+    let inputs = [
+        query.as_str(),
+        &key,
+        &value,
+        &past_key,
+        &past_value,
+        &last,
+        &all,
+        &cosine,
+        &sine,
+    ];
+    let output = writer.builder.fresh();
+    let attributes = [
+        heads(),
+        ("kv_num_heads", Attribute::Int(GROUPS)),
+        ("do_rotary", Attribute::Int(1)),
+        ("rotary_interleaved", Attribute::Int(interleaved)),
+    ];
+    let outputs = [output.as_str(), &present_key, &present_value];
+    let operator = "com.microsoft:GroupQueryAttention";
+    writer
+        .builder
+        .write(operator, &inputs, &outputs, &attributes);
+    output
+}
+
+fn plain_attention(writer: &mut Writer) -> String {
+    let parts = writer.projected([WIDTH; 3]);
+    let apart = writer.builder.ints(&[0, 0, HEADS, HEAD]);
+    let [query, key, value] = parts.map(|part| {
+        let part = writer.apply("Reshape", &[&part, &apart], &[]);
+        let perm = [("perm", Attribute::Ints(vec![0, 2, 1, 3]))];
+        writer.apply("Transpose", &[&part], &perm)
+    });
+    let factors = [
+        ("alpha", Attribute::Float(0.35)),
+        ("transB", Attribute::Int(1)),
+    ];
+    let scores = writer.contrib("FusedMatMul", &[&query, &key], &factors);
+    let axes = writer.builder.ints(&[1, 2]);
+    let mask = writer.apply("Unsqueeze", &["mask", &axes], &[]);
+    let mask = writer.cast(&mask, data_type::BOOL);
+    let hidden = writer.builder.scalar(data_type::FLOAT, -1e9);
+    let scores = writer.apply("Where", &[&mask, &scores, &hidden], &[]);
+    let weights = writer.apply("Softmax", &[&scores], &[("axis", Attribute::Int(-1))]);
+    let mixed = writer.contrib("FusedMatMul", &[&weights, &value], &[]);
+    let perm = [("perm", Attribute::Ints(vec![0, 2, 1, 3]))];
+    let mixed = writer.apply("Transpose", &[&mixed], &perm);
+    let flat = writer.builder.ints(&[0, 0, WIDTH]);
+    writer.apply("Reshape", &[&mixed, &flat], &[])
+}
+
+/// Layer normalisations, activations with a bias and weights of 4 bits behind an attention.
+fn layer_normalised(writer: &mut Writer, mixed: &str) -> String {
+    let vectors = [0.2, 0.1, 0.1].map(|scale| writer.weight(&[WIDTH], scale));
+    let [scale, shift, bias] = &vectors;
+    let one = writer.builder.floats(&[1.0]);
+    let scale = writer.apply("Add", &[scale, &one], &[]);
+    let rows = writer.rows.clone();
+    let normal = writer.contrib(
+        "SkipLayerNormalization",
+        &[mixed, &rows, &scale, shift, bias],
+        &[("epsilon", Attribute::Float(1e-5))],
+    );
+    let (packed, zeros) = (writer.bytes(&[WIDTH, 4, 8]), writer.bytes(&[2 * WIDTH]));
+    let scales = writer.weight(&[4 * WIDTH], 0.02);
+    let sizes = ["N", "K", "block_size", "bits"]
+        .into_iter()
+        .zip([WIDTH, WIDTH, 16, 4]);
+    let sizes: Vec<_> = sizes
+        .map(|(name, size)| (name, Attribute::Int(size)))
+        .collect();
+    let inner = writer.contrib("MatMulNBits", &[&normal, &packed, &scales, &zeros], &sizes);
+    let inner = writer.contrib("BiasGelu", &[&inner, bias], &[]);
+    let inner = writer.contrib("FastGelu", &[&inner, shift], &[]);
+    let inner = writer.project(&inner, WIDTH);
+    let sum = writer.apply("Add", &[&inner, &normal], &[]);
+    let attributes = [("axis", Attribute::Int(-1))];
+    writer.apply("LayerNormalization", &[&sum, &scale, shift], &attributes)
+}
+
+/// Root-mean-square normalisations and activations without a bias behind an attention.
+fn root_normalised(writer: &mut Writer, mixed: &str) -> String {
+    let scale = writer.weight(&[WIDTH], 0.2);
+    let one = writer.builder.floats(&[1.0]);
+    let scale = writer.apply("Add", &[&scale, &one], &[]);
+    let epsilon = [("epsilon", Attribute::Float(1e-5))];
+    let rows = writer.rows.clone();
+    let (normal, sum) = (writer.builder.fresh(), writer.builder.fresh());
+    writer.builder.write(
+        "com.microsoft:SkipSimplifiedLayerNormalization",
+        &[mixed, &rows, &scale],
+        &[&normal, "", "", &sum],
+        &epsilon,
+    );
+    let inner = writer.project(&normal, WIDTH);
+    let inner = writer.contrib("QuickGelu", &[&inner], &[]);
+    let inner = writer.contrib("Gelu", &[&inner], &[]);
+    let inner = writer.project(&inner, WIDTH);
+    let sum = writer.apply("Add", &[&inner, &sum], &[]);
+    writer.apply("SimplifiedLayerNormalization", &[&sum, &scale], &epsilon)
+}
+
+/// A product that rounds its operands, as dynamic quantisation writes it, behind an attention.
+fn quantised(writer: &mut Writer, mixed: &str) -> String {
+    let rows = writer.rows.clone();
+    let sum = writer.apply("Add", &[mixed, &rows], &[]);
+    let [whole, scale, zero] = [0, 1, 2].map(|_| writer.builder.fresh());
+    let outputs = [whole.as_str(), &scale, &zero];
+    let operator = "DynamicQuantizeLinear";
+    writer.builder.write(operator, &[&sum], &outputs, &[]);
+    let weight = writer.bytes(&[WIDTH, WIDTH]);
+    let middle = writer.builder.constant(data_type::UINT8, &[], vec![128]);
+    let product = writer.apply("MatMulInteger", &[&whole, &weight, &zero, &middle], &[]);
+    let product = writer.cast(&product, data_type::FLOAT);
+    let step = writer.builder.floats(&[0.002]);
+    let scale = writer.apply("Mul", &[&scale, &step], &[]);
+    let product = writer.apply("Mul", &[&product, &scale], &[]);
+    writer.apply("Add", &[&product, &sum], &[])
+}
