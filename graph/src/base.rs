@@ -28,7 +28,8 @@ use crate::{
     wiring::Wiring,
 };
 
-/// The sizes at which a base is walked: they differ in every symbol.
+/// The sizes at which a base is walked: they differ in every symbol, and no multiple of the rows is the tokens at both,
+/// with however many more: several candidates multiply the rows, and a prompt adds tokens.
 pub const SIZES: [Size; 2] = [
     Size {
         batch: 2,
@@ -38,7 +39,7 @@ pub const SIZES: [Size; 2] = [
     },
     Size {
         batch: 3,
-        sequence: 11,
+        sequence: 10,
         decoder_sequence: 6,
         past: 4,
     },
@@ -57,6 +58,16 @@ pub enum Kind {
     Decoder,
     /// A decoder that reads an encoder's output (T5 and its like).
     EncoderDecoder,
+}
+
+impl Kind {
+    /// Hidden rows that heads read of one text: an encoder-decoder's are its decoder's.
+    pub fn row_tokens(self, size: Size) -> i64 {
+        match self {
+            Self::EncoderDecoder => size.decoder_sequence,
+            Self::Encoder | Self::Decoder => size.sequence,
+        }
+    }
 }
 
 /// How a base knows where a token stands.
@@ -221,14 +232,6 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     })
 }
 
-/// Reads an ONNX model; external data stays in its files.
-///
-/// # Errors
-/// When the file cannot be read or is no ONNX model.
-pub fn read_model(path: &Path) -> Result<ModelProto, Error> {
-    decode(path).map(|(model, _)| model)
-}
-
 /// The model in a file, whose bytes are slices of the file's.
 fn decode(path: &Path) -> Result<(ModelProto, Bytes), Error> {
     let bytes = Bytes::from(read(path)?);
@@ -323,9 +326,7 @@ fn describe(
     let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
         .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output")))?;
     let expected = logits::Expected {
-        rows: SIZES
-            .map(|size| [size.batch, row_tokens(kind, size)])
-            .into(),
+        rows: SIZES.map(|size| [size.batch, kind.row_tokens(size)]).into(),
         vocabulary,
         hidden_rows: &hidden_rows,
     };
@@ -471,14 +472,6 @@ fn is_rounded(wiring: &Wiring, value: &str) -> bool {
         })
 }
 
-/// Hidden rows of one text: an encoder-decoder's are its decoder's.
-fn row_tokens(kind: Kind, size: Size) -> i64 {
-    match kind {
-        Kind::EncoderDecoder => size.decoder_sequence,
-        Kind::Encoder | Kind::Decoder => size.sequence,
-    }
-}
-
 /// The hidden rows that heads read: the graph's own output of that shape behind the last attention, else the last
 /// such value before an output.
 fn hidden_rows(
@@ -489,7 +482,7 @@ fn hidden_rows(
     kind: Kind,
 ) -> Option<String> {
     let last = sites.last()?.node.as_str();
-    let expected = SIZES.map(|size| vec![size.batch, row_tokens(kind, size), hidden as i64]);
+    let expected = SIZES.map(|size| vec![size.batch, kind.row_tokens(size), hidden as i64]);
     let fits = |value: &str| {
         let behind = |value| {
             wiring
@@ -523,6 +516,14 @@ fn hidden_rows(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn candidates_and_prompts_leave_rows_and_tokens_apart() {
+        for (candidates, tokens) in (1..64).flat_map(|rows| (0..64).map(move |more| (rows, more))) {
+            let alike = |size: Size| size.batch * candidates == size.sequence + tokens;
+            assert!(!SIZES.into_iter().all(alike), "{candidates} {tokens}");
+        }
+    }
 
     #[test]
     fn a_causal_buffer_is_a_triangle() {

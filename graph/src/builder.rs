@@ -118,6 +118,12 @@ impl Builder {
         output
     }
 
+    /// Casts `value` to element type `to`.
+    pub fn cast(&mut self, value: &str, to: i32) -> String {
+        let to = [("to", Attribute::Int(i64::from(to)))];
+        self.apply("Cast", &[value], &to)
+    }
+
     /// A one-dimensional constant of 64-bit integers.
     pub fn ints(&mut self, values: &[i64]) -> String {
         let raw = values

@@ -3,12 +3,15 @@
 mod attention;
 mod contrib;
 mod precision;
+mod product;
 mod quantised;
+mod rotation;
+mod writer;
 
 use std::{collections::HashSet, path::Path};
 
-use self::attention::Writer;
 pub(crate) use self::quantised::unround;
+use self::writer::Writer;
 use crate::{
     Error,
     builder::{Attribute, Builder},
@@ -283,21 +286,8 @@ fn attention(builder: &mut Builder, node: &NodeProto, facts: &Facts) -> Result<(
     };
     let keys = repeat(builder, &node.input[1]);
     let values = repeat(builder, &node.input[2]);
-    let scale = builder.scalar(data_type, scale);
-    let scaled = builder.apply("Mul", &[&node.input[0], &scale], &[]);
-    let turned = builder.apply(
-        "Transpose",
-        &[&keys],
-        &[("perm", Attribute::Ints(vec![0, 1, 3, 2]))],
-    );
-    let mut scores = builder.apply("MatMul", &[&scaled, &turned], &[]);
     let cap = f64::from(node.float("softcap", 0.0));
-    if cap != 0.0 {
-        let cap = builder.scalar(data_type, cap);
-        scores = builder.apply("Div", &[&scores, &cap], &[]);
-        scores = builder.apply("Tanh", &[&scores], &[]);
-        scores = builder.apply("Mul", &[&scores, &cap], &[]);
-    }
+    let mut scores = scaled_scores(builder, data_type, [&node.input[0], &keys], (scale, cap));
     if let Some(mask) = node.input(3) {
         let truth = facts
             .get(mask)
@@ -315,6 +305,27 @@ fn attention(builder: &mut Builder, node: &NodeProto, facts: &Facts) -> Result<(
     let weights = builder.apply("Softmax", &[&scores], &[("axis", Attribute::Int(-1))]);
     builder.write("MatMul", &[&weights, &values], &[&node.output[0]], &[]);
     Ok(())
+}
+
+/// `scale Q K^T` of queries and keys `[batch, heads, tokens, head_dim]`, kept within `cap` where that is not 0.
+fn scaled_scores(
+    builder: &mut Builder,
+    data_type: i32,
+    [query, key]: [&str; 2],
+    (scale, cap): (f64, f64),
+) -> String {
+    let scale = builder.scalar(data_type, scale);
+    let scaled = builder.apply("Mul", &[query, &scale], &[]);
+    let turned = [("perm", Attribute::Ints(vec![0, 1, 3, 2]))];
+    let turned = builder.apply("Transpose", &[key], &turned);
+    let scores = builder.apply("MatMul", &[&scaled, &turned], &[]);
+    if cap == 0.0 {
+        return scores;
+    }
+    let cap = builder.scalar(data_type, cap);
+    let scores = builder.apply("Div", &[&scores, &cap], &[]);
+    let scores = builder.apply("Tanh", &[&scores], &[]);
+    builder.apply("Mul", &[&scores, &cap], &[])
 }
 
 fn repeat_heads(

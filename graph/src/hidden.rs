@@ -34,12 +34,7 @@ pub fn key_values(
         let tokens = Tokens::Along(joint.layout.token_axis() as usize);
         (text_alone(&wiring, joint, site).to_owned(), tokens)
     });
-    let input = layer_input(&wiring, facts, &wanted[0].0, &wanted[1].0).ok_or_else(|| {
-        Error::unusable(format!(
-            "no layer's input lies before keys {}",
-            site.key.value
-        ))
-    })?;
+    let input = input_of(&wiring, facts, site)?;
     let plan = Plan::of(&wiring, facts, &wanted, |value| value == input);
     let source = (input.to_owned(), Tokens::Along(1));
     if let Some((other, _)) = plan.sources.iter().find(|found| **found != source) {
@@ -63,15 +58,13 @@ pub fn key_values(
     Ok((key, value))
 }
 
-/// The name of the value at the input of the layer of `site`: what [`key_values`] puts rows in place of.
+/// The value at the input of the layer of `site`: what [`key_values`] puts rows in place of.
 ///
 /// # Errors
 /// When there is none.
-pub fn input_of(graph: &GraphProto, facts: &Facts, site: &Site) -> Result<String, Error> {
-    let wiring = Wiring::of(graph);
-    let [key, value] = [&site.key, &site.value].map(|joint| text_alone(&wiring, joint, site));
-    let input = layer_input(&wiring, facts, key, value);
-    input.map(str::to_owned).ok_or_else(|| {
+pub fn input_of<'a>(wiring: &Wiring<'a>, facts: &Facts, site: &'a Site) -> Result<&'a str, Error> {
+    let [key, value] = [&site.key, &site.value].map(|joint| text_alone(wiring, joint, site));
+    layer_input(wiring, facts, key, value).ok_or_else(|| {
         Error::unusable(format!(
             "no layer's input lies before keys {}",
             site.key.value

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error,
-    builder::{Attribute, Builder},
+    builder::Builder,
     onnx::{Dimension, DimensionValue, GraphProto, TensorProto, ValueInfoProto, data_type},
     wiring::Wiring,
 };
@@ -94,8 +94,7 @@ pub(crate) fn widen(graph: &mut GraphProto) {
         fed && rank(input) == 2 && element_type(input) != data_type::INT64
     });
     for input in narrow {
-        let to = [("to", Attribute::Int(i64::from(element_type(input))))];
-        let cast = builder.apply("Cast", &[input.name()], &to);
+        let cast = builder.cast(input.name(), element_type(input));
         let readers = node.iter_mut().flat_map(|node| &mut node.input);
         for reader in readers.filter(|reader| *reader == input.name()) {
             reader.clone_from(&cast);

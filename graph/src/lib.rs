@@ -27,9 +27,7 @@ pub mod tensor;
 mod weights;
 pub mod wiring;
 
-pub use base::{
-    Base, Description, FormKind, Kind, LayerGeometry, PositionRule, SIZES, hex, read_model,
-};
+pub use base::{Base, Description, FormKind, Kind, LayerGeometry, PositionRule, SIZES, hex};
 pub use error::Error;
 pub use logits::{Logits, Projection};
 pub use serve::{PrefixInputs, ServingGraph, ServingInputs};

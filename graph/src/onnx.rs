@@ -420,6 +420,14 @@ impl ValueInfoProto {
         }
     }
 
+    /// A value of whatever type and shape it turns out to have.
+    pub fn untyped(name: &str) -> Self {
+        Self {
+            name: Some(name.to_owned()),
+            ..Self::default()
+        }
+    }
+
     /// The tensor type, where the value is a tensor.
     pub fn tensor_type(&self) -> Option<&TensorType> {
         match self.r#type.as_ref()?.value.as_ref()? {

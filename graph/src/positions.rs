@@ -85,7 +85,7 @@ fn skipped_rows(facts: &Facts, node: &NodeProto) -> i64 {
 mod tests {
     use super::*;
     use crate::{
-        builder::{Attribute, Builder},
+        builder::Builder,
         onnx::{GraphProto, TensorProto, ValueInfoProto, data_type},
     };
 
@@ -107,8 +107,7 @@ mod tests {
                     let one = builder.scalar(data_type::INT64, 1.0);
                     let equal = builder.apply("Equal", &["ids", &one], &[]);
                     let there = builder.apply("Not", &[&equal], &[]);
-                    let to = [("to", Attribute::Int(i64::from(data_type::INT64)))];
-                    let there = builder.apply("Cast", &[&there], &to);
+                    let there = builder.cast(&there, data_type::INT64);
                     let counted = counted(builder, &there);
                     builder.apply("Add", &[&counted, &one], &[])
                 },

@@ -144,8 +144,7 @@ impl Choice {
     fn multiplied(&self, builder: &mut Builder, value: &str, element: i32, rank: usize) -> String {
         let mut one_hot = self.one_hot.clone();
         if element != data_type::FLOAT {
-            let to = [("to", Attribute::Int(i64::from(element)))];
-            one_hot = builder.apply("Cast", &[&one_hot], &to);
+            one_hot = builder.cast(&one_hot, element);
         }
         if rank > 3 {
             let between = builder.ints(&(1..rank as i64 - 2).collect::<Vec<_>>());

@@ -106,7 +106,7 @@ pub fn join_prefix(
             }
         }
         if let Some(gate) = &prefix.gate {
-            splice.gate(graph, site, gate, cached && site.past.is_some())?;
+            splice.gate(graph, site, gate, cached)?;
         }
     }
     if let Some(mask) = description.inputs.mask.as_ref().filter(|_| cached) {

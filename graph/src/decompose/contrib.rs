@@ -281,8 +281,7 @@ fn matmul_n_bits(builder: &mut Builder, node: &NodeProto, graph: &GraphProto) ->
 
 /// The elements of bytes as floats of a shape.
 fn unpacked(builder: &mut Builder, bytes: &str, bits: i64, shape: &[i64]) -> String {
-    let to = [("to", Attribute::Int(i64::from(data_type::FLOAT)))];
-    let whole = builder.apply("Cast", &[bytes], &to);
+    let whole = builder.cast(bytes, data_type::FLOAT);
     let shape = builder.ints(shape);
     if bits == 8 {
         return builder.apply("Reshape", &[&whole, &shape], &[]);

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 
 use crate::{
     Error,
-    builder::{Attribute, Builder},
+    builder::Builder,
     onnx::{GraphProto, NodeProto, TensorProto, data_type},
 };
 
@@ -44,7 +44,7 @@ pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Re
         let bytes = [data_type::INT8, data_type::UINT8];
         node.op_type() == "Gather"
             && table.is_some_and(|table| bytes.contains(&table.data_type()))
-            && readers.all(|reader| reader.op_type() == "DequantizeLinear")
+            && readers.all(|reader| reader.op_type() == "DequantizeLinear" && quantised(reader))
     };
     let mut tables: HashMap<String, TensorProto> = HashMap::new();
     for node in nodes.iter().filter(|node| !only_dequantised(node)) {
@@ -87,19 +87,14 @@ pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Re
     Ok(())
 }
 
-fn float(builder: &mut Builder, value: &str) -> String {
-    let to = [("to", Attribute::Int(i64::from(data_type::FLOAT)))];
-    builder.apply("Cast", &[value], &to)
-}
-
 /// `(A - a) (B - b)` in floats.
 fn product(builder: &mut Builder, node: &NodeProto) {
     let [left, right] = [0, 1].map(|index| {
-        let operand = float(builder, node.input(index).unwrap_or_default());
+        let operand = builder.cast(node.input(index).unwrap_or_default(), data_type::FLOAT);
         match node.input(index + 2) {
             None => operand,
             Some(zero) => {
-                let zero = float(builder, zero);
+                let zero = builder.cast(zero, data_type::FLOAT);
                 builder.apply("Sub", &[&operand, &zero], &[])
             }
         }
@@ -147,9 +142,9 @@ fn weight(
         }
         _ => value.to_owned(),
     };
-    let mut value = float(builder, tensor.name());
+    let mut value = builder.cast(tensor.name(), data_type::FLOAT);
     if let Some(zero) = node.input(2) {
-        let zero = float(builder, zero);
+        let zero = builder.cast(zero, data_type::FLOAT);
         let zero = along(builder, &zero);
         value = builder.apply("Sub", &[&value, &zero], &[]);
     }
@@ -226,11 +221,11 @@ pub(crate) fn unround(graph: &mut GraphProto, opset: i64) -> bool {
         let scale = scale.unwrap_or_default();
         let zero = zero.filter(|name| !name.is_empty());
         let zero = match zero {
-            Some(zero) => float(&mut builder, &zero),
+            Some(zero) => builder.cast(&zero, data_type::FLOAT),
             None => builder.scalar(data_type::FLOAT, 0.0),
         };
         if node.op_type() == "DequantizeLinear" {
-            let input = float(&mut builder, &input);
+            let input = builder.cast(&input, data_type::FLOAT);
             let value = builder.apply("Sub", &[&input, &zero], &[]);
             builder.write("Mul", &[&value, &scale], &[&output], &[]);
         } else {
