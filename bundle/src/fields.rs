@@ -394,24 +394,32 @@ impl AnswerPlan {
             })
         };
         let plan = fields().ok_or("the answer is of an unknown kind, or not 4 or 8 bytes")?;
+        plan.check().map(|()| plan)
+    }
+
+    /// Holds threshold and inputs against the kind of answer.
+    ///
+    /// # Errors
+    /// The rule that is broken.
+    pub fn check(&self) -> Result<(), &'static str> {
         let probable = |value: f32| (0.0..=1.0).contains(&value) && value.is_sign_positive();
-        if !plan.threshold.is_none_or(probable) {
+        if !self.threshold.is_none_or(probable) {
             return Err("a threshold is a number from 0 to 1");
         }
-        match (plan.kind, plan.threshold) {
-            _ if plan.kind == AnswerKind::Tags && plan.inputs == Inputs::Pair => {
+        match (self.kind, self.threshold) {
+            _ if self.kind == AnswerKind::Tags && self.inputs == Inputs::Pair => {
                 Err("the words of one text are tagged")
             }
             (AnswerKind::Labels, None) => Err("an answer of labels has a threshold"),
             (AnswerKind::Tags | AnswerKind::Text, Some(_)) => {
                 Err("only an answer of labels has a threshold")
             }
-            _ => Ok(plan),
+            _ => Ok(()),
         }
     }
 
     /// Whether `head` can give such an answer.
-    pub(crate) fn fits(&self, head: HeadKind) -> bool {
+    pub fn fits(&self, head: HeadKind) -> bool {
         let own = Self::of_head(head).kind;
         self.kind == own || (self.kind == AnswerKind::Labels && own == AnswerKind::Label)
     }

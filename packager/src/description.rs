@@ -378,24 +378,12 @@ impl Description {
     }
 
     fn check_answer(&self) -> Result<(), Problem> {
-        let (plan, own) = (self.answer(), AnswerPlan::of_head(self.head.kind).kind);
-        let possible =
-            plan.kind == own || (plan.kind, own) == (AnswerKind::Labels, AnswerKind::Label);
-        if !possible {
-            let (answer, head) = (plan.kind.name(), self.head.kind.name());
-            return refuse("answer", format!("a {head} head gives no {answer}"));
+        let (plan, head) = (self.answer(), self.head.kind);
+        if !plan.fits(head) {
+            let problem = format!("a {} head gives no {}", head.name(), plan.kind.name());
+            return refuse("answer", problem);
         }
-        let threshold = plan.threshold;
-        if threshold.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
-            return refuse("answer", "a threshold is a number from 0 to 1");
-        }
-        if threshold.is_some() && own != AnswerKind::Label {
-            return refuse("answer", "only an answer of labels has a threshold");
-        }
-        if plan.kind == AnswerKind::Tags && plan.inputs == Inputs::Pair {
-            return refuse("inputs", "the words of one text are tagged");
-        }
-        Ok(())
+        plan.check().or_else(|problem| refuse("answer", problem))
     }
 
     /// Fields that go with one kind of head.

@@ -28,7 +28,7 @@ pub enum Answer<'a> {
     },
     /// Every label that is probable enough, in the order of labels.
     Labels(Vec<Choice<'a>>),
-    /// A label for each word; `None` for one without tokens, or whose tokens were cut off.
+    /// A label for each word; `None` for one that the tokenizer drops.
     Tags(Vec<Option<Choice<'a>>>),
 }
 

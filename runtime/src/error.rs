@@ -118,13 +118,16 @@ pub enum Error {
     NoTask,
     /// A text has more tokens than the base or the session takes.
     #[error(
-        "the text has {tokens} tokens, at most {limit} fit; shorten it or cut it with --truncate"
+        "the text has {tokens} tokens, at most {limit} fit; shorten it{}",
+        if *can_be_cut { " or cut it with --truncate" } else { "" }
     )]
     TooLong {
         /// Tokens of the text, special tokens included.
         tokens: usize,
         /// How many fit beside the prompt.
         limit: usize,
+        /// Whether [`Overlength::Truncate`](crate::Overlength::Truncate) would cut it.
+        can_be_cut: bool,
     },
     /// The text has no tokens at all.
     #[error("the text has no tokens")]

@@ -190,9 +190,16 @@ impl Session {
         }
         let limit = self.limit(task);
         let encoded = self.written(task, text, second)?;
-        let tags = task.answer.kind == AnswerKind::Tags;
-        if encoded.len() > limit && self.options.overlength == Overlength::Truncate && !tags {
-            return self.cut(task, text, second, limit);
+        let can_be_cut = task.answer.kind != AnswerKind::Tags;
+        if encoded.len() > limit && can_be_cut {
+            return match self.options.overlength {
+                Overlength::Truncate => self.cut(task, encoded, (text, second), limit),
+                Overlength::Refuse => Err(Error::TooLong {
+                    tokens: encoded.len(),
+                    limit,
+                    can_be_cut,
+                }),
+            };
         }
         encoded.check(limit)?;
         Ok(encoded)
@@ -209,17 +216,16 @@ impl Session {
         }
     }
 
-    /// As much of the beginning of `text` as fits `limit`.
+    /// As much of the beginning of a text as fits `limit`; `encoded` is all of it.
     fn cut(
         &self,
         task: &Task,
-        text: &str,
-        second: Option<&str>,
+        mut encoded: Encoded,
+        (text, second): (&str, Option<&str>),
         limit: usize,
     ) -> Result<Encoded, Error> {
         let ends = self.encoder.ends(text)?;
         let mut kept = ends.len();
-        let mut encoded = self.written(task, text, second)?;
         while encoded.len() > limit {
             kept = kept.saturating_sub(encoded.len() - limit);
             let end = ends.iter().take(kept).max().copied().unwrap_or(0);
@@ -512,7 +518,7 @@ mod tests {
             session.activate(prompt).unwrap();
             let error = session.answer(&long, None).unwrap_err();
             assert!(
-                matches!(error, Error::TooLong { tokens, limit } if tokens == POSITIONS - 1 && limit == POSITIONS - 2)
+                matches!(error, Error::TooLong { tokens, limit, can_be_cut: true } if tokens == POSITIONS - 1 && limit == POSITIONS - 2)
             );
             assert!(matches!(session.answer("", None), Err(Error::Empty)));
             let id = WORDS.len() as u32;
@@ -749,7 +755,12 @@ mod tests {
             let encoded = session.encode("on off heat", Some("heat")).unwrap();
             assert_eq!(encoded.ids(), [1, 2, 3, 4, 5]);
             let error = session.encode("on", Some("heat heat heat heat"));
-            assert!(matches!(error, Err(Error::TooLong { .. })));
+            let whole = Error::TooLong {
+                tokens: 7,
+                limit: 5,
+                can_be_cut: false,
+            };
+            assert_eq!(error.unwrap_err().to_string(), whole.to_string());
         });
     }
 

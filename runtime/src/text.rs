@@ -72,7 +72,11 @@ impl Encoded {
     pub(crate) fn check(&self, limit: usize) -> Result<(), Error> {
         match self.len() {
             0 => Err(Error::Empty),
-            tokens if tokens > limit => Err(Error::TooLong { tokens, limit }),
+            tokens if tokens > limit => Err(Error::TooLong {
+                tokens,
+                limit,
+                can_be_cut: false,
+            }),
             _ => Ok(()),
         }
     }
@@ -107,8 +111,7 @@ impl Encoder {
 
     /// Words with special tokens, and where each word begins.
     pub fn words(&self, words: &[&str]) -> Result<Encoded, Error> {
-        let words = words.to_vec();
-        let input = EncodeInput::Single(InputSequence::from(words.clone()));
+        let input = EncodeInput::Single(InputSequence::from(words));
         let encoding = self.0.encode(input, true).map_err(failed)?;
         let mut places = vec![None; words.len()];
         for (place, word) in encoding.get_word_ids().iter().enumerate().rev() {
