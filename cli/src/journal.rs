@@ -16,6 +16,7 @@ use preface_trainer::progress::{EpochFigures, Progress, StepFigures};
 use serde::{Deserialize, Serialize};
 
 use self::events::{Events, event_files};
+use crate::json_lines;
 
 const METRICS: &str = "metrics.jsonl";
 const CANDIDATE: &str = "candidate-";
@@ -70,7 +71,7 @@ impl Journal {
             Resume::Fresh => Vec::new(),
             Resume::After(epoch) => kept(&path, epoch)?,
         };
-        rewrite(&path, &lines).with_context(|| format!("cannot write {}", path.display()))?;
+        json_lines::replace(&path, lines.iter().map(String::as_str))?;
         let runs = runs(folder, candidates)
             .with_context(|| format!("cannot write event files in {}", folder.display()))?;
         let metrics = OpenOptions::new()
@@ -181,42 +182,17 @@ impl Progress for Journal {
     }
 }
 
-/// The lines of the journal at `path` up to `epoch`. A last line that a kill cut short is dropped.
+/// The lines of the journal at `path` up to `epoch`.
 fn kept(path: &Path, epoch: usize) -> anyhow::Result<Vec<String>> {
     #[derive(Deserialize)]
     struct Position {
         epoch: usize,
     }
-    let text = match fs::read_to_string(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text.with_context(|| format!("cannot read {}", path.display()))?,
-    };
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    let mut lines = Vec::new();
-    for (index, line) in whole.lines().enumerate() {
-        let position: Position = serde_json::from_str(line).with_context(|| {
-            format!(
-                "{}, line {}: not a line of a training journal; move the file away to go on without it",
-                path.display(),
-                index + 1
-            )
-        })?;
-        if position.epoch <= epoch {
-            lines.push(line.to_owned());
-        }
-    }
-    Ok(lines)
-}
-
-/// Replaces the file at `path`, whole at every moment.
-fn rewrite(path: &Path, lines: &[String]) -> io::Result<()> {
-    let partial = path.with_extension("jsonl.partial");
-    let mut file = BufWriter::new(File::create(&partial)?);
-    for line in lines {
-        writeln!(file, "{line}")?;
-    }
-    file.into_inner()?.sync_all()?;
-    fs::rename(&partial, path)
+    let lines = json_lines::read(path, "a training journal")?;
+    let kept = lines
+        .into_iter()
+        .filter(|(_, position): &(String, Position)| position.epoch <= epoch);
+    Ok(kept.map(|(line, _)| line).collect())
 }
 
 /// One event file for each candidate, in place of all that lie in `folder`.

@@ -8,6 +8,8 @@ mod allocations;
 mod image;
 #[cfg(feature = "host")]
 mod journal;
+#[cfg(feature = "host")]
+mod json_lines;
 mod memory;
 #[cfg(feature = "host")]
 mod onnxruntime;

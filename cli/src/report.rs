@@ -103,17 +103,16 @@ fn headline(record: &Record) -> Vec<Element> {
         ("Best epoch".to_owned(), value)
     });
     let fixed = [
-        (
-            "Bundle, estimated",
-            figures::bytes(record.estimated_bytes as u64),
-        ),
-        (
+        record
+            .bundle_bytes
+            .map(|bytes| ("Bundle, 8-bit", figures::bytes(bytes as u64))),
+        Some((
             "Trained numbers",
             figures::count(record.trained_parameters as u64),
-        ),
-        ("Time", figures::duration(record.seconds)),
+        )),
+        Some(("Time", figures::duration(record.seconds))),
     ];
-    let fixed = fixed.map(|(name, value)| Some((name.to_owned(), value)));
+    let fixed = fixed.map(|fixed| fixed.map(|(name, value)| (name.to_owned(), value)));
     [best(&record.test, "Test"), best(&record.dev, "Dev"), epochs]
         .into_iter()
         .chain(fixed)
@@ -231,8 +230,9 @@ fn footer() -> Element {
 #[cfg(test)]
 mod tests {
     use preface_trainer::{
+        budget::Cost,
         progress::EpochFigures,
-        record::{BudgetRow, DataFile, Mistake, Setting, confusion, worst},
+        record::{DataFile, Mistake, Setting, confusion, worst},
     };
 
     use super::*;
@@ -283,10 +283,11 @@ mod tests {
                 path: HOSTILE.into(),
                 examples: 1234,
             }],
-            token_budget: vec![BudgetRow {
-                name: HOSTILE.into(),
+            token_budget: vec![Cost {
+                part: HOSTILE.into(),
                 tokens: 8,
-                compute: 0.25,
+                multiply_adds: 1000,
+                share: 0.25,
             }],
             positions: Some(512),
             ..Record::default()

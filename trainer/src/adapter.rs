@@ -28,7 +28,7 @@ const TENSORS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 const PROMPT: &str = "prompt_embeddings";
 const GATE: &str = "preface.gate";
-const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 /// Formats that are read: the first had single labels, linear heads and prefixes at every layer alone.
 const READ: [u32; 2] = [1, FORMAT];
 

@@ -5,17 +5,18 @@
 
 use std::collections::BTreeMap;
 
-use preface_graph::{Base, FormKind};
-use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
+use preface_graph::Base;
 use serde::Serialize;
 
 use crate::{
     Error,
     data::{AnswerKind, Dataset, Example},
     engine::Library,
+    form::Place,
     options::{Layers, Options},
     progress::Silent,
-    seedbed::{shuffle, spoken},
+    search::sample,
+    seedbed::spoken,
     training::{Outcome, train},
 };
 
@@ -40,10 +41,8 @@ pub struct Underfit {
     pub epochs: usize,
     /// Training loss of the prompt as it is, in nats.
     pub own: f64,
-    /// Of one with more virtual tokens.
-    pub longer: Trial,
-    /// Of keys and values at every layer; absent where the base does not take them.
-    pub deeper: Option<Trial>,
+    /// Of other prompts: longer, deeper; those that can be trained.
+    pub others: Vec<Trial>,
     /// Of the prompt as it is on the labels of each part of the task; empty where it does not help.
     pub parts: Vec<Part>,
 }
@@ -73,18 +72,12 @@ impl Underfit {
             rows,
             epochs,
             own,
-            longer,
-            deeper,
+            others,
             parts,
         } = self;
-        let mut text = format!(
-            "the prompt is too small for this task: on {rows} rows the training loss after {epochs} epochs is {own:.2} with {tokens} virtual tokens, {:.2} with {}",
-            longer.loss, longer.prompt
-        );
-        if let Some(deeper) = deeper {
-            text += &format!(", {:.2} with {}", deeper.loss, deeper.prompt);
-        }
-        text += ". What to do: ";
+        let others_lost = others
+            .iter()
+            .map(|other| format!(", {:.2} with {}", other.loss, other.prompt));
         let mut ways = Vec::new();
         if let [first, second] = parts.as_slice() {
             ways.push(format!(
@@ -92,22 +85,14 @@ impl Underfit {
                 listed(&first.labels), first.loss, listed(&second.labels), second.loss
             ));
         }
-        if longer.loss < BETTER * own {
-            ways.push(format!("take {}", longer.prompt));
-        }
-        if let Some(deeper) = deeper.as_ref().filter(|deeper| deeper.loss < BETTER * own) {
-            ways.push(format!("take {}", deeper.prompt));
-        }
-        let least = deeper
-            .iter()
-            .map(|deeper| deeper.loss)
-            .fold(longer.loss, f64::min);
-        if least > STUCK.max(BETTER * own) {
-            ways.push("use LoRA: no prompt of a few kilobytes holds it".into());
-        } else {
-            ways.push("where none of that is enough, LoRA is the better tool".into());
-        }
-        text + &ways.join("; ")
+        let better = others.iter().filter(|other| other.loss < BETTER * own);
+        ways.extend(better.map(|other| format!("take {}", other.prompt)));
+        ways.push("where none of that is enough, LoRA is the better tool".into());
+        format!(
+            "the prompt is too small for this task: on {rows} rows the training loss after {epochs} epochs is {own:.2} with {tokens} virtual tokens{}. What to do: {}",
+            others_lost.collect::<String>(),
+            ways.join("; ")
+        )
     }
 }
 
@@ -140,37 +125,27 @@ pub fn underfit(
     if !is_stuck(data, outcome) {
         return Ok(None);
     }
-    let rows = sampled(
-        data,
-        options
-            .candidates
-            .first()
-            .map_or(0, |candidate| candidate.seed),
-    );
     let beside = Beside {
         base,
         library,
         options,
+        rows: sample(data, ROWS),
     };
-    let own = beside.loss(&rows, options.clone())?;
-    let longer = Options {
-        tokens: options.tokens * LONGER,
-        ..options.clone()
+    let Some(own) = beside.loss(&beside.rows, options.clone())? else {
+        return Ok(None);
     };
-    let longer = Trial {
-        prompt: format!("{} tokens", longer.tokens),
-        loss: beside.loss(&rows, longer)?,
-    };
-    let deeper = beside.deeper(&rows)?;
-    let parts = beside.parts(&rows, own)?;
-    let losses = [Some(longer.loss), deeper.as_ref().map(|deeper| deeper.loss)];
-    let helped = losses.into_iter().flatten().any(|loss| loss < BETTER * own);
+    let mut others = Vec::new();
+    for (prompt, options) in [beside.longer(), beside.deeper()] {
+        let loss = beside.loss(&beside.rows, options)?;
+        others.extend(loss.map(|loss| Trial { prompt, loss }));
+    }
+    let parts = beside.parts(own)?;
+    let helped = others.iter().any(|other| other.loss < BETTER * own);
     Ok((helped || !parts.is_empty()).then_some(Underfit {
-        rows: rows.examples.len(),
+        rows: beside.rows.examples.len(),
         epochs: EPOCHS.min(options.epochs),
         own,
-        longer,
-        deeper,
+        others,
         parts,
     }))
 }
@@ -204,32 +179,23 @@ fn guessing(data: &Dataset) -> f64 {
         .sum()
 }
 
-/// Some rows of the data, each as likely as another.
-fn sampled(data: &Dataset, seed: u64) -> Dataset {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut rows = data.clone();
-    shuffle(&mut rows.examples, &mut random);
-    rows.examples.truncate(ROWS);
-    rows.examples.sort_by_key(|example| example.line);
-    rows
-}
-
 struct Beside<'a> {
     base: &'a Base,
     library: &'a Library,
     options: &'a Options,
+    rows: Dataset,
 }
 
 impl Beside<'_> {
-    /// The training loss in the last of a few epochs.
-    fn loss(&self, rows: &Dataset, options: Options) -> Result<f64, Error> {
+    /// The training loss in the last of a few epochs; `None` of a prompt that cannot be trained here.
+    fn loss(&self, rows: &Dataset, options: Options) -> Result<Option<f64>, Error> {
         let options = Options {
             epochs: EPOCHS.min(options.epochs),
             patience: None,
             candidates: options.candidates.iter().take(1).copied().collect(),
             ..options
         };
-        let outcomes = train(
+        let trained = train(
             self.base,
             self.library,
             rows,
@@ -237,57 +203,70 @@ impl Beside<'_> {
             &options,
             None,
             &mut Silent,
-        )?;
-        let last = outcomes.first().and_then(|outcome| outcome.history.last());
-        Ok(last.map_or(f64::INFINITY, |figures| figures.train_loss))
-    }
-
-    fn deeper(&self, rows: &Dataset) -> Result<Option<Trial>, Error> {
-        if !self.base.description.forms.contains(&FormKind::KeyValues) {
-            return Ok(None);
-        }
-        let tokens = self.options.tokens.max(DEEP_TOKENS);
-        let mut options = Options {
-            method: "prefix-tuning".into(),
-            layers: Layers::All,
-            place: crate::form::Place::Before,
-            tokens,
-            ..self.options.clone()
-        };
-        options
-            .candidates
-            .iter_mut()
-            .for_each(|candidate| candidate.learning_rate = None);
-        match self.loss(rows, options) {
-            Ok(loss) => Ok(Some(Trial {
-                prompt: format!("prefix-tuning with {tokens} tokens at every layer"),
-                loss,
-            })),
-            Err(Error::Options(_)) => Ok(None),
+        );
+        match trained {
+            Ok(outcomes) => {
+                let last = outcomes.first().and_then(|outcome| outcome.history.last());
+                Ok(last.map(|figures| figures.train_loss))
+            }
+            Err(
+                Error::Options(_)
+                | Error::TooLong { .. }
+                | Error::Diverged { .. }
+                | Error::Graph(_),
+            ) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
+    fn longer(&self) -> (String, Options) {
+        let tokens = self.options.tokens * LONGER;
+        let options = Options {
+            tokens,
+            ..self.options.clone()
+        };
+        (format!("{tokens} tokens"), options)
+    }
+
+    fn deeper(&self) -> (String, Options) {
+        let tokens = self.options.tokens.max(DEEP_TOKENS);
+        let mut options = Options {
+            method: "prefix-tuning".into(),
+            layers: Layers::All,
+            place: Place::Before,
+            tokens,
+            ..self.options.clone()
+        };
+        let candidates = options.candidates.iter_mut();
+        candidates.for_each(|candidate| candidate.learning_rate = None);
+        (
+            format!("prefix-tuning with {tokens} tokens at every layer"),
+            options,
+        )
+    }
+
     /// The prompt as it is on each of two groups of labels, where both learn much better alone.
-    fn parts(&self, rows: &Dataset, own: f64) -> Result<Vec<Part>, Error> {
-        let labels = rows.labels();
-        if rows.kind() != AnswerKind::Label || labels.len() < 4 {
+    fn parts(&self, own: f64) -> Result<Vec<Part>, Error> {
+        let labels = self.rows.labels();
+        if self.rows.kind() != AnswerKind::Label || labels.len() < 4 {
             return Ok(Vec::new());
         }
         let mut parts = Vec::new();
-        for labels in two_groups(rows, &labels) {
-            let mut alone = rows.clone();
+        for labels in two_groups(&self.rows, &labels) {
+            let mut alone = self.rows.clone();
             alone
                 .examples
                 .retain(|example| labels.contains(&example.target.names()[0]));
-            if labels.len() < 2 {
+            let loss = match labels.len() {
+                0 | 1 => None,
+                _ => self.loss(&alone, self.options.clone())?,
+            };
+            let Some(loss) = loss.filter(|loss| *loss < BETTER * own) else {
                 return Ok(Vec::new());
-            }
-            let loss = self.loss(&alone, self.options.clone())?;
+            };
             parts.push(Part { labels, loss });
         }
-        let better = parts.iter().all(|part| part.loss < BETTER * own);
-        Ok(if better { parts } else { Vec::new() })
+        Ok(parts)
     }
 }
 
@@ -386,14 +365,16 @@ mod tests {
             rows: 480,
             epochs: 12,
             own: 1.5,
-            longer: Trial {
-                prompt: "8 tokens".into(),
-                loss: 1.4,
-            },
-            deeper: Some(Trial {
-                prompt: "prefix-tuning".into(),
-                loss: 0.2,
-            }),
+            others: vec![
+                Trial {
+                    prompt: "8 tokens".into(),
+                    loss: 1.4,
+                },
+                Trial {
+                    prompt: "prefix-tuning".into(),
+                    loss: 0.2,
+                },
+            ],
             parts: vec![
                 Part {
                     labels: vec!["a".into(), "b".into()],

@@ -271,8 +271,11 @@ impl Call<'_> {
     }
 }
 
-/// Appends the gradients of `seeds` (a value and the name of its gradient) with respect to `wanted` and returns their
-/// names, in the order of `wanted`.
+/// Writes the gradients of `seeds` (a value and the name of its gradient) with respect to `wanted` into `builder` and
+/// returns their names, in the order of `wanted`.
+///
+/// GELUs that the graph writes out become nodes of com.microsoft first, and nodes are asked for further outputs that
+/// gradients use; the model must import that domain.
 ///
 /// # Errors
 /// When an operator on the way has no rule, or no gradient reaches a wanted value; the node is named.

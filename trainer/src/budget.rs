@@ -1,6 +1,6 @@
 //! Where a base's positions and its compute go.
 
-use preface_graph::{Base, Description, onnx::data_type};
+use preface_graph::{Base, Description, onnx::GraphProto, wiring::Wiring};
 use serde::{Deserialize, Serialize};
 
 use crate::form::Form;
@@ -49,19 +49,11 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// The rates of a base: every weight of a product is multiplied once a token; tables that are looked up are not.
+    /// The rates of a base.
     pub fn of(base: &Base) -> Self {
         let description = &base.description;
-        let graph = base.model.graph.iter();
-        let weights = graph.flat_map(|graph| &graph.initializer);
-        let products = weights.filter(|tensor| {
-            tensor.data_type() == data_type::FLOAT
-                && tensor.dims.len() == 2
-                && tensor.name() != description.embedding_table
-        });
-        let token: usize = products.map(|tensor| tensor.elements()).sum();
         Self {
-            token: token as u64,
+            token: base.model.graph.as_ref().map_or(0, weights_of_products),
             pair: 2 * (description.hidden * description.layers.len()) as u64,
             layers: description.layers.len(),
         }
@@ -74,6 +66,24 @@ impl Rates {
         let beside = self.pair * rows * prefix * layers as u64 / self.layers.max(1) as u64;
         self.token * rows + own + beside
     }
+}
+
+/// Elements of the weights that a token is multiplied with: matrices that a product reads. Tables that are looked up
+/// are none.
+fn weights_of_products(graph: &GraphProto) -> u64 {
+    let wiring = Wiring::of(graph);
+    let products = graph
+        .node
+        .iter()
+        .filter(|node| matches!(node.op_type(), "MatMul" | "Gemm" | "FusedMatMul"));
+    let operands = products.flat_map(|node| node.input.iter().take(2));
+    let weights = operands.filter_map(|operand| {
+        let origin = wiring.origin(operand, &["Transpose", "Cast", "Identity"]);
+        wiring
+            .initializer(origin)
+            .filter(|tensor| tensor.dims.len() == 2)
+    });
+    weights.map(|tensor| tensor.elements() as u64).sum()
 }
 
 impl TokenBudget {
@@ -119,7 +129,30 @@ impl TokenBudget {
 
 #[cfg(test)]
 mod tests {
+    use preface_graph::{builder::Builder, onnx::TensorProto};
+
     use super::*;
+
+    #[test]
+    fn products_cost_their_weights_and_lookups_nothing() {
+        let mut graph = GraphProto {
+            initializer: vec![
+                TensorProto::of_floats("table", &[9, 2], &[0.0; 18]),
+                TensorProto::of_floats("weight", &[2, 3], &[0.0; 6]),
+                TensorProto::of_floats("scale", &[3], &[0.0; 3]),
+            ],
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        let rows = builder.apply("Gather", &["table", "ids"], &[]);
+        let product = builder.apply("MatMul", &[&rows, "weight"], &[]);
+        builder.apply("MatMul", &[&product, &product], &[]);
+        builder.apply("Mul", &[&product, "scale"], &[]);
+        let tied = builder.apply("Transpose", &["table"], &[]);
+        builder.apply("MatMul", &[&rows, &tied], &[]);
+        builder.append_to(&mut graph);
+        assert_eq!(weights_of_products(&graph), 6 + 18);
+    }
 
     #[test]
     fn parts_cost_what_leaving_them_out_saves() {

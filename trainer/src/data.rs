@@ -344,13 +344,11 @@ impl Dataset {
         example.target.names().iter().map(find).collect()
     }
 
-    /// The examples without those that have the one label `label`, and how many those were.
-    pub fn without(mut self, label: &str) -> (Self, usize) {
-        let before = self.examples.len();
+    /// The examples without those that have the one label `label`.
+    pub fn without(mut self, label: &str) -> Self {
         self.examples
             .retain(|example| example.target.names() != [label]);
-        let dropped = before - self.examples.len();
-        (self, dropped)
+        self
     }
 
     /// An error at a line of this file.

@@ -135,6 +135,13 @@ pub struct Rows {
     pub truncated: usize,
 }
 
+impl Rows {
+    /// The right answers, in the file's order.
+    pub fn truths(&self) -> impl Iterator<Item = &Truth> {
+        self.rows.iter().map(|row| &row.truth)
+    }
+}
+
 /// Turns examples into numbers.
 pub struct Encoder<'a> {
     tokens: &'a Tokens,

@@ -90,7 +90,7 @@ impl<'a> Evaluator<'a> {
         rows: &[Encoded],
         mut after: impl FnMut(usize),
     ) -> Result<Vec<Prediction>, Error> {
-        let mut named = named(&self.step, parameters);
+        let mut named = self.step.feeds(parameters);
         named.extend(fed(&self.step, self.questions.given));
         let layout = Layout {
             base: &self.base.description,
@@ -247,17 +247,4 @@ pub fn evaluate(
     )?;
     let parameters = [adapter.prompt.tensors.clone(), adapter.head.clone()].concat();
     evaluator.predict(&parameters, rows, after)
-}
-
-/// Parameters under the names by which the graph takes them.
-pub(crate) fn named(step: &Step, parameters: &[Vec<f32>]) -> Vec<(String, Array)> {
-    let named = step.names.iter().zip(&step.parameters).zip(parameters);
-    named
-        .map(|((name, parameter), values)| {
-            (
-                name.clone(),
-                Array::floats(&parameter.shape, values.clone()),
-            )
-        })
-        .collect()
 }

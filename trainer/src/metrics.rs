@@ -4,11 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::{
-    data::AnswerKind,
-    encode::{Encoded, Truth},
-    record,
-};
+use crate::{data::AnswerKind, encode::Truth, record};
 
 /// The probability from which on a label of several counts as given, unless a task says otherwise.
 pub const THRESHOLD: f32 = 0.5;
@@ -86,18 +82,15 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The figures of `predictions` for `rows` of a task with `labels` and, where it has one, a threshold.
-    pub fn of(
+    /// The figures of `predictions` against `truths` in a task with `labels` and, where it has one, a threshold.
+    pub fn of<'a>(
         kind: AnswerKind,
         labels: &[String],
         threshold: Option<f32>,
         predictions: &[Prediction],
-        rows: &[Encoded],
+        truths: impl IntoIterator<Item = &'a Truth>,
     ) -> Self {
-        let pairs: Vec<(&Prediction, &Truth)> = predictions
-            .iter()
-            .zip(rows.iter().map(|row| &row.truth))
-            .collect();
+        let pairs: Vec<(&Prediction, &Truth)> = predictions.iter().zip(truths).collect();
         let figures = match kind {
             AnswerKind::Label => single(&pairs, labels.len(), threshold),
             AnswerKind::Labels => several(&pairs, labels.len(), threshold),
@@ -307,21 +300,25 @@ fn texts(pairs: &[(&Prediction, &Truth)]) -> Figures {
 
 /// The threshold that best tells texts of a task from others: the mean of the share of right answers inside and of
 /// rejections outside is greatest. `None` where there is nothing outside.
-pub fn rejection_threshold(predictions: &[Prediction], rows: &[Encoded]) -> Option<f32> {
-    let outside = rows
+pub fn rejection_threshold<'a>(
+    predictions: &[Prediction],
+    truths: impl IntoIterator<Item = &'a Truth>,
+) -> Option<f32> {
+    let truths: Vec<&Truth> = truths.into_iter().collect();
+    let outside = truths
         .iter()
-        .filter(|row| row.truth == Truth::Outside)
+        .filter(|truth| **truth == &Truth::Outside)
         .count();
-    let inside = rows.len() - outside;
+    let inside = truths.len() - outside;
     if outside == 0 || inside == 0 {
         return None;
     }
     let mut scored: Vec<(f32, f64)> = predictions
         .iter()
-        .zip(rows)
-        .map(|(prediction, row)| match row.truth {
+        .zip(&truths)
+        .map(|(prediction, &truth)| match truth {
             Truth::Outside => (prediction.score, 1.0 / outside as f64),
-            _ if prediction.is_right(&row.truth, None) => (prediction.score, -1.0 / inside as f64),
+            _ if prediction.is_right(truth, None) => (prediction.score, -1.0 / inside as f64),
             _ => (prediction.score, 0.0),
         })
         .collect();
@@ -338,30 +335,28 @@ pub fn rejection_threshold(predictions: &[Prediction], rows: &[Encoded]) -> Opti
 }
 
 /// How often each true class (row) got each answer (column).
-pub fn confusion(predictions: &[Prediction], rows: &[Encoded], classes: usize) -> Vec<Vec<usize>> {
-    let pairs = predictions.iter().zip(rows).flat_map(|(prediction, row)| {
-        match (&prediction.found, &row.truth) {
+pub fn confusion<'a>(
+    predictions: &[Prediction],
+    truths: impl IntoIterator<Item = &'a Truth>,
+    classes: usize,
+) -> Vec<Vec<usize>> {
+    let pairs = predictions
+        .iter()
+        .zip(truths)
+        .flat_map(|(prediction, truth)| match (&prediction.found, truth) {
             (Found::Class(found), Truth::Class(class)) => vec![(*class, *found)],
             (Found::Places(found), Truth::Places(places)) => {
                 let classes = places.iter().map(|&(_, class)| class);
                 classes.zip(found.iter().copied()).collect()
             }
             _ => Vec::new(),
-        }
-    });
+        });
     record::confusion(pairs, classes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn row(truth: Truth) -> Encoded {
-        Encoded {
-            truth,
-            ..Encoded::of_ids(vec![])
-        }
-    }
 
     fn answer(found: Found, score: f32) -> Prediction {
         Prediction {
@@ -377,9 +372,9 @@ mod tests {
 
     #[test]
     fn figures_of_single_labels_as_by_hand() {
-        let rows = [0, 0, 1, 1].map(|class| row(Truth::Class(class)));
+        let truths = [0, 0, 1, 1].map(Truth::Class);
         let predictions = [0, 1, 1, 1].map(|class| answer(Found::Class(class), 1.0));
-        let found = Evaluation::of(AnswerKind::Label, &names(3), None, &predictions, &rows);
+        let found = Evaluation::of(AnswerKind::Label, &names(3), None, &predictions, &truths);
         assert_eq!(found.score(), 0.75);
         assert!((found.figures["macro_f1"] - (2.0 / 3.0 + 4.0 / 5.0) / 2.0).abs() < 1e-12);
         assert_eq!((found.loss, found.examples), (0.5, 4));
@@ -387,11 +382,11 @@ mod tests {
 
     #[test]
     fn figures_of_several_labels_as_by_hand() {
-        let rows = [vec![0], vec![0, 1], vec![]].map(|classes| row(Truth::Classes(classes)));
+        let truths = [vec![0], vec![0, 1], vec![]].map(Truth::Classes);
         let predictions = [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]
             .map(|probabilities| answer(Found::Probabilities(probabilities.into()), 1.0));
         let found =
-            Evaluation::of(AnswerKind::Labels, &names(2), None, &predictions, &rows).figures;
+            Evaluation::of(AnswerKind::Labels, &names(2), None, &predictions, &truths).figures;
         assert!((found["accuracy"] - 1.0 / 3.0).abs() < 1e-12);
         assert!((found["micro_f1"] - 2.0 * 2.0 / (3.0 + 3.0)).abs() < 1e-12);
         assert!((found["macro_f1"] - 0.5).abs() < 1e-12);
@@ -414,23 +409,28 @@ mod tests {
 
     #[test]
     fn a_threshold_parts_inside_from_outside() {
-        let rows = [
+        let truths = [
             Truth::Class(0),
             Truth::Class(1),
             Truth::Outside,
             Truth::Outside,
-        ]
-        .map(row);
+        ];
         let predictions = [(0, 0.9), (1, 0.8), (0, 0.5), (1, 0.3)]
             .map(|(class, score)| answer(Found::Class(class), score));
-        let threshold = rejection_threshold(&predictions, &rows);
+        let threshold = rejection_threshold(&predictions, &truths);
         assert!((threshold.unwrap() - 0.65).abs() < 1e-6);
-        let found =
-            Evaluation::of(AnswerKind::Label, &names(2), threshold, &predictions, &rows).figures;
+        let found = Evaluation::of(
+            AnswerKind::Label,
+            &names(2),
+            threshold,
+            &predictions,
+            &truths,
+        )
+        .figures;
         assert_eq!(
             (found["accuracy"], found["out_of_scope_recall"]),
             (1.0, 1.0)
         );
-        assert_eq!(rejection_threshold(&predictions[..2], &rows[..2]), None);
+        assert_eq!(rejection_threshold(&predictions[..2], &truths[..2]), None);
     }
 }

@@ -50,6 +50,20 @@ pub trait Progress {
     fn epoch(&mut self, figures: &EpochFigures);
 }
 
+impl<P: Progress + ?Sized> Progress for &mut P {
+    fn begin(&mut self, epochs: usize, steps: usize) {
+        (**self).begin(epochs, steps);
+    }
+
+    fn step(&mut self, figures: &StepFigures) {
+        (**self).step(figures);
+    }
+
+    fn epoch(&mut self, figures: &EpochFigures) {
+        (**self).epoch(figures);
+    }
+}
+
 /// Tells nobody.
 pub struct Silent;
 

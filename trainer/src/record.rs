@@ -2,16 +2,13 @@
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-use serde::{Deserialize, Serialize};
-
-use crate::progress::EpochFigures;
+use crate::{budget::Cost, progress::EpochFigures};
 
 /// Mistakes that a record keeps.
 pub const MISTAKES: usize = 50;
 
 /// One training: what went in, how it went, what came out.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Record {
     /// The task, or the folder where it has no name.
     pub title: String,
@@ -31,8 +28,8 @@ pub struct Record {
     pub head: String,
     /// Trained numbers, the head's included.
     pub trained_parameters: usize,
-    /// Estimated size of the bundle.
-    pub estimated_bytes: usize,
+    /// Size of the bundle in 8-bit numbers; absent where the adapter cannot be packed.
+    pub bundle_bytes: Option<usize>,
     /// Seed of every random choice.
     pub seed: u64,
     /// Further options, in the order in which they are shown.
@@ -58,7 +55,7 @@ pub struct Record {
     /// Advice and warnings.
     pub notes: Vec<String>,
     /// Where the positions and the compute go.
-    pub token_budget: Vec<BudgetRow>,
+    pub token_budget: Vec<Cost>,
     /// Positions of the base; absent where nothing bounds them.
     pub positions: Option<usize>,
     /// Wall time.
@@ -66,7 +63,7 @@ pub struct Record {
 }
 
 /// The base model of a record.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BaseRecord {
     /// Its name, such as the folder's.
     pub name: String,
@@ -77,7 +74,7 @@ pub struct BaseRecord {
 }
 
 /// One option and its value.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
     /// The option's name.
     pub name: String,
@@ -86,7 +83,7 @@ pub struct Setting {
 }
 
 /// One data file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DataFile {
     /// What it is for: `train`, `dev` or `test`.
     pub role: String,
@@ -97,7 +94,7 @@ pub struct DataFile {
 }
 
 /// One text with a wrong answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mistake {
     /// The text.
     pub text: String,
@@ -111,19 +108,8 @@ pub struct Mistake {
     pub loss: f64,
 }
 
-/// One part of what a base reads.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BudgetRow {
-    /// The part, such as `prompt` or `longest text`.
-    pub name: String,
-    /// Its tokens.
-    pub tokens: usize,
-    /// Its share of the compute, 0 to 1.
-    pub compute: f64,
-}
-
 /// How one label fared. A figure whose denominator is zero is absent.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LabelFigures {
     /// The label.
     pub label: String,
@@ -138,7 +124,7 @@ pub struct LabelFigures {
 }
 
 /// One label taken for another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfusedPair {
     /// The right label.
     pub truth: String,
@@ -172,8 +158,8 @@ impl Record {
         .collect()
     }
 
-    /// Labels taken for another, the most frequent pairs first, at most `limit`.
-    pub fn confused_pairs(&self, limit: usize) -> Vec<ConfusedPair> {
+    /// Labels taken for another, the most frequent pairs first.
+    pub fn confused_pairs(&self) -> Vec<ConfusedPair> {
         if !self.has_confusion() {
             return Vec::new();
         }
@@ -188,7 +174,6 @@ impl Record {
             .filter(|&(truth, found, count)| truth != found && count > 0)
             .collect();
         cells.sort_by_key(|&(truth, found, count)| (Reverse(count), truth, found));
-        cells.truncate(limit);
         let pair = |(truth, found, count): (usize, usize, usize)| ConfusedPair {
             truth: self.labels[truth].clone(),
             found: self.labels[found].clone(),
@@ -261,13 +246,12 @@ mod tests {
 
     #[test]
     fn pairs_by_count() {
-        let pairs = record().confused_pairs(9);
+        let pairs = record().confused_pairs();
         let all: Vec<_> = pairs
             .iter()
             .map(|pair| (pair.truth.as_str(), pair.found.as_str(), pair.count))
             .collect();
         assert_eq!(all, [("b", "a", 2), ("a", "b", 1)]);
-        assert_eq!(record().confused_pairs(1), pairs[..1]);
         assert_eq!(pairs[0].support, 3);
     }
 
@@ -275,7 +259,7 @@ mod tests {
     fn a_matrix_of_another_size_is_none() {
         let mut record = record();
         record.confusion[1].pop();
-        assert!(record.label_figures().is_empty() && record.confused_pairs(3).is_empty());
+        assert!(record.label_figures().is_empty() && record.confused_pairs().is_empty());
         assert!(!Record::default().has_confusion());
     }
 
@@ -292,15 +276,5 @@ mod tests {
         let losses: Vec<f64> = kept.iter().map(|mistake| mistake.loss).collect();
         assert_eq!(losses.len(), MISTAKES);
         assert_eq!(losses[..2], [79.0, 78.0]);
-    }
-
-    #[test]
-    fn survives_json() {
-        let text = serde_json::to_string(&record()).unwrap();
-        assert_eq!(serde_json::from_str::<Record>(&text).unwrap(), record());
-        assert_eq!(
-            serde_json::from_str::<Record>("{}").unwrap(),
-            Record::default()
-        );
     }
 }

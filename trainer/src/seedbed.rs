@@ -9,6 +9,7 @@ use preface_graph::{
     hidden,
     onnx::ValueInfoProto,
     splice,
+    wiring::Wiring,
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -229,11 +230,13 @@ impl<'a> Seedbed<'a> {
             return Err(Error::Options("hidden prompts stand before the layers of one stack; an encoder-decoder takes prefix-tuning at all its attentions".into()));
         }
         let graph = self.base.model.graph.as_ref().ok_or_else(other_form)?;
+        let wiring = Wiring::of(graph);
         let sites = description
             .prefix_sites()
             .skip(*first_layer)
             .take(layers.len());
-        let names = sites.map(|site| hidden::input_of(graph, &self.base.facts, site));
+        let names =
+            sites.map(|site| hidden::input_of(&wiring, &self.base.facts, site).map(str::to_owned));
         let names = names.collect::<Result<Vec<_>, _>>()?;
         self.of_real_tokens(*tokens, names)
     }
@@ -268,10 +271,7 @@ impl<'a> Seedbed<'a> {
         let base = self.base;
         let mut model = base.model.clone();
         let graph = model.graph.get_or_insert_default();
-        let outputs = names.into_iter().map(|name| ValueInfoProto {
-            name: Some(name),
-            ..ValueInfoProto::default()
-        });
+        let outputs = names.iter().map(|name| ValueInfoProto::untyped(name));
         splice::prune(graph, outputs.collect());
         let feeds = feeds_of(
             base,

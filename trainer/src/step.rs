@@ -9,7 +9,7 @@ mod prompt;
 use std::collections::HashMap;
 
 use preface_graph::{
-    Base, Kind, SIZES,
+    Base, SIZES,
     builder::{Attribute, Builder},
     cut,
     facts::Facts,
@@ -22,6 +22,7 @@ use preface_graph::{
 use crate::{
     Error,
     autodiff::backward,
+    engine::Array,
     form::{Form, Place},
     heads::{Head, HeadSize, Reads},
     methods::{Canvas, Method, Parameter, Sizes},
@@ -71,6 +72,16 @@ pub enum Reading {
     Several,
 }
 
+impl Reading {
+    /// Readings of a row at the two sizes at which shapes are found.
+    fn counts(self) -> [i64; 2] {
+        match self {
+            Self::Mean | Self::One => [1, 1],
+            Self::Several => READINGS,
+        }
+    }
+}
+
 /// What a graph computes.
 #[derive(Clone, Copy)]
 pub enum Purpose<'a> {
@@ -80,8 +91,6 @@ pub enum Purpose<'a> {
     HiddenGradient,
     /// The rows that a head reads, `[batch * readings, width]`.
     Features(Reads, Reading),
-    /// The tensors that the method's parameters amount to, in the order of the form's.
-    Tensors,
     /// What [`Loss::answers`] lists.
     Answers(Reader<'a>),
     /// The loss of each candidate `[candidates]`, and the gradient of every parameter.
@@ -99,6 +108,14 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// The same for a single candidate.
+    pub fn of_one(self) -> Self {
+        Self {
+            candidates: 1,
+            ..self
+        }
+    }
+
     /// One candidate, all layers.
     pub const ONE: Self = Self {
         candidates: 1,
@@ -138,16 +155,21 @@ impl Step {
     ) -> Result<Self, Error> {
         let mut assembly = Assembly::begin(base, sizes, extent);
         let tensors = assembly.methods(method)?;
-        match purpose {
-            Purpose::Tensors => {
-                order::sort(assembly.graph());
-                return Ok(assembly.done(tensors.concat()));
-            }
-            _ => assembly.splice(tensors)?,
-        }
+        assembly.splice(tensors)?;
         order::sort(assembly.graph());
         assembly.cut_lower()?;
         assembly.finish(purpose)
+    }
+
+    /// Writes the graph from a method's parameters to the tensors that they amount to, in the order of the form's.
+    ///
+    /// # Errors
+    /// When the base does not take the form.
+    pub fn tensors(base: &Base, method: &Method, sizes: &Sizes) -> Result<Self, Error> {
+        let mut assembly = Assembly::begin(base, sizes, Extent::ONE);
+        let tensors = assembly.methods(method)?.concat();
+        order::sort(assembly.graph());
+        Ok(assembly.done(tensors))
     }
 
     /// A model that takes nothing but the base's own inputs.
@@ -175,6 +197,18 @@ impl Step {
         };
         let sizes = Sizes::of(form, base.description.hidden);
         Assembly::begin(base, &sizes, Extent::ONE).finish(Purpose::Features(reads, reading))
+    }
+
+    /// Parameters, one list of values each, under the names by which the graph takes them.
+    pub fn feeds(&self, values: &[Vec<f32>]) -> Vec<(String, Array)> {
+        let named = self.names.iter().zip(&self.parameters).zip(values);
+        let feed = |((name, parameter), values): ((&String, &Parameter), &Vec<f32>)| {
+            (
+                name.clone(),
+                Array::floats(&parameter.shape, values.clone()),
+            )
+        };
+        named.map(feed).collect()
     }
 
     /// The name under which the graph takes `part`.
@@ -311,7 +345,10 @@ impl<'a> Assembly<'a> {
             return Ok(());
         };
         let mut lower = self.model.clone();
-        splice::prune(lower.graph.get_or_insert_default(), vec![named(&value)]);
+        splice::prune(
+            lower.graph.get_or_insert_default(),
+            vec![ValueInfoProto::untyped(&value)],
+        );
         self.lower = Some(lower);
         let opset = self.model.opset();
         cut::behind(self.graph(), opset, &facts, &value)?;
@@ -338,7 +375,6 @@ impl<'a> Assembly<'a> {
                 outputs.extend(self.gradients(&[(hidden_rows, cotangent)])?);
                 outputs
             }
-            Purpose::Tensors => Vec::new(),
             Purpose::Features(reads, reading) => {
                 let features = self.features(reads, reading)?;
                 vec![features]
@@ -357,8 +393,10 @@ impl<'a> Assembly<'a> {
 
     fn done(mut self, outputs: Vec<String>) -> Step {
         self.flush();
-        order::sort(self.graph());
-        let declared = outputs.iter().map(|name| named(name)).collect();
+        let declared = outputs
+            .iter()
+            .map(|name| ValueInfoProto::untyped(name))
+            .collect();
         splice::prune(self.graph(), declared);
         self.parameters.sort_by_key(|(candidate, ..)| *candidate);
         let (parameters, names) = self
@@ -379,27 +417,15 @@ impl<'a> Assembly<'a> {
 
     /// Batch and sequence of the rows that are read, at the two sizes.
     fn read_sizes(&self) -> [[i64; 2]; 2] {
-        let decoder = self.base.description.kind == Kind::EncoderDecoder;
-        self.enlarged().map(|size| {
-            [
-                size.batch,
-                if decoder {
-                    size.decoder_sequence
-                } else {
-                    size.sequence
-                },
-            ]
-        })
+        let kind = self.base.description.kind;
+        self.enlarged()
+            .map(|size| [size.batch, kind.row_tokens(size)])
     }
 
     /// The rows that a head reads: `[batch * readings, width]`.
     fn features(&mut self, reads: Reads, reading: Reading) -> Result<String, Error> {
         let value = reads.value(&self.base.description)?;
-        let readings = if reading == Reading::Several {
-            READINGS
-        } else {
-            [1, 1]
-        };
+        let readings = reading.counts();
         let read = self.read_sizes();
         let shapes = [0, 1].map(|at| vec![read[at][0], readings[at], read[at][1]]);
         let width = if reading == Reading::Several {
@@ -544,13 +570,6 @@ impl<'a> Assembly<'a> {
     /// Whether the prompt stands behind the text.
     fn after(&self) -> bool {
         self.sizes.form.place() == Place::After
-    }
-}
-
-fn named(name: &str) -> ValueInfoProto {
-    ValueInfoProto {
-        name: Some(name.to_owned()),
-        ..ValueInfoProto::default()
     }
 }
 

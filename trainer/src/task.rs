@@ -159,22 +159,6 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Encodes further examples of the task.
-    ///
-    /// # Errors
-    /// As [`Encoder::encode`].
-    pub fn encode(&self, dataset: &Dataset) -> Result<Rows, Error> {
-        let outside = self.options.out_of_scope.as_deref();
-        Encoder::new(
-            &self.tokens,
-            &self.base.description,
-            &self.wording,
-            &self.labels,
-            outside,
-        )?
-        .encode(dataset)
-    }
-
     /// Where the positions go.
     ///
     /// # Errors
@@ -203,7 +187,7 @@ fn within_scope(train: &Dataset, options: &Options) -> Result<Dataset, Error> {
     let Some(label) = &options.out_of_scope else {
         return Ok(train.clone());
     };
-    let (inside, _) = train.clone().without(label);
+    let inside = train.clone().without(label);
     match inside.examples.is_empty() {
         false => Ok(inside),
         true => Err(train.at(

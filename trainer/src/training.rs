@@ -3,7 +3,7 @@
 mod keep;
 mod start;
 
-use std::time::Instant;
+use std::{path::Path, time::Instant};
 
 use preface_graph::Base;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
@@ -16,9 +16,9 @@ use crate::{
     batch::Batch,
     checkpoint::{Checkpoint, Checkpoints, Start, State},
     data::Dataset,
-    encode::Encoded,
+    encode::{Encoded, Truth},
     engine::{Array, Library, Session},
-    evaluation::{Evaluator, named},
+    evaluation::Evaluator,
     given::fed,
     methods::Parameter,
     metrics::{Evaluation, Prediction},
@@ -26,7 +26,7 @@ use crate::{
     options::Options,
     progress::{EpochFigures, Progress, StepFigures},
     seedbed::shuffle,
-    step::{Extent, Purpose, Step},
+    step::{Purpose, Step},
     task::Task,
 };
 
@@ -42,8 +42,8 @@ pub struct Outcome {
     pub dev: Evaluation,
     /// Answers on the dev data then.
     pub dev_answers: Vec<Prediction>,
-    /// The dev examples that were answered.
-    pub dev_rows: Vec<Encoded>,
+    /// The right answers to them.
+    pub dev_truths: Vec<Truth>,
     /// Figures of every epoch.
     pub history: Vec<EpochFigures>,
     /// Trained numbers.
@@ -69,15 +69,16 @@ pub fn train(
     checkpoints: Option<&Checkpoints>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Outcome>, Error> {
+    let training = training_id(base, train, dev, options);
+    let before = match checkpoints {
+        Some(Checkpoints {
+            path,
+            start: Start::Resume,
+        }) => Checkpoint::read(path, &training)?.map(|checkpoint| (path.as_path(), checkpoint)),
+        _ => None,
+    };
     let task = Task::new(base, library, train, dev, options)?;
-    let mut run = Run::prepare(&task, library, training_id(base, train, dev, options))?;
-    if let Some(Checkpoints {
-        path,
-        start: Start::Resume,
-    }) = checkpoints
-    {
-        run.resume(path)?;
-    }
+    let mut run = Run::prepare(&task, library, training, before)?;
     progress.begin(options.epochs, run.steps);
     while run.state.epoch < options.epochs && !run.is_stale() {
         run.epoch(progress)?;
@@ -118,7 +119,13 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn prepare(task: &'a Task<'a>, library: &Library, training: String) -> Result<Self, Error> {
+    /// A training at its beginning, or where the checkpoint of a file left it.
+    fn prepare(
+        task: &'a Task<'a>,
+        library: &Library,
+        training: String,
+        before: Option<(&Path, Checkpoint)>,
+    ) -> Result<Self, Error> {
         let Task {
             base,
             options,
@@ -131,31 +138,23 @@ impl<'a> Run<'a> {
         let purpose = Purpose::Training(task.reader());
         let step = Step::build(base, method, sizes, *extent, purpose)?;
         let session = library.session(&step.model, &base.folder, options.threads)?;
-        let one = Extent {
-            candidates: 1,
-            ..*extent
-        };
         let evaluator = Evaluator::new(
             base,
             library,
             method,
             sizes,
-            one,
+            extent.of_one(),
             task.questions(),
             options.threads,
         )?;
-        let mut values = Vec::new();
-        for candidate in &options.candidates {
-            values.extend(initial(task, library, candidate)?);
-        }
-        Ok(Self {
+        let mut run = Self {
             optimizer: Optimizer::new(options.optimizer, groups(task, &step)),
             steps: task.train.rows.len().div_ceil(options.batch),
             task,
             step,
             session,
             evaluator,
-            values,
+            values: Vec::new(),
             best: vec![Vec::new(); options.candidates.len()],
             state: State {
                 training,
@@ -165,7 +164,12 @@ impl<'a> Run<'a> {
             },
             before: 0.0,
             begun,
-        })
+        };
+        match before {
+            Some((path, checkpoint)) => run.resume(path, checkpoint)?,
+            None => run.values = initial(task, library)?,
+        }
+        Ok(run)
     }
 
     /// Parameters of each candidate.
@@ -236,7 +240,7 @@ impl<'a> Run<'a> {
     ) -> Result<Vec<f32>, Error> {
         let options = self.task.options;
         let arrays = Batch::of(rows, self.task.layout(), &self.step);
-        let mut parameters = named(&self.step, &self.values);
+        let mut parameters = self.step.feeds(&self.values);
         parameters.extend(fed(&self.step, &self.task.given));
         let mut outputs = self.session.run(&arrays.with(&parameters))?.into_iter();
         let losses = outputs
@@ -320,7 +324,7 @@ impl<'a> Run<'a> {
             dev,
             ..
         } = self.task;
-        Evaluation::of(wording.kind, labels, threshold, answers, &dev.rows)
+        Evaluation::of(wording.kind, labels, threshold, answers, dev.truths())
     }
 
     /// The rows of each step: shuffled, then sorted by length within every few batches. The last may be shorter.
@@ -354,12 +358,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn resume(&mut self, path: &std::path::Path) -> Result<(), Error> {
-        let Some(checkpoint) = Checkpoint::read(path, &self.state.training)? else {
-            return Ok(());
-        };
-        let sizes = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
-        let fits = sizes(&checkpoint.values) == sizes(&self.values)
+    fn resume(&mut self, path: &Path, checkpoint: Checkpoint) -> Result<(), Error> {
+        let expected = self.step.parameters.iter().map(Parameter::elements);
+        let fits = checkpoint.values.iter().map(Vec::len).eq(expected)
             && self
                 .optimizer
                 .restore(checkpoint.state.step, checkpoint.moments);

@@ -99,7 +99,7 @@ pub fn confused_pairs(record: &Record) -> Option<Element> {
     if !record.has_confusion() || record.labels.len() <= MATRIX {
         return None;
     }
-    let pairs = record.confused_pairs(usize::MAX);
+    let pairs = record.confused_pairs();
     let note = format!(
         "{} labels are too many for a matrix: the {} most frequent of {} pairs that were confused in the {} data.",
         record.labels.len(),
@@ -214,9 +214,9 @@ pub fn token_budget(record: &Record) -> Option<Element> {
     };
     let rows = record.token_budget.iter().map(|row| {
         element("tr")
-            .child(row_head(&row.name))
+            .child(row_head(&row.part))
             .child(number(figures::count(row.tokens as u64)))
-            .child(bar(row.compute, figures::percent(row.compute)).class("bar neutral"))
+            .child(bar(row.share, figures::percent(row.share)).class("bar neutral"))
     });
     let table = table(&["Part", "Tokens", "Compute"], 1, rows);
     Some(

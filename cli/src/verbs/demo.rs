@@ -259,6 +259,7 @@ impl Stage<'_> {
             method: task.method.into(),
             tokens: task.tokens,
             epochs: task.epochs,
+            patience: None,
             candidates: vec![candidate],
             threads: self.arguments.onnxruntime.threads(),
             ..Options::default()
@@ -348,7 +349,7 @@ fn is_result_of(adapter: &Adapter, options: &Options, base: &Base, data: [&Datas
     let [train, dev] = data;
     let same_way = card.method == options.method
         && card.form.tokens() == options.tokens
-        && receipt.epochs <= options.epochs
+        && receipt.epochs == options.epochs
         && receipt.batch == options.batch
         && receipt.version == env!("CARGO_PKG_VERSION")
         && options.candidates.iter().any(|candidate| {

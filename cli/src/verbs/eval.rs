@@ -4,11 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use preface_graph::Base;
-use preface_runtime::{Answer, Choice, Session, TaskHandle};
+use preface_runtime::{Answer, Session, TaskHandle};
 use preface_trainer::{
     adapter::Adapter,
     data::{AnswerKind, Dataset, Labels},
-    encode::{Encoded, Overlength, Rows, Truth},
+    encode::{Overlength, Truth},
     engine::Library,
     evaluation::{encode, evaluate},
     metrics::{Evaluation, Found, Prediction},
@@ -133,8 +133,8 @@ pub struct Figures {
     pub evaluation: Evaluation,
     /// The answers, in the order of the data.
     pub predictions: Vec<Prediction>,
-    /// The examples that were answered.
-    pub rows: Vec<Encoded>,
+    /// The right answers to them.
+    pub truths: Vec<Truth>,
     /// The number of texts that lost tokens.
     pub truncated: usize,
 }
@@ -150,7 +150,7 @@ pub fn on_onnxruntime(
 ) -> anyhow::Result<Figures> {
     let tokens = Tokens::read(&base.tokenizer)?;
     let card = &adapter.card;
-    let Rows { rows, truncated } = encode(
+    let rows = encode(
         card,
         &base.description,
         &tokens,
@@ -158,23 +158,22 @@ pub fn on_onnxruntime(
         measuring.overlength,
         measuring.out_of_scope,
     )?;
-    let bar = output.progress(rows.len() as u64, "evaluating");
-    let predictions = evaluate(adapter, base, library, &rows, measuring.threads, |done| {
-        bar.set_position(done as u64)
-    })?;
+    let bar = output.progress(rows.rows.len() as u64, "evaluating");
+    let after = |done| bar.set_position(done as u64);
+    let predictions = evaluate(adapter, base, library, &rows.rows, measuring.threads, after)?;
     bar.finish_and_clear();
     let evaluation = Evaluation::of(
         card.answer.kind,
         &card.labels,
         card.answer.threshold,
         &predictions,
-        &rows,
+        rows.truths(),
     );
     Ok(Figures {
         evaluation,
         predictions,
-        rows,
-        truncated,
+        truths: rows.truths().cloned().collect(),
+        truncated: rows.truncated,
     })
 }
 
@@ -197,7 +196,7 @@ pub fn on_runtime(
     let bar = output.progress(data.examples.len() as u64, "evaluating");
     let names = session.labels(task).to_vec();
     let labels = Labels::of(&names);
-    let (mut predictions, mut rows) = (Vec::new(), Vec::new());
+    let (mut predictions, mut truths) = (Vec::new(), Vec::new());
     for example in &data.examples {
         let outside = out_of_scope.is_some_and(|label| example.target.names() == [label]);
         let truth = match outside {
@@ -207,11 +206,9 @@ pub fn on_runtime(
         let answer = session.answer(&example.text, example.text2.as_deref());
         let answer =
             answer.with_context(|| format!("{}, line {}", data.path.display(), example.line))?;
-        predictions.push(prediction(answer, names.len())?);
-        rows.push(Encoded {
-            truth,
-            ..Encoded::of_ids(Vec::new())
-        });
+        let (prediction, truth) = counted(answer, truth, names.len())?;
+        predictions.push(prediction);
+        truths.push(truth);
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -220,7 +217,7 @@ pub fn on_runtime(
         &names,
         plan.threshold,
         &predictions,
-        &rows,
+        &truths,
     ))
 }
 
@@ -232,28 +229,52 @@ fn truth(kind: AnswerKind, classes: Vec<usize>) -> Truth {
     }
 }
 
-/// An answer of the runtime as the trainer counts it. A word of which the tokenizer leaves nothing has no tag, and
-/// a label that was not given the probability 0.
-fn prediction(answer: Answer, classes: usize) -> anyhow::Result<Prediction> {
-    let (found, score) = match answer {
-        Answer::Label { best, .. } => (Found::Class(best.class), best.score),
-        Answer::Labels(choices) => {
+/// An answer of the runtime and the truth of it as the trainer counts them: a label that was not given has the
+/// probability 0, and a word that the tokenizer drops is in neither.
+fn counted(answer: Answer, truth: Truth, classes: usize) -> anyhow::Result<(Prediction, Truth)> {
+    let (found, truth, score) = match (answer, truth) {
+        (Answer::Label { best, .. }, truth) => (Found::Class(best.class), truth, best.score),
+        (Answer::Labels(choices), truth) => {
             let mut probabilities = vec![0.0; classes];
             choices
                 .iter()
                 .for_each(|choice| probabilities[choice.class] = choice.score);
-            (Found::Probabilities(probabilities), 1.0)
+            (Found::Probabilities(probabilities), truth, 1.0)
         }
-        Answer::Tags(words) => {
-            let class =
-                |word: &Option<Choice>| word.as_ref().map_or(usize::MAX, |choice| choice.class);
-            (Found::Places(words.iter().map(class).collect()), 1.0)
+        (Answer::Tags(words), Truth::Places(places)) => {
+            let kept = words.iter().zip(places);
+            let (found, places) = kept
+                .filter_map(|(word, place)| word.map(|choice| (choice.class, place)))
+                .unzip();
+            (Found::Places(found), Truth::Places(places), 1.0)
         }
         _ => bail!("this answer cannot be measured"),
     };
-    Ok(Prediction {
+    let prediction = Prediction {
         found,
         score,
         loss: 0.0,
-    })
+    };
+    Ok((prediction, truth))
+}
+
+#[cfg(test)]
+mod tests {
+    use preface_runtime::Choice;
+
+    use super::*;
+
+    #[test]
+    fn a_word_that_the_tokenizer_drops_is_not_counted() {
+        let tag = |class| Choice {
+            label: "x",
+            class,
+            score: 0.5,
+        };
+        let answer = Answer::Tags(vec![Some(tag(2)), None, Some(tag(0))]);
+        let truth = Truth::Places(vec![(0, 2), (1, 1), (2, 1)]);
+        let (prediction, truth) = counted(answer, truth, 3).unwrap();
+        assert_eq!(prediction.found, Found::Places(vec![2, 0]));
+        assert_eq!(truth, Truth::Places(vec![(0, 2), (2, 1)]));
+    }
 }

@@ -108,7 +108,7 @@ impl fmt::Display for Said<'_> {
 
 /// What people are shown for a text outside a task's scope.
 const OUT_OF_SCOPE: &str = "(out of scope)";
-/// What people are shown for a word that was cut off or has no tokens.
+/// What people are shown for a word that the tokenizer drops.
 const NO_TAG: &str = "-";
 
 /// Opens the image and the bundles, and answers.

@@ -23,7 +23,7 @@ pub use arguments::Arguments;
 pub use watch::Bar;
 
 use self::{outcome::Measured, watch::Watch};
-use super::eval::{Figures, on_onnxruntime};
+use super::eval::on_onnxruntime;
 use crate::{journal::Resume, output::Output};
 
 /// The file in the adapter's folder that an interrupted training goes on from.
@@ -69,8 +69,9 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut measured = measure(&arguments, &inputs, outcomes, kept, output)?;
     measured.chosen_by(search);
     measured.adapter().write(&arguments.output)?;
-    for note in advise(&arguments, &inputs, &options, measured.outcome(), output)? {
-        measured.advise(note);
+    match advise(&arguments, &inputs, &options, measured.outcome(), output) {
+        Ok(notes) => notes.into_iter().for_each(|note| measured.advise(note)),
+        Err(error) => output.note(format_args!("preface: no advice: {error:#}")),
     }
     outcome::write_report(&arguments, &inputs, &options, &measured)?;
     // What is left of them is of no use any more, and no harm.
@@ -187,11 +188,4 @@ pub fn note_test(adapter: &mut Adapter, test: &Evaluation) {
         .iter()
         .map(|(name, figure)| (format!("test_{name}"), *figure));
     adapter.card.metrics.extend(named);
-}
-
-impl Figures {
-    /// Keeps the figures with the adapter.
-    fn note(&self, adapter: &mut Adapter) {
-        note_test(adapter, &self.evaluation);
-    }
 }

@@ -515,12 +515,7 @@ fn cast(call: &mut Call) -> Parts {
     if !fact.is_float() {
         return one(Part::exact(0, gradient));
     }
-    let from = fact.data_type;
-    let to = [("to", Attribute::Int(i64::from(from)))];
-    one(Part::exact(
-        0,
-        call.builder.apply("Cast", &[&gradient], &to),
-    ))
+    one(Part::exact(0, call.builder.cast(&gradient, fact.data_type)))
 }
 
 /// The straight-through estimator of Bengio, Leonard and Courville 2013: `round(x / scale) + zero` passes the gradient
@@ -959,8 +954,7 @@ fn reduce_mean(call: &mut Call) -> Parts {
             let count =
                 call.builder
                     .apply("ReduceProd", &[&sizes], &[("keepdims", Attribute::Int(0))]);
-            let to = [("to", Attribute::Int(i64::from(fact.data_type)))];
-            call.builder.apply("Cast", &[&count], &to)
+            call.builder.cast(&count, fact.data_type)
         }
     };
     one(Part::exact(0, call.apply("Div", &[&gradient, &count])))

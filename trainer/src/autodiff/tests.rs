@@ -215,10 +215,7 @@ fn largest_error(library: &Library, operator: &str, check: &Check) -> f64 {
     let gradients = backward(&mut bench.graph, &facts, &mut builder, &seeds, &bench.free).unwrap();
     builder.append_to(&mut bench.graph);
     let names = outputs.iter().chain(&gradients);
-    let declared = names.map(|name| ValueInfoProto {
-        name: Some(name.clone()),
-        ..ValueInfoProto::default()
-    });
+    let declared = names.map(|name| ValueInfoProto::untyped(name));
     splice::prune(&mut bench.graph, declared.collect());
     let mut session = session(library, bench.graph.clone());
     let needed = |name: &str| bench.graph.input.iter().any(|input| input.name() == name);
@@ -353,10 +350,7 @@ fn a_row_that_hides_everything_passes_no_nan() {
     let wanted = ["x".to_owned()];
     let found = backward(&mut graph, &facts, &mut builder, &[(mended, seed)], &wanted).unwrap();
     builder.append_to(&mut graph);
-    let output = ValueInfoProto {
-        name: Some(found[0].clone()),
-        ..ValueInfoProto::default()
-    };
+    let output = ValueInfoProto::untyped(&found[0]);
     splice::prune(&mut graph, vec![output]);
     let model = ModelProto {
         ir_version: Some(8),

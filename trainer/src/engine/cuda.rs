@@ -140,10 +140,7 @@ fn small_model() -> ModelProto {
         ],
         initializer: vec![TensorProto::of_floats("weight", &[2, 2], &[1.0; 4])],
         input: vec![ValueInfoProto::tensor("x", data_type::FLOAT, &["2", "2"])],
-        output: vec![ValueInfoProto {
-            name: Some("sum".into()),
-            ..ValueInfoProto::default()
-        }],
+        output: vec![ValueInfoProto::untyped("sum")],
         ..GraphProto::default()
     };
     ModelProto {

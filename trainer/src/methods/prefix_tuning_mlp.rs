@@ -2,7 +2,11 @@
 
 use preface_graph::FormKind;
 
-use super::{Method, Parameter, affine, by_layer, width};
+use super::{
+    Method, Parameter, affine, by_layer,
+    p_tuning_mlp::{mean_row, scale_of},
+    width,
+};
 
 pub(super) const METHOD: Method = Method {
     name: "prefix-tuning-mlp",
@@ -23,16 +27,12 @@ pub(super) const METHOD: Method = Method {
         let (tokens, inner) = (sizes.form.tokens(), sizes.bottleneck);
         let keys = seedbed.key_values_by_token(&sizes.form)?;
         let outer = keys.len() / tokens;
-        let spread = keys.iter().map(|value| value * value).sum::<f32>() / keys.len() as f32;
-        let mean = (0..outer)
-            .map(|column| keys.iter().skip(column).step_by(outer).sum::<f32>() / tokens as f32);
-        let mean = mean.collect();
         Ok(vec![
             seedbed.normal(tokens * inner, 1.0),
             seedbed.normal(inner * inner, (1.0 / inner as f32).sqrt()),
             vec![0.0; inner],
-            seedbed.normal(inner * outer, (spread / inner as f32).sqrt()),
-            mean,
+            seedbed.normal(inner * outer, scale_of(&keys) / (inner as f32).sqrt()),
+            mean_row(&keys, outer),
         ])
     },
     subgraph: |sizes, canvas, parameters| {

@@ -113,11 +113,7 @@ impl Assembly<'_> {
 
     /// An input with one element a reading.
     fn per_reading(&mut self, part: &'static str, element: i32, reading: Reading) -> String {
-        let readings = if reading == Reading::Several {
-            super::READINGS
-        } else {
-            [1, 1]
-        };
+        let readings = reading.counts();
         let sizes = self.enlarged();
         let shapes = [0, 1].map(|at| vec![sizes[at].batch * readings[at]]);
         self.take(part, element, &["readings_in_all"], shapes)

@@ -40,13 +40,7 @@ impl Task<'_> {
             candidates: 1,
             cached: true,
         };
-        let step = Step::build(
-            self.base,
-            self.method,
-            &self.sizes,
-            extent,
-            Purpose::Answers(self.reader()),
-        )?;
+        let step = Step::build(self.base, self.method, &self.sizes, extent, Purpose::Hidden)?;
         let Some(lower) = step.lower.map(Step::bare) else {
             return Ok(());
         };
@@ -131,10 +125,9 @@ impl<'a> Texts<'a> {
             .flat_map(|site| [site.key.clone(), site.value.clone()])
             .collect();
         let mut model = base.model.clone();
-        let outputs = joints.iter().map(|joint| ValueInfoProto {
-            name: Some(joint.value.clone()),
-            ..ValueInfoProto::default()
-        });
+        let outputs = joints
+            .iter()
+            .map(|joint| ValueInfoProto::untyped(&joint.value));
         splice::prune(model.graph.get_or_insert_default(), outputs.collect());
         let session = library.session(&model, &base.folder, threads)?;
         Ok(Self {

@@ -3,7 +3,9 @@
 use super::{Outcome, Run, start::collapse};
 use crate::{
     Error,
-    adapter::{Adapter, AnswerCard, Card, DecodeCard, HeadCard, InputsCard, Probe, Receipt},
+    adapter::{
+        Adapter, AnswerCard, Card, DecodeCard, FORMAT, HeadCard, InputsCard, Probe, Receipt,
+    },
     data::{AnswerKind, Dataset},
     encode::{Encoded, Truth},
     engine::Library,
@@ -32,7 +34,7 @@ impl Run<'_> {
             .evaluator
             .predict(&values, &self.task.dev.rows, |_| ())?;
         let threshold = match self.task.wording.kind {
-            AnswerKind::Label => rejection_threshold(&answers, &self.task.dev.rows),
+            AnswerKind::Label => rejection_threshold(&answers, self.task.dev.truths()),
             _ => None,
         };
         let found = self.evaluation(&answers, threshold);
@@ -52,7 +54,7 @@ impl Run<'_> {
             )?,
             dev: found,
             dev_answers: answers,
-            dev_rows: self.task.dev.rows.clone(),
+            dev_truths: self.task.dev.truths().cloned().collect(),
             history: history.cloned().collect(),
             truncated: self.task.train.truncated + self.task.dev.truncated,
             seconds: self.seconds(),
@@ -86,7 +88,7 @@ impl Run<'_> {
             .iter()
             .map(|(name, figure)| (format!("dev_{name}"), *figure));
         let card = Card {
-            format: 2,
+            format: FORMAT,
             method: method.name.into(),
             form: sizes.form.clone(),
             head: HeadCard::of(head, labels.len(), options.head_rank, description),

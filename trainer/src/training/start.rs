@@ -6,26 +6,21 @@ use crate::{
     Error,
     batch::Batch,
     encode::{Encoded, Truth},
-    engine::{Array, Library},
-    evaluation::named,
+    engine::{Array, Library, Session},
     fit,
     form::Tensors,
     methods::Parameter,
     options::{Candidate, HeadStart},
     seedbed::{Seedbed, shuffle},
-    step::{Extent, Purpose, Step},
+    step::{Purpose, Step},
     task::Task,
 };
 
 /// Rows to whose features a head is fitted.
 const FITTED_ROWS: usize = 8192;
 
-/// The values that a candidate starts from: the method's, then the head's.
-pub(super) fn initial(
-    task: &Task,
-    library: &Library,
-    candidate: &Candidate,
-) -> Result<Tensors, Error> {
+/// The values that the candidates start from: for each the method's, then the head's.
+pub(super) fn initial(task: &Task, library: &Library) -> Result<Tensors, Error> {
     let Task {
         base,
         options,
@@ -35,36 +30,47 @@ pub(super) fn initial(
         tokens,
         ..
     } = task;
-    let seed = candidate.seed;
-    let mut seedbed = Seedbed::new(
-        base,
-        library,
-        &options.init,
-        tokens,
-        labels,
-        vocabulary(task),
-        seed,
-    )?;
-    let mut values = (method.initial)(sizes, &mut seedbed)?;
-    let reader = task.reader();
-    let head = match (options.head_start, task.head.from_linear) {
+    let mut fitted = match (options.head_start, task.head.from_linear) {
         (HeadStart::Fitted, Some(from_linear)) => {
-            let (features, classes) = features(task, library, &values, seed)?;
-            let examples = fit::Examples {
-                features: &features,
-                width: reader.size.width,
-                classes,
-                weights: &task.class_weights,
-            };
-            from_linear(
-                reader.size,
-                fit::linear(&examples, labels.len(), reader.loss, seed),
-            )
+            Some((Features::open(task, library)?, from_linear))
         }
-        _ => unfitted(task, &mut seedbed),
+        _ => None,
     };
-    values.extend(head);
-    Ok(values)
+    let vocabulary = vocabulary(task);
+    let mut all = Vec::new();
+    for &Candidate { seed, .. } in &options.candidates {
+        let vocabulary = vocabulary.clone();
+        let mut seedbed = Seedbed::new(
+            base,
+            library,
+            &options.init,
+            tokens,
+            labels,
+            vocabulary,
+            seed,
+        )?;
+        let values = (method.initial)(sizes, &mut seedbed)?;
+        let head = match &mut fitted {
+            Some((features, from_linear)) => {
+                let reader = task.reader();
+                let (rows, classes) = features.of(&values, seed)?;
+                let examples = fit::Examples {
+                    features: &rows,
+                    width: reader.size.width,
+                    classes,
+                    weights: &task.class_weights,
+                };
+                from_linear(
+                    reader.size,
+                    fit::linear(&examples, labels.len(), reader.loss, seed),
+                )
+            }
+            None => unfitted(task, &mut seedbed),
+        };
+        all.extend(values);
+        all.extend(head);
+    }
+    Ok(all)
 }
 
 /// What a head that nothing was fitted to starts from.
@@ -80,60 +86,57 @@ fn unfitted(task: &Task, seedbed: &mut Seedbed) -> Tensors {
     parameters.iter().enumerate().map(start).collect()
 }
 
-/// The rows that the head reads of training examples under a prompt, and their classes.
-fn features(
-    task: &Task,
-    library: &Library,
-    values: &[Vec<f32>],
-    seed: u64,
-) -> Result<(Vec<f32>, Vec<Vec<usize>>), Error> {
-    let Task {
-        base,
-        options,
-        method,
-        sizes,
-        extent,
-        ..
-    } = task;
-    let reader = task.reader();
-    let purpose = Purpose::Features(reader.head.reads, reader.reading);
-    let step = Step::build(
-        base,
-        method,
-        sizes,
-        Extent {
-            candidates: 1,
-            ..*extent
-        },
-        purpose,
-    )?;
-    let mut session = library.session(&step.model, &base.folder, options.threads)?;
-    let parameters = named(&step, values);
-    let mut order: Vec<usize> = (0..task.train.rows.len()).collect();
-    shuffle(&mut order, &mut ChaCha8Rng::seed_from_u64(seed));
-    order.truncate(FITTED_ROWS);
-    order.sort_by_key(|&row| task.train.rows[row].length());
-    let (mut features, mut classes) = (Vec::new(), Vec::new());
-    for chunk in order.chunks(2 * options.batch) {
-        let rows: Vec<&Encoded> = chunk.iter().map(|&row| &task.train.rows[row]).collect();
-        let arrays = Batch::of(std::slice::from_ref(&rows), task.layout(), &step);
-        let found = session
-            .run(&arrays.with(&parameters))?
-            .swap_remove(0)
-            .into_floats()?;
-        let wide = found.len() / rows.len();
-        for (row, found) in rows.iter().zip(found.chunks(wide)) {
-            let truths: Vec<Vec<usize>> = match &row.truth {
-                Truth::Class(class) => vec![vec![*class]],
-                Truth::Classes(classes) => vec![classes.clone()],
-                Truth::Places(places) => places.iter().map(|&(_, class)| vec![class]).collect(),
-                Truth::Outside => Vec::new(),
-            };
-            features.extend_from_slice(&found[..truths.len() * reader.size.width]);
-            classes.extend(truths);
-        }
+/// Runs prompts for the rows that the head reads of training examples.
+struct Features<'a> {
+    task: &'a Task<'a>,
+    step: Step,
+    session: Session,
+}
+
+impl<'a> Features<'a> {
+    fn open(task: &'a Task<'a>, library: &Library) -> Result<Self, Error> {
+        let reader = task.reader();
+        let purpose = Purpose::Features(reader.head.reads, reader.reading);
+        let extent = task.extent.of_one();
+        let step = Step::build(task.base, task.method, &task.sizes, extent, purpose)?;
+        let session = library.session(&step.model, &task.base.folder, task.options.threads)?;
+        Ok(Self {
+            task,
+            step,
+            session,
+        })
     }
-    Ok((features, classes))
+
+    /// The rows under a prompt, and their classes.
+    fn of(&mut self, values: &[Vec<f32>], seed: u64) -> Result<(Vec<f32>, Vec<Vec<usize>>), Error> {
+        let Task { options, train, .. } = self.task;
+        let width = self.task.reader().size.width;
+        let parameters = self.step.feeds(values);
+        let mut order: Vec<usize> = (0..train.rows.len()).collect();
+        shuffle(&mut order, &mut ChaCha8Rng::seed_from_u64(seed));
+        order.truncate(FITTED_ROWS);
+        order.sort_by_key(|&row| train.rows[row].length());
+        let (mut features, mut classes) = (Vec::new(), Vec::new());
+        for chunk in order.chunks(2 * options.batch) {
+            let rows: Vec<&Encoded> = chunk.iter().map(|&row| &train.rows[row]).collect();
+            let arrays = Batch::of(std::slice::from_ref(&rows), self.task.layout(), &self.step);
+            let found = self.session.run(&arrays.with(&parameters))?;
+            let found = found.into_iter().next();
+            let found = found.ok_or_else(|| Error::Engine("features are missing".into()))?;
+            let found = found.into_floats()?;
+            for (row, found) in rows.iter().zip(found.chunks(found.len() / rows.len())) {
+                let truths: Vec<Vec<usize>> = match &row.truth {
+                    Truth::Class(class) => vec![vec![*class]],
+                    Truth::Classes(classes) => vec![classes.clone()],
+                    Truth::Places(places) => places.iter().map(|&(_, class)| vec![class]).collect(),
+                    Truth::Outside => Vec::new(),
+                };
+                features.extend_from_slice(&found[..truths.len() * width]);
+                classes.extend(truths);
+            }
+        }
+        Ok((features, classes))
+    }
 }
 
 /// The tensors of the form that a method's parameters amount to.
@@ -148,7 +151,7 @@ pub(super) fn collapse(
         sizes,
         ..
     } = task;
-    let step = Step::build(base, method, sizes, Extent::ONE, Purpose::Tensors)?;
+    let step = Step::tensors(base, method, sizes)?;
     let graph = step.model.graph.iter().flat_map(|graph| &graph.output);
     let outputs: Vec<&str> = graph.map(|output| output.name()).collect();
     if outputs == step.names {
@@ -166,7 +169,7 @@ pub(super) fn collapse(
         .flat_map(|graph| &graph.input)
         .map(|input| input.name().to_owned())
         .collect();
-    let parameters = named(&step, values);
+    let parameters = step.feeds(values);
     let feeds: Vec<(&str, &Array)> = parameters
         .iter()
         .filter(|(name, _)| declared.contains(name))

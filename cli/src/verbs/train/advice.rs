@@ -6,6 +6,7 @@ use preface_trainer::{
     budget::Rates,
     data::{Dataset, Example, Target},
     options::Options,
+    search::standard_error,
     training::{self, Outcome},
 };
 
@@ -86,7 +87,7 @@ pub fn of_examples(
         .find(|cost| cost.part == "examples")
         .map_or(0.0, |cost| cost.share);
     let (gain, score) = (with.dev.score() - without.dev.score(), without.dev.score());
-    let error = (score * (1.0 - score) / with.dev.examples.max(1) as f64).sqrt();
+    let error = standard_error(score, with.dev.examples);
     let figures = format!(
         "the worked examples take {:.0} % of the compute and move dev {} from {score:.4} to {:.4}",
         100.0 * share,

@@ -1,23 +1,23 @@
 //! What training gave: for people, for scripts, and as a report.
 
-use std::{collections::BTreeMap, fs};
-
-use anyhow::Context;
+use preface_packager::{
+    Access, Adapter as Packable, Options as PackOptions, packed_len, write_file,
+};
 use preface_trainer::{
     adapter::Adapter,
     budget::{Cost, Rates},
     data::{Dataset, Target},
-    encode::Encoded,
+    encode::Truth,
     form::Form,
     metrics::{Found, Prediction, confusion, given},
     options::Options,
-    record::{BaseRecord, BudgetRow, DataFile, Mistake, Record, Setting, worst},
+    record::{BaseRecord, DataFile, Mistake, Record, Setting, worst},
     training::Outcome,
 };
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Arguments, Inputs, arguments::spelled, search::Search};
+use super::{Arguments, Inputs, arguments::spelled, note_test, search::Search};
 use crate::{output::Output, report, verbs::eval::Figures};
 
 /// The report's name in the adapter's folder.
@@ -58,7 +58,7 @@ impl Measured {
     /// Keeps what was measured on test with the adapter that is kept.
     pub fn new(mut outcomes: Vec<Outcome>, kept: usize, tests: Vec<Figures>) -> Self {
         if let Some(test) = tests.get(kept) {
-            test.note(&mut outcomes[kept].adapter);
+            note_test(&mut outcomes[kept].adapter, &test.evaluation);
         }
         Self {
             outcomes,
@@ -245,7 +245,7 @@ pub fn write_report(
 ) -> anyhow::Result<()> {
     let path = arguments.output.join(REPORT);
     let text = report::html(&record(arguments, inputs, options, measured));
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    Ok(write_file(&path, text.as_bytes(), Access::Everyone)?)
 }
 
 fn record(
@@ -256,11 +256,15 @@ fn record(
 ) -> Record {
     let outcome = measured.outcome();
     let card = &outcome.adapter.card;
-    let (data, rows, answers, measured_on) = match (&inputs.test, measured.test()) {
-        (Some(test), Some(figures)) => (test, &figures.rows, &figures.predictions, "test"),
-        _ => (&inputs.dev, &outcome.dev_rows, &outcome.dev_answers, "dev"),
+    let (data, truths, answers, measured_on) = match (&inputs.test, measured.test()) {
+        (Some(test), Some(figures)) => (test, &figures.truths, &figures.predictions, "test"),
+        _ => (
+            &inputs.dev,
+            &outcome.dev_truths,
+            &outcome.dev_answers,
+            "dev",
+        ),
     };
-    let figures = |figures: &BTreeMap<String, f64>| figures.clone();
     Record {
         title: name_of(&arguments.output),
         base: BaseRecord {
@@ -275,7 +279,7 @@ fn record(
         layers: layers_text(&card.form, inputs.base.description.layers.len()),
         head: card.head.kind.clone(),
         trained_parameters: outcome.parameters,
-        estimated_bytes: estimated_bytes(&outcome.adapter),
+        bundle_bytes: bundle_bytes(arguments),
         seed: card.receipt.seed,
         options: settings(
             options,
@@ -285,27 +289,20 @@ fn record(
         data: files(inputs),
         epochs: outcome.history.clone(),
         best_epoch: card.receipt.best_epoch,
-        dev: figures(&outcome.dev.figures),
+        dev: outcome.dev.figures.clone(),
         test: measured
             .test()
-            .map(|test| figures(&test.evaluation.figures))
+            .map(|test| test.evaluation.figures.clone())
             .unwrap_or_default(),
         measured_on: measured_on.into(),
         labels: card.labels.clone(),
         confusion: match card.labels.is_empty() {
             true => Vec::new(),
-            false => confusion(answers, rows, card.labels.len()),
+            false => confusion(answers, truths, card.labels.len()),
         },
-        mistakes: mistakes(data, rows, answers, &outcome.adapter),
+        mistakes: mistakes(data, truths, answers, &outcome.adapter),
         notes: measured.notes.clone(),
-        token_budget: costs(inputs, outcome)
-            .into_iter()
-            .map(|cost| BudgetRow {
-                name: cost.part,
-                tokens: cost.tokens,
-                compute: cost.share,
-            })
-            .collect(),
+        token_budget: costs(inputs, outcome),
         positions: card.token_budget.positions,
         seconds: outcome.seconds,
     }
@@ -350,17 +347,10 @@ fn layers_text(form: &Form, count: usize) -> String {
     }
 }
 
-/// One byte a number and a scale a row, and a manifest of usual size.
-fn estimated_bytes(adapter: &Adapter) -> usize {
-    const MANIFEST: usize = 1024;
-    let numbers: usize = adapter
-        .prompt
-        .tensors
-        .iter()
-        .chain(&adapter.head)
-        .map(Vec::len)
-        .sum();
-    numbers + numbers / 16 + MANIFEST
+/// The size of the bundle that `preface pack` makes of the adapter by default; `None` of one that it refuses.
+fn bundle_bytes(arguments: &Arguments) -> Option<usize> {
+    let adapter = Packable::open(&arguments.output).ok()?;
+    packed_len(&adapter, &PackOptions::new("task", 1)).ok()
 }
 
 fn settings(options: &Options, learning_rate: f32, search: Option<&Search>) -> Vec<Setting> {
@@ -393,13 +383,13 @@ fn files(inputs: &Inputs) -> Vec<DataFile> {
 
 fn mistakes(
     data: &Dataset,
-    rows: &[Encoded],
+    truths: &[Truth],
     answers: &[Prediction],
     adapter: &Adapter,
 ) -> Vec<Mistake> {
     let threshold = adapter.card.answer.threshold;
-    let pairs = data.examples.iter().zip(rows).zip(answers);
-    let wrong = pairs.filter(|((_, row), answer)| !answer.is_right(&row.truth, threshold));
+    let pairs = data.examples.iter().zip(truths).zip(answers);
+    let wrong = pairs.filter(|((_, truth), answer)| !answer.is_right(truth, threshold));
     worst(wrong.map(|((example, _), answer)| Mistake {
         text: match &example.text2 {
             Some(text2) => format!("{} | {text2}", example.text),

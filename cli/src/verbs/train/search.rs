@@ -30,7 +30,7 @@ use preface_trainer::{
 pub use summary::Search;
 
 use self::lines::Lines;
-use super::{Arguments, CHECKPOINT, Inputs, best};
+use super::{Arguments, CHECKPOINT, Inputs, best, watch::Watch};
 use crate::{
     journal::{Journal, Resume},
     output::Output,
@@ -382,16 +382,13 @@ impl Race<'_> {
     ) -> anyhow::Result<Result<Vec<Outcome>, Error>> {
         let path = folder.join(CHECKPOINT);
         let resume = Checkpoint::epoch(&path).map_or(Resume::Fresh, Resume::After);
-        let mut watch = Watched {
-            bar,
-            journal: Journal::open(folder, entry.options.candidates.len(), resume)?,
-        };
+        let mut watch = Watch::new(bar, folder, entry.options.candidates.len(), resume);
         let checkpoints = Checkpoints {
             path,
             start: Start::Resume,
         };
         let trained = self.train(entry, Some(&checkpoints), &mut watch);
-        watch.journal.finish()?;
+        watch.finish()?;
         Ok(trained)
     }
 
@@ -580,28 +577,6 @@ impl Progress for RungBar {
 impl Drop for RungBar {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
-    }
-}
-
-/// Draws a training of the last rung and writes its journal.
-struct Watched<'a> {
-    bar: &'a mut RungBar,
-    journal: Journal,
-}
-
-impl Progress for Watched<'_> {
-    fn begin(&mut self, epochs: usize, steps: usize) {
-        self.journal.begin(epochs, steps);
-    }
-
-    fn step(&mut self, figures: &StepFigures) {
-        self.bar.step(figures);
-        self.journal.step(figures);
-    }
-
-    fn epoch(&mut self, figures: &EpochFigures) {
-        self.bar.epoch(figures);
-        self.journal.epoch(figures);
     }
 }
 

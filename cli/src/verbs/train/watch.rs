@@ -63,18 +63,18 @@ impl Drop for Bar<'_> {
     }
 }
 
-/// Draws training and writes its journal, which is opened when training begins: what cannot be trained leaves no folder.
-pub struct Watch<'a> {
-    bar: Bar<'a>,
+/// Draws training on `bar` and writes its journal, which is opened when training begins: what cannot be trained leaves no folder.
+pub struct Watch<'a, B> {
+    bar: B,
     folder: &'a Path,
     candidates: usize,
     resume: Resume,
     journal: Option<anyhow::Result<Journal>>,
 }
 
-impl<'a> Watch<'a> {
+impl<'a, B: Progress> Watch<'a, B> {
     /// A watch whose journal lies in `folder`.
-    pub fn new(bar: Bar<'a>, folder: &'a Path, candidates: usize, resume: Resume) -> Self {
+    pub fn new(bar: B, folder: &'a Path, candidates: usize, resume: Resume) -> Self {
         Self {
             bar,
             folder,
@@ -97,7 +97,7 @@ impl<'a> Watch<'a> {
     }
 }
 
-impl Progress for Watch<'_> {
+impl<B: Progress> Progress for Watch<'_, B> {
     fn begin(&mut self, epochs: usize, steps: usize) {
         self.bar.begin(epochs, steps);
         self.journal = Some(Journal::open(self.folder, self.candidates, self.resume));

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{ErrorKind, Write},
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -10,6 +10,7 @@ use anyhow::Context;
 use preface_trainer::search::Finished;
 
 use super::FOLDER;
+use crate::json_lines;
 
 const LINES: &str = "search.jsonl";
 
@@ -20,8 +21,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Opens the file in `output`, with the lines of an interrupted search where it is resumed and none otherwise. A
-    /// last line that a kill cut short is dropped.
+    /// Opens the file in `output`, with the lines of an interrupted search where it is resumed and none otherwise.
     ///
     /// # Errors
     /// When it cannot be read or written, or holds something else.
@@ -32,26 +32,12 @@ impl Lines {
             fs::remove_dir_all(&folder)
                 .with_context(|| format!("cannot remove {}", folder.display()))?;
         }
-        let text = match fs::read_to_string(&path) {
-            Ok(text) if resumed => text,
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
-            _ => String::new(),
+        let lines = match resumed {
+            true => json_lines::read(&path, "a search")?,
+            false => Vec::new(),
         };
-        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-        let mut finished = Vec::new();
-        for (index, line) in whole.lines().enumerate() {
-            let line = serde_json::from_str(line).with_context(|| {
-                format!(
-                    "{}, line {}: not a line of a search; move the file away to go on without it",
-                    path.display(),
-                    index + 1
-                )
-            })?;
-            finished.push(line);
-        }
-        fs::write(&path, whole).with_context(|| format!("cannot write {}", path.display()))?;
+        json_lines::replace(&path, lines.iter().map(|(line, _)| &**line))?;
+        let finished = lines.into_iter().map(|(_, finished)| finished).collect();
         Ok(Self { path, finished })
     }
 
