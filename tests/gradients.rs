@@ -217,10 +217,7 @@ fn facts_are_what_onnxruntime_computes() {
         );
         graph.output = names
             .iter()
-            .map(|name| ValueInfoProto {
-                name: Some(name.clone()),
-                ..ValueInfoProto::default()
-            })
+            .map(|name| ValueInfoProto::untyped(name))
             .collect();
         graph.value_info.clear();
         let feeds: HashMap<String, Array> = shapes
@@ -273,7 +270,10 @@ fn logits_are_what_their_projection_makes() {
             bias.floats(&base.folder).unwrap()
         });
         let names = [logits.value.clone(), projection.input.clone()];
-        splice::prune(graph, names.map(untyped).into());
+        splice::prune(
+            graph,
+            names.map(|name| ValueInfoProto::untyped(&name)).into(),
+        );
         let kept: Vec<String> = graph
             .input
             .iter()
@@ -383,7 +383,12 @@ fn base_of(model: &ModelProto) -> (Base, tempfile::TempDir) {
 fn rows_of(base: &Base, model: &ModelProto, padded: bool) -> Vec<f32> {
     let mut model = model.clone();
     let graph = model.graph.as_mut().unwrap();
-    splice::prune(graph, vec![untyped(base.description.hidden_rows.clone())]);
+    splice::prune(
+        graph,
+        vec![ValueInfoProto::untyped(
+            &base.description.hidden_rows.clone(),
+        )],
+    );
     let texts = [vec![5, 9, 17, 40, 3], vec![31, 8, 77, 2, 60]];
     let masks = [
         vec![1; 5],
@@ -455,7 +460,10 @@ fn padding_changes_nothing() {
         let description = &base.description;
         let mut model = base.model.clone();
         let graph = model.graph.as_mut().unwrap();
-        splice::prune(graph, vec![untyped(description.hidden_rows.clone())]);
+        splice::prune(
+            graph,
+            vec![ValueInfoProto::untyped(&description.hidden_rows)],
+        );
         let hidden = description.hidden;
         let one = [text.clone()];
         let alone = run_rows(&base, &model, &one, &[vec![1; 4]], &[(0..4).collect()]);
@@ -582,7 +590,10 @@ fn prefixed_rows(base: &Base, gates: &[Option<Gate>]) -> Vec<f32> {
     }
     let facts = &base.facts;
     splice::join_prefix(graph, opset, description, facts, &prefixes).unwrap();
-    splice::prune(graph, vec![untyped(description.hidden_rows.clone())]);
+    splice::prune(
+        graph,
+        vec![ValueInfoProto::untyped(&description.hidden_rows)],
+    );
     let shape = [BATCH as i64, SEQUENCE as i64];
     let ints = |value: fn(usize, usize) -> i64| {
         let places = (0..BATCH * SEQUENCE).map(|at| value(at / SEQUENCE, at % SEQUENCE));
@@ -623,13 +634,6 @@ fn prefixed_rows(base: &Base, gates: &[Option<Gate>]) -> Vec<f32> {
         .remove(0)
         .into_floats()
         .unwrap()
-}
-
-fn untyped(name: String) -> ValueInfoProto {
-    ValueInfoProto {
-        name: Some(name),
-        ..ValueInfoProto::default()
-    }
 }
 
 fn feed(base: &Description, name: &str, shape: &[i64]) -> Array {

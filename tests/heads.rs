@@ -12,7 +12,6 @@ use preface_trainer::{
     batch::Batch,
     data::{AnswerKind, Dataset},
     encode::{Encoded, Overlength, Rows, Truth},
-    engine::Array,
     evaluation::{Evaluator, encode, evaluate},
     heads::{HEADS, Head, Pooling, Reads},
     metrics::{Evaluation, Found, rejection_threshold},
@@ -148,11 +147,21 @@ fn every_head_learns_and_answers_the_same_from_its_folder() {
             0.97
         };
         assert!(losses[EPOCHS - 1] < bound * losses[0], "{what}: {losses:?}");
-        let moved = outcome
-            .adapter
-            .head
+        let still = Options {
+            epochs: 1,
+            weight_decay: 0.0,
+            candidates: vec![Candidate {
+                learning_rate: Some(f32::MIN_POSITIVE),
+                head_learning_rate: f32::MIN_POSITIVE,
+                ..Candidate::default()
+            }],
+            ..options
+        };
+        let start = train(&base, &data, &still).0.adapter.head;
+        let moved = start
             .iter()
-            .all(|tensor| tensor.iter().any(|value| *value != 0.0));
+            .zip(&outcome.adapter.head)
+            .all(|(from, to)| from != to);
         assert!(moved, "{what}: a tensor of the head is dead");
 
         outcome.adapter.write(folder.path()).unwrap();
@@ -175,7 +184,8 @@ fn every_head_learns_and_answers_the_same_from_its_folder() {
             None,
         )
         .unwrap();
-        assert_eq!(rows, outcome.dev_rows, "{what}");
+        let truths: Vec<Truth> = rows.iter().map(|row| row.truth.clone()).collect();
+        assert_eq!(truths, outcome.dev_truths, "{what}");
         let answers = evaluate(&adapter, &base, library(), &rows, 1, |_| ()).unwrap();
         for (answer, expected) in answers.iter().zip(&outcome.dev_answers) {
             match (&answer.found, &expected.found) {
@@ -194,7 +204,7 @@ fn every_head_learns_and_answers_the_same_from_its_folder() {
             );
         }
         let card = &adapter.card;
-        let found = Evaluation::of(kind, &card.labels, card.answer.threshold, &answers, &rows);
+        let found = Evaluation::of(kind, &card.labels, card.answer.threshold, &answers, &truths);
         assert_eq!(found.figures, outcome.dev.figures, "{what}");
     }
 }
@@ -510,15 +520,15 @@ fn the_threshold_of_out_of_scope_texts_is_that_of_the_dev_data() {
     assert_eq!(card.labels, ["one", "two"]);
     assert_eq!(
         card.answer.threshold,
-        rejection_threshold(&outcome.dev_answers, &outcome.dev_rows)
+        rejection_threshold(&outcome.dev_answers, &outcome.dev_truths)
     );
     let threshold = card.answer.threshold.unwrap();
     assert!((0.5..1.0).contains(&threshold), "{threshold}");
     let outside = outcome
-        .dev_rows
+        .dev_truths
         .iter()
         .zip(&outcome.dev_answers)
-        .filter(|(row, _)| row.truth == Truth::Outside);
+        .filter(|(truth, _)| **truth == Truth::Outside);
     let rejected: Vec<bool> = outside
         .map(|(_, answer)| answer.score < threshold)
         .collect();
@@ -601,10 +611,7 @@ fn balanced_classes_weigh_as_by_hand() {
         .unwrap();
     let rows: Vec<&Encoded> = task.train.rows.iter().collect();
     let batch = Batch::of(&[rows], task.layout(), &step);
-    let parameters = step.names.iter().zip(&step.parameters).zip(values);
-    let feeds: Vec<(String, Array)> = parameters
-        .map(|((name, parameter), values)| (name.clone(), Array::floats(&parameter.shape, values)))
-        .collect();
+    let feeds = step.feeds(&values);
     let found = session
         .run(&batch.with(&feeds))
         .unwrap()

@@ -4,11 +4,7 @@
 
 mod support;
 
-use std::{
-    collections::HashMap,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, path::Path};
 
 use preface_graph::{
     Base, Kind, SIZES,
@@ -116,10 +112,7 @@ impl<'a> Bench<'a> {
 
     /// Makes `outputs` the graph's, drops the rest and counts its nodes.
     fn keep(&mut self, outputs: &[String]) -> usize {
-        let output = |name: &String| ValueInfoProto {
-            name: Some(name.clone()),
-            ..ValueInfoProto::default()
-        };
+        let output = |name: &String| ValueInfoProto::untyped(name);
         let graph = self.graph();
         splice::prune(graph, outputs.iter().map(output).collect());
         graph.node.len()
@@ -533,81 +526,4 @@ fn heads_first(array: &Array, layout: Layout) -> Array {
         turned.extend(&values[start..start + width]);
     }
     Array::floats(&[batch, heads, tokens, width], turned)
-}
-
-/// CPU time of this process.
-fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = text
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks: u64 = [11, 12]
-        .iter()
-        .map(|&field| fields[field].parse::<u64>().unwrap())
-        .sum();
-    Duration::from_millis(ticks * 10)
-}
-
-/// `cargo test --release --test less_work -- --ignored --nocapture time_of`
-#[test]
-#[ignore = "measures"]
-fn time_of_chosen_rows() {
-    let base = Base::open(&base_folder()).unwrap();
-    let value = base.description.hidden_rows.clone();
-    let size = Size {
-        batch: 16,
-        sequence: 64,
-        decoder_sequence: 0,
-        past: 0,
-    };
-    let mut benches = Vec::new();
-    for early in [false, true] {
-        let (mut bench, chosen) = chosen(&base, &value, early, 1);
-        let gradients = bench.differentiate(&chosen, &[DELTA]);
-        bench.keep(&[chosen, gradients[0].clone()]);
-        let feeds = {
-            let mut feeds = bench.feeds(size);
-            feeds.insert(
-                COTANGENT.into(),
-                Array::Floats(vec![16, 1, 384], vec![0.01; 16 * 384]),
-            );
-            feeds
-        };
-        let declared: Vec<String> = bench
-            .model
-            .graph
-            .as_ref()
-            .unwrap()
-            .input
-            .iter()
-            .map(|input| input.name().to_owned())
-            .collect();
-        eprintln!(
-            "early {early}: {:.2} G multiplications",
-            products(&bench, size) as f64 / 1e9
-        );
-        benches.push((bench.session(1), feeds, declared, Vec::new()));
-    }
-    for _ in 0..12 {
-        for (session, feeds, declared, times) in &mut benches {
-            let feeds: Vec<(&str, &Array)> = declared
-                .iter()
-                .filter_map(|name| Some((name.as_str(), feeds.get(name)?)))
-                .collect();
-            let (start, wall) = (cpu_time(), Instant::now());
-            session.run(&feeds).unwrap();
-            times.push((cpu_time() - start, wall.elapsed()));
-        }
-    }
-    for (_, _, _, times) in &mut benches {
-        times.sort();
-        eprintln!(
-            "CPU least {:?} median {:?}",
-            times[0].0,
-            times[times.len() / 2].0
-        );
-    }
 }

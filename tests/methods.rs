@@ -309,20 +309,7 @@ impl Bench {
 
     /// The losses, and the gradient of every parameter.
     fn run(&mut self, values: &[Vec<f32>]) -> (Vec<f32>, Vec<Vec<f32>>) {
-        let parameters = self
-            .step
-            .names
-            .iter()
-            .zip(&self.step.parameters)
-            .zip(values);
-        let mut feeds: Vec<(String, Array)> = parameters
-            .map(|((name, parameter), values)| {
-                (
-                    name.clone(),
-                    Array::floats(&parameter.shape, values.clone()),
-                )
-            })
-            .collect();
+        let mut feeds = self.step.feeds(values);
         feeds.extend(self.given.iter().cloned());
         let outputs = self.session.run(&self.batch.with(&feeds)).unwrap();
         let mut outputs = outputs
@@ -488,15 +475,7 @@ fn features(task: &Task, step: &Step, form: &Form, values: &[Vec<f32>]) -> Vec<f
         ..task.layout()
     };
     let batch = Batch::of(&[rows], layout, step);
-    let parameters = step.names.iter().zip(&step.parameters).zip(values);
-    let feeds: Vec<(String, Array)> = parameters
-        .map(|((name, parameter), values)| {
-            (
-                name.clone(),
-                Array::floats(&parameter.shape, values.clone()),
-            )
-        })
-        .collect();
+    let feeds = step.feeds(values);
     session
         .run(&batch.with(&feeds))
         .unwrap()
@@ -840,9 +819,9 @@ fn an_encoder_decoder_goes_on_with_texts() {
         assert!(losses[9] < losses[0], "{method}: {losses:?}");
         assert!(
             outcomes[0]
-                .dev_rows
+                .dev_truths
                 .iter()
-                .all(|row| matches!(row.truth, Truth::Places(_)))
+                .all(|truth| matches!(truth, Truth::Places(_)))
         );
     }
 }

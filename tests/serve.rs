@@ -274,6 +274,69 @@ fn write_base(folder: &Path) {
     fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
+/// What the base of [`write_base`] makes of a prompt and the words behind it: rows of [`HIDDEN`].
+fn hidden(prompt: &[f32], text: &str) -> Vec<Vec<f32>> {
+    let vocabulary = numbers(90, WORDS.len() * HIDDEN);
+    let word = |word| {
+        let id = WORDS.iter().position(|other| *other == word).unwrap();
+        rows_of(&vocabulary).nth(id).unwrap().to_vec()
+    };
+    let mut rows: Vec<Vec<f32>> = rows_of(prompt).map(<[f32]>::to_vec).collect();
+    rows.extend(text.split(' ').map(word));
+    let project = |seed| -> Vec<Vec<f32>> {
+        let weight = numbers(seed, HIDDEN * HIDDEN);
+        let column = |row: &Vec<f32>, at: usize| -> f32 {
+            let column = weight.iter().skip(at).step_by(HIDDEN);
+            row.iter().zip(column).map(|(one, other)| one * other).sum()
+        };
+        let product = |row| (0..HIDDEN).map(|at| column(row, at)).collect();
+        rows.iter().map(product).collect()
+    };
+    let (queries, keys, values) = (project(91), project(92), project(93));
+    let attended = |(row, query): (&Vec<f32>, &Vec<f32>)| {
+        let scores: Vec<f32> = keys.iter().map(|key| inner(query, key)).collect();
+        let shares = softmax(&scores);
+        let mixed = |at: usize| -> f32 {
+            let values = values.iter().map(|value| value[at]);
+            shares
+                .iter()
+                .zip(values)
+                .map(|(share, value)| share * value)
+                .sum()
+        };
+        (0..HIDDEN).map(|at| row[at] + mixed(at)).collect()
+    };
+    rows.iter().zip(&queries).map(attended).collect()
+}
+
+fn rows_of(numbers: &[f32]) -> impl Iterator<Item = &[f32]> {
+    numbers.chunks(HIDDEN)
+}
+
+fn inner(one: &[f32], other: &[f32]) -> f32 {
+    one.iter().zip(other).map(|(one, other)| one * other).sum()
+}
+
+fn mean(rows: &[Vec<f32>]) -> Vec<f32> {
+    let sum = |at: usize| -> f32 { rows.iter().map(|row| row[at]).sum() };
+    (0..HIDDEN).map(|at| sum(at) / rows.len() as f32).collect()
+}
+
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let powers = logits.iter().map(|logit| logit.exp());
+    let total: f32 = powers.clone().sum();
+    powers.map(|power| power / total).collect()
+}
+
+/// The label of the greatest of three logits, and its share.
+fn most_probable(logits: &[f32]) -> (&'static str, f32) {
+    let shares = softmax(logits).into_iter().zip(["on", "off", "dim"]);
+    let (share, label) = shares
+        .max_by(|one, other| one.0.total_cmp(&other.0))
+        .unwrap();
+    (label, share)
+}
+
 #[test]
 fn every_task_answers_every_line() {
     let scene = Scene::new();
@@ -374,12 +437,37 @@ fn every_kind_of_answer_is_given() {
     ];
     let said = scene.refused(&[&["run", "light"], &bundle[..]].concat());
     assert!(said.contains("reads pairs of texts; give two"), "{said}");
-    for task in ["after", "factored", "spoken"] {
+    let features = mean(&hidden(&numbers(PROMPT.len(), 2 * HIDDEN), "light on")[2..]);
+    let weight = |name: &str, count: usize| numbers(name.len(), count);
+    let linear: Vec<f32> = rows_of(&weight(WEIGHT.0, 3 * HIDDEN))
+        .map(|row| inner(row, &features))
+        .collect();
+    let lower = weight(factors[1].0, 2 * HIDDEN);
+    let lower: Vec<f32> = rows_of(&lower).map(|row| inner(row, &features)).collect();
+    let upper = weight(factors[0].0, 3 * 2);
+    let factored = upper.chunks(2).map(|row| inner(row, &lower)).collect();
+    let length = |vector: &[f32]| inner(vector, vector).sqrt();
+    let spoken = ["on", "off", "dim"].map(|label| {
+        let label = mean(&hidden(&[], label));
+        20.0 * inner(&label, &features) / (length(&label) * length(&features))
+    });
+    let expected = [
+        ("after", linear.clone()),
+        ("rows", linear),
+        ("factored", factored),
+        ("spoken", spoken.to_vec()),
+    ];
+    for (task, mut logits) in expected {
+        let bias = weight(BIAS.0, 3);
+        logits
+            .iter_mut()
+            .zip(bias)
+            .for_each(|(logit, bias)| *logit += bias);
+        let (label, score) = most_probable(&logits);
         let said = scene.answer(task, "light on");
-        assert!(
-            said["label"].is_string() && said["score"].as_f64().unwrap() > 1.0 / 3.0,
-            "{said}"
-        );
+        assert_eq!(said["label"], label, "{task}: {said} for {logits:?}");
+        let found = said["score"].as_f64().unwrap() as f32;
+        assert!((found - score).abs() < 1e-5, "{task}: {said} for {score}");
     }
     let shown = scene.good(&["inspect", "pair.preface", "--json"]);
     let shown: Value = serde_json::from_str(&shown).unwrap();

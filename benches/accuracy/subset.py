@@ -1,6 +1,6 @@
 """Writes the capped train, dev and test files that every peer and our own trainer share.
 
-    subset.py --data /work/shared/data --out out/benches/data
+    subset.py --data ../shared/data --out out/benches/data
 
 A set with labels keeps the first N rows of each label in file order, a tagged set its first N rows, or N rows at
 even distances where the file is sorted by intent, as that of snips_slots is; the order of the file is kept. The test

@@ -1,7 +1,7 @@
 //! CPU time and memory of a training step, for `run.py` to set beside PyTorch with PEFT.
 //!
-//! Forward, gradients and AdamW on random token ids, 15 classes, a linear head. `--lower` runs the layers below the
-//! lowest prefix once before, as training does for every example; what that takes is printed beside the steps.
+//! Forward, gradients and AdamW on random token ids, 15 classes, a linear head. The layers below the lowest prefix run
+//! once before, as training does for every example; what that takes is printed beside the steps.
 
 use std::{env, error::Error, fs, path::Path};
 
@@ -118,18 +118,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     for index in 0..warm_up + steps {
         let begun = cpu_time_ms()?;
         let batch = Batch::of(&[rows.iter().collect()], layout, &step);
-        let parameters: Vec<(String, Array)> = step
-            .names
-            .iter()
-            .zip(&step.parameters)
-            .zip(&values)
-            .map(|((name, parameter), values)| {
-                (
-                    name.clone(),
-                    Array::floats(&parameter.shape, values.clone()),
-                )
-            })
-            .collect();
+        let parameters = step.feeds(&values);
         let outputs = session.run(&batch.with(&parameters))?;
         let mut gradients = outputs
             .into_iter()
