@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
+    ops::Range,
     path::{Component, Path, PathBuf},
 };
 
@@ -67,7 +68,7 @@ impl TensorProto {
     /// When the data is missing, has the wrong length, or lies outside `folder`.
     pub fn little_endian(&self, folder: &Path) -> Result<Bytes, Error> {
         let bytes = if self.is_external() {
-            self.read_external(folder)?
+            self.read_external(folder, None)?
         } else if let Some(raw) = &self.raw_data {
             raw.clone()
         } else {
@@ -92,13 +93,30 @@ impl TensorProto {
         if self.data_type() != data_type::FLOAT {
             return Err(self.error(format!("element type {} is not float", self.data_type())));
         }
-        let bytes = self.little_endian(folder)?;
-        Ok(bytes
-            .as_chunks()
-            .0
-            .iter()
-            .map(|&chunk| f32::from_le_bytes(chunk))
-            .collect())
+        Ok(floats(&self.little_endian(folder)?))
+    }
+
+    /// Row `index` of a matrix of 32-bit floats; where they lie in a file, nothing else of it is read.
+    ///
+    /// # Errors
+    /// When the tensor is no such matrix, has no such row, or the row cannot be read.
+    pub fn row(&self, folder: &Path, index: usize) -> Result<Vec<f32>, Error> {
+        let (&[rows, width], data_type::FLOAT) = (&self.dims[..], self.data_type()) else {
+            return Err(self.error(format!("shape {:?} is no matrix of floats", self.dims)));
+        };
+        if index >= rows as usize {
+            return Err(self.error(format!("row {index} of {rows}")));
+        }
+        let row_bytes = width as usize * size_of::<f32>();
+        let start = index * row_bytes;
+        let bytes = match self.is_external() {
+            true => self.read_external(folder, Some(start as u64..(start + row_bytes) as u64))?,
+            false => self.little_endian(folder)?.slice(start..start + row_bytes),
+        };
+        match bytes.len() == row_bytes {
+            true => Ok(floats(&bytes)),
+            false => Err(self.error(format!("row {index} lies behind the end of the data"))),
+        }
     }
 
     /// The elements as numbers, for small tensors that lie in the model itself.
@@ -184,7 +202,8 @@ impl TensorProto {
             .map(StringStringEntryProto::value)
     }
 
-    fn read_external(&self, folder: &Path) -> Result<Bytes, Error> {
+    /// The numbers in a file, or `within` them, counted in bytes.
+    fn read_external(&self, folder: &Path, within: Option<Range<u64>>) -> Result<Bytes, Error> {
         let number = |key: &str| match self.external_entry(key) {
             None => Ok(None),
             Some(text) => text
@@ -198,11 +217,15 @@ impl TensorProto {
             source,
         };
         let mut file = File::open(&path).map_err(failed)?;
-        file.seek(SeekFrom::Start(number("offset")?.unwrap_or(0)))
-            .map_err(failed)?;
         let rest = file.metadata().map_err(failed)?.len();
+        let length = number("length")?.unwrap_or(rest);
+        let within = within.unwrap_or(0..length);
+        file.seek(SeekFrom::Start(
+            number("offset")?.unwrap_or(0).saturating_add(within.start),
+        ))
+        .map_err(failed)?;
         let mut bytes = Vec::new();
-        file.take(number("length")?.unwrap_or(rest))
+        file.take(within.end.min(length).saturating_sub(within.start))
             .read_to_end(&mut bytes)
             .map_err(failed)?;
         Ok(bytes.into())
@@ -221,6 +244,11 @@ fn entry(key: &str, value: String) -> StringStringEntryProto {
         key: Some(key.to_owned()),
         value: Some(value),
     }
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    let numbers = bytes.as_chunks().0.iter();
+    numbers.map(|&chunk| f32::from_le_bytes(chunk)).collect()
 }
 
 fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64) -> Vec<f64> {
@@ -258,6 +286,26 @@ mod tests {
         std::fs::write(folder.path().join("w.bin"), values).unwrap();
         let tensor = external(&[("location", "w.bin"), ("offset", "4"), ("length", "8")]);
         assert_eq!(tensor.floats(folder.path()).unwrap(), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn a_row_is_that_of_the_whole_wherever_it_lies() {
+        let folder = tempfile::tempdir().unwrap();
+        let inside = TensorProto::of_floats("w", &[2, 2], &[1.0, 2.0, 3.0, 4.0]);
+        let mut file = vec![0; 4];
+        file.extend_from_slice(&inside.raw_data.clone().unwrap());
+        std::fs::write(folder.path().join("w.bin"), &file).unwrap();
+        let mut beside = external(&[("location", "w.bin"), ("offset", "4"), ("length", "16")]);
+        beside.dims = vec![2, 2];
+        for tensor in [inside, beside.clone()] {
+            assert_eq!(tensor.row(folder.path(), 0).unwrap(), [1.0, 2.0]);
+            assert_eq!(tensor.row(folder.path(), 1).unwrap(), [3.0, 4.0]);
+            let error = tensor.row(folder.path(), 2).unwrap_err();
+            assert!(error.to_string().contains("row 2 of 2"), "{error}");
+        }
+        std::fs::write(folder.path().join("w.bin"), &file[..16]).unwrap();
+        let error = beside.row(folder.path(), 1).unwrap_err();
+        assert!(error.to_string().contains("behind the end"), "{error}");
     }
 
     #[test]

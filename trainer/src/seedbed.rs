@@ -7,7 +7,7 @@ use preface_graph::{
     Base, Kind, LayerGeometry,
     attention::{Layout, Site},
     hidden,
-    onnx::ValueInfoProto,
+    onnx::{TensorProto, ValueInfoProto},
     splice,
     wiring::Wiring,
 };
@@ -117,11 +117,8 @@ impl<'a> Seedbed<'a> {
         }
         let hidden = self.base.description.hidden;
         let table = self.table()?;
-        let row = |id: i64| {
-            usize::try_from(id)
-                .ok()
-                .and_then(|id| table.chunks(hidden).nth(id))
-        };
+        let folder = &self.base.folder;
+        let row = |id: i64| table.row(folder, usize::try_from(id).unwrap_or(usize::MAX));
         let mut rows = Vec::with_capacity(tokens * hidden);
         if *self.init == Init::Labels {
             for label in self
@@ -130,14 +127,13 @@ impl<'a> Seedbed<'a> {
                 .filter(|label| !label.is_empty())
                 .take(tokens)
             {
-                let found: Vec<&[f32]> = label.iter().filter_map(|&id| row(id)).collect();
+                let found = label.iter().map(|&id| row(id));
+                let found = found.collect::<Result<Vec<_>, _>>()?;
                 rows.extend((0..hidden).map(|column| mean(found.iter().map(|row| row[column]))));
             }
         }
         for id in self.ids(tokens - rows.len() / hidden) {
-            rows.extend_from_slice(row(id).ok_or_else(|| {
-                Error::Options(format!("token id {id} is not in the embedding table"))
-            })?);
+            rows.extend(row(id)?);
         }
         Ok(rows)
     }
@@ -290,17 +286,12 @@ impl<'a> Seedbed<'a> {
             .collect()
     }
 
-    fn table(&self) -> Result<Vec<f32>, Error> {
+    fn table(&self) -> Result<&'a TensorProto, Error> {
         let name = &self.base.description.embedding_table;
-        let tensor = self
-            .base
-            .model
-            .graph
-            .as_ref()
-            .and_then(|graph| graph.initializer(name));
-        let tensor = tensor
-            .ok_or_else(|| Error::Options(format!("the base has no embedding table {name}")))?;
-        Ok(tensor.floats(&self.base.folder)?)
+        let graph = self.base.model.graph.as_ref();
+        graph
+            .and_then(|graph| graph.initializer(name))
+            .ok_or_else(|| Error::Options(format!("the base has no embedding table {name}")))
     }
 }
 
