@@ -1,5 +1,6 @@
-//! One base, two engines: what the runtime answers from a signed f32 bundle is what ONNX Runtime computes from the
-//! spliced graph, for every family and every form, and on one base for every head and answer.
+//! One base, three engines: what the runtime answers from a signed f32 bundle, by its executor and by tract's plan, is
+//! what ONNX Runtime computes from the spliced graph, for every family and every form, and on one base for every head and
+//! answer.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,26 +25,56 @@ use support::{base_folder, exports, library, skip};
 const TOLERANCE: f32 = 1e-4;
 const CLASSES: usize = 3;
 
-/// Bases that the runtime does not run, with what it says; one that runs after all fails the test.
-const EXCEPTIONS: [(&str, &str); 6] = [
-    ("optimum_llama", "Invalid range 0..7 for slicing"),
-    ("stories260K_model", "Impossible to unify 1 with 0"),
-    ("stories260K_model_nocache", "Impossible to unify 1 with 0"),
-    ("t5.eager.dynamo.op18.onnx", "this is an encoder-decoder"),
-    ("t5.sdpa.legacy.op14.onnx", "this is an encoder-decoder"),
-    ("t5.sdpa.legacy.op17.onnx", "this is an encoder-decoder"),
+/// The runtime's engines, as `compile --engine` names them.
+const ENGINES: [&str; 2] = ["auto", "plan"];
+
+/// Bases that an engine of the runtime does not run, with what it says; one that runs after all fails the test.
+const EXCEPTIONS: [(&str, &[&str], &str); 6] = [
+    ("optimum_llama", &["plan"], "Invalid range 0..7 for slicing"),
+    (
+        "stories260K_model",
+        &["plan"],
+        "Impossible to unify 1 with 0",
+    ),
+    (
+        "stories260K_model_nocache",
+        &["plan"],
+        "Impossible to unify 1 with 0",
+    ),
+    (
+        "t5.eager.dynamo.op18.onnx",
+        &ENGINES,
+        "this is an encoder-decoder",
+    ),
+    (
+        "t5.sdpa.legacy.op14.onnx",
+        &ENGINES,
+        "this is an encoder-decoder",
+    ),
+    (
+        "t5.sdpa.legacy.op17.onnx",
+        &ENGINES,
+        "this is an encoder-decoder",
+    ),
 ];
 
 #[test]
 fn minilm_gives_the_same_scores_on_both_engines() {
     let texts = ["turn on the light", "why is it so dark in here", "no"];
-    assert_eq!(compare(&base_folder(), &texts, linear), Ok(()));
+    for engine in ENGINES {
+        assert_eq!(compare(&base_folder(), engine, &texts, linear), Ok(()));
+    }
 }
 
 #[test]
 fn minilm_gives_the_same_answers_of_every_kind_on_both_engines() {
     let texts = ["turn on the unbelievably dim light", "no"];
-    assert_eq!(compare(&base_folder(), &texts, every_answer), Ok(()));
+    for engine in ENGINES {
+        assert_eq!(
+            compare(&base_folder(), engine, &texts, every_answer),
+            Ok(())
+        );
+    }
 }
 
 #[test]
@@ -57,15 +88,20 @@ fn every_export_gives_the_same_scores_on_both_engines() {
             true => &["Once upon a time", "the dog was happy"],
             false => &["w5 w9 w17 w40", "w3 w88"],
         };
-        let found = compare(export.folder(), texts, linear);
-        let expected = EXCEPTIONS.iter().find(|(name, _)| *name == export.name);
-        let as_listed = match (&found, expected) {
-            (Ok(()), None) => true,
-            (Err(reason), Some((_, listed))) => reason.contains(listed),
-            _ => false,
-        };
-        if !as_listed {
-            wrong.push(format!("{}: {found:?}, listed: {expected:?}", export.name));
+        for engine in ENGINES {
+            let found = compare(export.folder(), engine, texts, linear);
+            let expected = EXCEPTIONS
+                .iter()
+                .find(|(name, engines, _)| *name == export.name && engines.contains(&engine));
+            let as_listed = match (&found, expected) {
+                (Ok(()), None) => true,
+                (Err(reason), Some((_, _, listed))) => reason.contains(listed),
+                _ => false,
+            };
+            if !as_listed {
+                let name = &export.name;
+                wrong.push(format!("{name}, {engine}: {found:?}, listed: {expected:?}"));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -127,17 +163,27 @@ fn every_answer(base: &Base) -> Vec<Adapter> {
 /// Compares the answers of adapters; what the program says where it fails.
 fn compare(
     folder: &Path,
+    engine: &str,
     texts: &[&str],
     adapters: fn(&Base) -> Vec<Adapter>,
 ) -> Result<(), String> {
     let base = Base::open(folder).unwrap();
     let scene = tempfile::tempdir().unwrap();
     let at = |name: &str| scene.path().join(name).to_str().unwrap().to_owned();
-    preface(&["compile", folder.to_str().unwrap(), "-o", &at("x.base")])?;
+    let source = folder.to_str().unwrap();
+    let image = at("x.base");
+    let compiled = preface(&[
+        "compile", "--json", source, "--engine", engine, "-o", &image,
+    ])?;
+    let compiled: Value = serde_json::from_str(&compiled).unwrap();
+    let wanted = if engine == "plan" { "plan" } else { "executor" };
+    if compiled["engine"] != wanted {
+        return Err(format!("not for the {wanted}: {}", compiled["reason"]));
+    }
     preface(&["keygen", "-o", &at("keys"), "--name", "k"])?;
     let trust = at("trust");
     preface(&["trust", "new", "-o", &trust, "--key", &at("keys/k.pub")])?;
-    let (key, bundle, image) = (at("keys/k.key"), at("x.preface"), at("x.base"));
+    let (key, bundle) = (at("keys/k.key"), at("x.preface"));
     let run = [
         "run", "--json", "--base", &image, "--bundle", &bundle, "--trust", &trust,
     ];

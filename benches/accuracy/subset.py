@@ -28,8 +28,14 @@ def first_rows(rows, limit):
 
 
 def spread_rows(rows, limit):
-    """`limit` rows at even distances."""
-    return [rows[place * len(rows) // limit] for place in range(limit)]
+    """`limit` rows at even distances, and the first row of each tag that none of them has."""
+    places = {place * len(rows) // limit for place in range(limit)}
+    seen = {tag for place in places for tag in rows[place]["tags"]}
+    for place, row in enumerate(rows):
+        if not seen.issuperset(row["tags"]):
+            places.add(place)
+            seen.update(row["tags"])
+    return [rows[place] for place in sorted(places)]
 
 
 def first_of_each(rows, limit):

@@ -13,12 +13,15 @@ use preface_graph::{
 
 use crate::{
     Error,
-    engine::{EngineKind, Lowered, TRACT},
+    engine::{
+        EngineKind, Lowered, TRACT,
+        lowering::{self, Lowering},
+    },
     image::{Description, Inputs, Kind, Layer, Parts, PrefixInputs, Writer},
 };
 
 /// What an image is made of.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Source {
     /// The graph: batch 1, embedding rows as an input, a prefix input at every attention site, hidden rows as its
     /// only output, initializers inline.
@@ -29,6 +32,8 @@ pub struct Source {
     pub description: Description,
     /// The exact bytes of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
+    /// What the executor runs, or why it does not.
+    pub(crate) lowering: Result<Lowering, String>,
 }
 
 /// What was written.
@@ -50,6 +55,8 @@ pub struct Summary {
     pub kernels: Vec<String>,
     /// The engine that runs the image.
     pub engine: EngineKind,
+    /// Why it is not the executor.
+    pub reason: Option<String>,
 }
 
 /// Hears how far a compilation is.
@@ -90,7 +97,14 @@ impl Source {
             embedding: served.embedding,
             description,
             tokenizer: base.tokenizer.clone(),
+            lowering: lowering::lower(base).map_err(|refused| refused.to_string()),
         })
+    }
+
+    /// The same for tract's own plan, whether or not the executor runs it.
+    pub fn for_plan(mut self) -> Self {
+        self.lowering = Err("the plan was asked for".into());
+        self
     }
 
     /// Writes the image to `path` for this machine's kernels; nobody sees a half-written file.
@@ -102,15 +116,31 @@ impl Source {
         let mut writer = Writer::create(path)?;
         let embeddings = writer.weight(&table)?;
         drop(table);
-        let lowered = Lowered::new(self.model, &self.description.inputs.names())?;
-        let total = lowered.len();
         let mut done = 0;
-        let packed = lowered.pack(|panels| {
+        let mut store = |writer: &mut Writer, panels: &[u8], total: usize| {
             let span = writer.weight(panels)?;
             done += 1;
             progress.packed(done, total);
             Ok(span)
-        })?;
+        };
+        let (packed, program, steps, reason) = match self.lowering {
+            Ok(lowering) => {
+                let decodes = self.description.kind == Kind::Decoder;
+                let total = lowering.weights.len();
+                let packed = lowering.pack(decodes, |panels| store(&mut writer, panels, total))?;
+                (packed, lowering.constants(), Some(lowering.program), None)
+            }
+            Err(reason) => {
+                let lowered = Lowered::new(self.model, &self.description.inputs.names());
+                let lowered = lowered.map_err(|source| Error::NoEngineRuns {
+                    reason: reason.clone(),
+                    source: Box::new(source),
+                })?;
+                let total = lowered.len();
+                let packed = lowered.pack(|panels| store(&mut writer, panels, total))?;
+                (packed, lowered.program().to_vec(), None, Some(reason))
+            }
+        };
         let spans: HashSet<_> = packed.iter().map(|packed| packed.span).collect();
         let kernels: HashSet<_> = packed
             .iter()
@@ -118,12 +148,18 @@ impl Source {
             .collect();
         let mut kernels: Vec<String> = kernels.into_iter().collect();
         kernels.sort_unstable();
-        let program = lowered.program();
+        let total = packed.len();
+        let engine = match &steps {
+            Some(_) => EngineKind::Executor,
+            None => EngineKind::Plan,
+        };
         let bytes = writer.finish(Parts {
             description: self.description,
             tract: TRACT,
             tokenizer: &self.tokenizer,
-            program,
+            program: &program,
+            steps,
+            unlowered: reason.clone(),
             embeddings,
             packed,
         })?;
@@ -135,7 +171,8 @@ impl Source {
             program_bytes: program.len() as u64,
             packed: total,
             kernels,
-            engine: EngineKind::Plan,
+            engine,
+            reason,
         })
     }
 

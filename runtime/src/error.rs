@@ -151,6 +151,20 @@ pub enum Error {
         "the answer is not a number: the base image or the bundle is damaged; run `preface verify` on the image"
     )]
     NotANumber,
+    /// A token type that the base has no row for.
+    #[error("token type {kind} is none of the base's")]
+    TokenType {
+        /// The type.
+        kind: usize,
+    },
+    /// More rows of prompt and text than room was reserved for.
+    #[error("{rows} rows of prompt and text, room was reserved for {limit}")]
+    Room {
+        /// Rows, or keys with those of a prefix.
+        rows: usize,
+        /// How many fit.
+        limit: usize,
+    },
     /// A token that the embedding table does not hold.
     #[error("token {id} is outside the vocabulary of {vocabulary}")]
     Token {
@@ -163,6 +177,14 @@ pub enum Error {
     #[cfg(feature = "compile")]
     #[error("cannot understand the base model")]
     Graph(#[from] preface_graph::Error),
+    /// Neither the executor nor tract's own plan runs the base model.
+    #[error("the executor does not run this base: {reason}; nor does tract's plan")]
+    NoEngineRuns {
+        /// What stopped the lowering.
+        reason: String,
+        /// What stopped the plan.
+        source: Box<Error>,
+    },
     /// The base model cannot be laid out as an image.
     #[error("cannot lay the base model out: {reason}")]
     Compile {

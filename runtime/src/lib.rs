@@ -6,11 +6,6 @@
 //! the module [`compile`] makes an image from a base folder.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-// Without an engine, what feeds one has no reader.
-#![cfg_attr(
-    not(feature = "plan"),
-    allow(dead_code, unused_imports, unused_variables)
-)]
 
 mod answer;
 pub mod bundle;

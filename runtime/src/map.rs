@@ -18,6 +18,13 @@ impl Deref for Map {
     }
 }
 
+/// Mapped bytes as the little-endian floats that they are, those of a part at either end left out.
+pub(crate) fn floats(bytes: &[u8]) -> &[f32] {
+    const { assert!(cfg!(target_endian = "little"), "images are little-endian") };
+    // SAFETY: any four bytes are a 32-bit float.
+    unsafe { bytes.align_to::<f32>() }.1
+}
+
 impl Image {
     /// Maps the base image at `path`, and checks its size, its preamble, its index and its small tables.
     ///

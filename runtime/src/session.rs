@@ -65,7 +65,7 @@ impl Session {
     pub fn open(image: &Image, options: Options) -> Result<Self, Error> {
         let (encoder, engine) = thread::scope(|scope| {
             let encoder = scope.spawn(|| Encoder::open(image));
-            let engine = Engine::open(image);
+            let engine = Engine::open(image, options.max_tokens);
             (
                 encoder.join().unwrap_or_else(|panic| resume_unwind(panic)),
                 engine,
@@ -305,9 +305,15 @@ impl Session {
     fn limit(&self, task: &Task) -> usize {
         let positions = self.image.description().max_positions.unwrap_or(usize::MAX);
         let room = positions.saturating_sub(task.prompt_positions());
+        let rows = match task.form {
+            Form::Embeddings { tokens, .. } => tokens,
+            Form::KeyValues(_) => 0,
+        };
+        let reserved = self.engine.most_rows();
+        let reserved = reserved.map_or(room, |most| room.min(most.saturating_sub(rows)));
         self.options
             .max_tokens
-            .map_or(room, |tokens| tokens.min(room))
+            .map_or(reserved, |tokens| tokens.min(reserved))
     }
 }
 

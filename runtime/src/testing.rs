@@ -89,6 +89,7 @@ pub fn source() -> Source {
             inputs,
         },
         tokenizer,
+        lowering: Err("a graph of no base".into()),
     }
 }
 

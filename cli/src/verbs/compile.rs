@@ -32,12 +32,24 @@ pub struct Arguments {
     /// Where the image goes.
     #[arg(short, long, value_name = "IMAGE")]
     output: PathBuf,
+    /// What runs the image: the executor where the base lowers to its steps, or tract's own plan.
+    #[arg(long, default_value = "auto")]
+    engine: Choice,
+}
+
+/// Which engine an image is for.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Choice {
+    /// The executor where it can.
+    Auto,
+    /// tract's own plan.
+    Plan,
 }
 
 /// Reads the base, packs its weights, writes the image and tries it out.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let base = Base::open(&arguments.base)?;
-    let summary = compile(&base, &arguments.output, output)?;
+    let summary = compile(&base, &arguments.output, arguments.engine, output)?;
     report(&summary, output)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -46,8 +58,16 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// When the base cannot be compiled, the image not be written, or what is written does not run.
-pub fn compile(base: &Base, path: &Path, output: &Output) -> anyhow::Result<Summary> {
-    let source = Source::of_base(base)?;
+pub fn compile(
+    base: &Base,
+    path: &Path,
+    engine: Choice,
+    output: &Output,
+) -> anyhow::Result<Summary> {
+    let mut source = Source::of_base(base)?;
+    if matches!(engine, Choice::Plan) {
+        source = source.for_plan();
+    }
     let mut bar = Bar { output, bar: None };
     let summary = source.write(path, &mut bar)?;
     if let Some(bar) = bar.bar {
@@ -82,6 +102,9 @@ fn report(summary: &Summary, output: &Output) -> anyhow::Result<()> {
         summary.engine,
         summary.kernels.join(", ")
     ));
+    if let Some(reason) = &summary.reason {
+        output.say(format_args!("not the executor: {reason}"));
+    }
     output.json(&json!({
         "path": summary.path,
         "bytes": summary.bytes,
@@ -91,6 +114,7 @@ fn report(summary: &Summary, output: &Output) -> anyhow::Result<()> {
         "packed": summary.packed,
         "kernels": summary.kernels,
         "engine": summary.engine.to_string(),
+        "reason": summary.reason,
     }))
 }
 

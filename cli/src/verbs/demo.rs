@@ -302,7 +302,7 @@ impl Stage<'_> {
             image.fits().is_ok() && description.base_id.to_string() == self.base.description.base_id
         });
         if self.arguments.fresh || !fits {
-            compile::compile(self.base, &path, self.output)?;
+            compile::compile(self.base, &path, compile::Choice::Auto, self.output)?;
         }
         Ok(path)
     }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context;
 use clap::Args;
 use preface_bundle::{Form, Frame, Manifest};
-use preface_runtime::{EngineKind, Image, bundle::read};
+use preface_runtime::{Image, bundle::read};
 use serde_json::{Value, json};
 
 use crate::output::Output;
@@ -76,7 +76,8 @@ fn describe_image(path: &Path) -> anyhow::Result<Value> {
         "hidden": base.hidden,
         "vocabulary": base.vocabulary,
         "max_positions": base.max_positions,
-        "engine": EngineKind::Plan.to_string(),
+        "engine": image.engine().to_string(),
+        "reason": image.unlowered(),
         "packer": format!("tract {}", image.packer()),
         "architecture": image.architecture(),
         "kernels": image.kernels(),

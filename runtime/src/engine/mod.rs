@@ -3,9 +3,11 @@
 //! Everything that names tract lies in this folder. An engine is a variant of [`Engine`]; sessions know no more of it
 //! than the functions here.
 
+pub(crate) mod executor;
 #[cfg(feature = "compile")]
 mod lower;
-#[cfg(feature = "plan")]
+#[cfg(feature = "compile")]
+pub(crate) mod lowering;
 mod panels;
 #[cfg(feature = "plan")]
 mod plan;
@@ -29,8 +31,7 @@ pub(crate) fn has_kernel(name: &str) -> bool {
 }
 
 /// Wraps what tract says.
-#[cfg(feature = "plan")]
-fn failed(action: &'static str) -> impl FnOnce(tract_core::prelude::TractError) -> Error {
+fn failed(action: &'static str) -> impl FnOnce(tract_data::TractError) -> Error {
     move |error| Error::Engine {
         action,
         source: error.into(),
@@ -41,6 +42,8 @@ fn failed(action: &'static str) -> impl FnOnce(tract_core::prelude::TractError) 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EngineKind {
+    /// Fused steps on tract's kernels: nothing is allocated while they run.
+    Executor,
     /// tract's own plan on mapped weights: any graph that tract runs, with its allocations.
     Plan,
 }
@@ -48,6 +51,7 @@ pub enum EngineKind {
 impl fmt::Display for EngineKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
+            Self::Executor => "executor",
             Self::Plan => "plan",
         })
     }
@@ -56,13 +60,15 @@ impl fmt::Display for EngineKind {
 /// A program made ready to run.
 #[derive(Debug)]
 pub(crate) enum Engine {
+    Executor(Box<executor::Executor>),
     #[cfg(feature = "plan")]
-    Plan(plan::Plan),
+    Plan(Box<plan::Plan>),
 }
 
 /// A task's prefix as the engine that prepared it consumes it.
 #[derive(Debug)]
 pub(crate) enum Prefix {
+    Executor(executor::Prefix),
     #[cfg(feature = "plan")]
     Plan(plan::Prefix),
 }
@@ -79,11 +85,17 @@ pub(crate) struct Input<'a> {
 }
 
 impl Engine {
-    /// Makes the program of `image` ready.
-    pub fn open(image: &Image) -> Result<Self, Error> {
+    /// Makes the program of `image` ready for texts of at most `most_tokens` tokens.
+    pub fn open(image: &Image, most_tokens: Option<usize>) -> Result<Self, Error> {
         image.fits()?;
+        if let Some(program) = image.steps() {
+            let rows = most_tokens.map(|tokens| tokens.saturating_add(PROMPT_ROWS));
+            let rows = rows.unwrap_or(program.max_rows);
+            let executor = executor::Executor::open(image, rows, PROMPT_ROWS)?;
+            return Ok(Self::Executor(Box::new(executor)));
+        }
         #[cfg(feature = "plan")]
-        return plan::Plan::open(image).map(Self::Plan);
+        return plan::Plan::open(image).map(|plan| Self::Plan(Box::new(plan)));
         #[cfg(not(feature = "plan"))]
         Err(Error::NoEngine {
             path: image.path().to_owned(),
@@ -92,6 +104,7 @@ impl Engine {
 
     pub fn kind(&self) -> EngineKind {
         match *self {
+            Self::Executor(_) => EngineKind::Executor,
             #[cfg(feature = "plan")]
             Self::Plan(_) => EngineKind::Plan,
         }
@@ -99,30 +112,45 @@ impl Engine {
 
     /// Bytes of buffers that the engine keeps between runs.
     pub fn arena_bytes(&self) -> usize {
-        match *self {
+        match self {
+            Self::Executor(executor) => executor.arena_bytes(),
             #[cfg(feature = "plan")]
             Self::Plan(_) => 0,
         }
     }
 
+    /// Rows of a text and of its prompt that fit; `None` where the engine sets no bound.
+    pub fn most_rows(&self) -> Option<usize> {
+        match self {
+            Self::Executor(executor) => Some(executor.most_rows()),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => None,
+        }
+    }
+
     /// Lays a prefix out as this engine consumes it; that of a task without one has no layers.
     pub fn prepare(&self, prefix: &KeyValues) -> Result<Prefix, Error> {
-        match *self {
+        match self {
+            Self::Executor(executor) => executor.prepare(prefix).map(Prefix::Executor),
             #[cfg(feature = "plan")]
-            Self::Plan(ref plan) => plan.prepare(prefix).map(Prefix::Plan),
+            Self::Plan(plan) => plan.prepare(prefix).map(Prefix::Plan),
         }
     }
 
     /// Runs the program and returns its hidden rows, `[sequence, hidden]`.
     pub fn run(&mut self, input: Input<'_>, prefix: &Prefix) -> Result<&[f32], Error> {
         match (self, prefix) {
+            (Self::Executor(executor), Prefix::Executor(prefix)) => executor.run(input, prefix),
             #[cfg(feature = "plan")]
             (Self::Plan(plan), Prefix::Plan(prefix)) => plan.run(input, prefix),
-            #[cfg(not(feature = "plan"))]
-            (&mut ref engine, _) => match *engine {},
+            #[cfg(feature = "plan")]
+            _ => unreachable!("a session lays prefixes out with the engine that runs them"),
         }
     }
 }
+
+/// Rows of a prompt, or of a prefix, that room is reserved for beside a text.
+const PROMPT_ROWS: usize = 256;
 
 #[cfg(test)]
 mod tests {

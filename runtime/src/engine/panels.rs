@@ -6,7 +6,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use tract_core::internal::*;
+use tract_data::internal::*;
 use tract_linalg::{
     mmm::{MMMInputFormat, MMMInputValue, PackedExoticFact},
     pack::PackedFormat,

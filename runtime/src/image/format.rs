@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Description, FLOAT_BYTES};
-use crate::Error;
+use crate::{Error, engine::executor::program::Program};
 
 /// The start of every base image of this format.
 pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v001\n";
@@ -219,7 +219,14 @@ pub(crate) struct Index {
     pub architecture: String,
     pub description: Description,
     pub tokenizer: Section,
+    /// The plan's graph, or the constants that the steps read.
     pub program: Section,
+    /// What the executor runs; without it the image is the plan's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Program>,
+    /// Why there are no steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unlowered: Option<String>,
     pub embeddings: Table,
     pub packed: Vec<Packed>,
 }
@@ -304,7 +311,30 @@ impl Index {
                 ));
             }
         }
-        Ok(())
+        match &self.steps {
+            None => Ok(()),
+            Some(steps) => self.check_steps(steps),
+        }
+    }
+
+    fn check_steps(&self, steps: &Program) -> Result<(), String> {
+        let section = &self.program.span;
+        let constants = usize::try_from(section.bytes).unwrap_or(0) / FLOAT_BYTES;
+        if !section.offset.is_multiple_of(PAGE_BYTES) {
+            return Err("the constants begin on no page".into());
+        }
+        if let Some(packed) = self.packed.iter().find(|packed| packed.kernels.is_empty()) {
+            return Err(format!("no kernel reads the weight {}", packed.name));
+        }
+        let weights = self.packed.iter().map(|packed| (packed.k, packed.mn));
+        let layers = self.description.layers.iter();
+        let layers = layers.map(|layer| (layer.kv_heads, layer.head_dim));
+        steps.check(
+            &weights.collect::<Vec<_>>(),
+            constants,
+            &layers.collect::<Vec<_>>(),
+            self.description.hidden,
+        )
     }
 }
 

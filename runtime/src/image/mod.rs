@@ -29,7 +29,11 @@ pub(crate) use {
     write::{Parts, Writer},
 };
 
-use crate::{Error, map::Map};
+use crate::{
+    Error,
+    engine::{EngineKind, executor::program::Program},
+    map::{Map, floats},
+};
 
 /// Bytes of one number in the embedding table.
 const FLOAT_BYTES: usize = size_of::<f32>();
@@ -105,6 +109,19 @@ impl Image {
         names
     }
 
+    /// The engine that the image was made for.
+    pub fn engine(&self) -> EngineKind {
+        match self.steps() {
+            Some(_) => EngineKind::Executor,
+            None => EngineKind::Plan,
+        }
+    }
+
+    /// Why it was not made for the executor: the node that stopped the lowering.
+    pub fn unlowered(&self) -> Option<&str> {
+        self.inner.index.unlowered.as_deref()
+    }
+
     /// The exact bytes of `tokenizer.json`.
     pub fn tokenizer(&self) -> &[u8] {
         self.bytes(&self.inner.index.tokenizer.span)
@@ -166,6 +183,16 @@ impl Image {
             *number = f32::from_le_bytes(*bytes);
         }
         Ok(())
+    }
+
+    /// What the executor runs; `None` where the image is the plan's.
+    pub(crate) fn steps(&self) -> Option<&Program> {
+        self.inner.index.steps.as_ref()
+    }
+
+    /// The constants that the steps read.
+    pub(crate) fn constants(&self) -> &[f32] {
+        floats(self.program())
     }
 
     pub(crate) fn program(&self) -> &[u8] {

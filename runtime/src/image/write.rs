@@ -14,7 +14,7 @@ use super::{
     Description, Packed,
     format::{Index, PAGE_BYTES, Preamble, Section, Span, Table},
 };
-use crate::Error;
+use crate::{Error, engine::executor::program::Program};
 
 /// Writes an image part by part; nobody sees the file before [`Writer::finish`].
 pub(crate) struct Writer {
@@ -31,7 +31,11 @@ pub(crate) struct Parts<'a> {
     pub description: Description,
     pub tract: &'a str,
     pub tokenizer: &'a [u8],
+    /// The plan's graph, or the constants that the steps read.
     pub program: &'a [u8],
+    pub steps: Option<Program>,
+    /// Why there are no steps.
+    pub unlowered: Option<String>,
     pub embeddings: Span,
     pub packed: Vec<Packed>,
 }
@@ -105,6 +109,8 @@ impl Writer {
             description: parts.description,
             embeddings,
             packed: parts.packed,
+            steps: parts.steps,
+            unlowered: parts.unlowered,
         };
         let index = self.section(&serde_json::to_vec(&index)?)?;
         let preamble = Preamble {

@@ -1,0 +1,399 @@
+//! What the executor asks of tract-linalg: products of panels.
+
+use std::{
+    alloc::Layout,
+    fmt,
+    hash::{Hash, Hasher},
+};
+
+use tract_data::internal::*;
+use tract_linalg::{
+    BinOp, MmmDispatch,
+    mmm::{
+        AsInputValue, FusedSpec, MMMInputFormat, MMMInputValue, MatMatMul, PackedExoticFact, Query,
+        ScratchSpace,
+    },
+    pack::PackedFormat,
+};
+
+use crate::Error;
+
+use super::super::failed;
+
+/// Panels of fewer bytes than this are aligned so all the same.
+const ALIGNMENT_BYTES: usize = 64;
+
+/// One allocation of numbers.
+#[derive(Debug)]
+pub(super) struct Arena(Tensor);
+
+impl Arena {
+    /// Room for `count` numbers, which the system hands out as they are touched.
+    pub fn new(count: usize) -> Result<Self, Error> {
+        // SAFETY: every slot is written before it is read, since every step's inputs are outputs of earlier steps; and
+        // any bits are a number.
+        let tensor = unsafe { Tensor::uninitialized_aligned::<f32>(&[count], ALIGNMENT_BYTES) };
+        tensor.map(Self).map_err(failed("reserving the arena"))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn numbers(&mut self) -> &mut [f32] {
+        // SAFETY: the tensor holds 32-bit floats, as `new` made it.
+        unsafe { self.0.as_slice_mut_unchecked::<f32>() }
+    }
+}
+
+/// A part of the arena: runs of neighbouring numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    pub first: usize,
+    /// From one run to the next.
+    pub step: usize,
+}
+
+impl Block {
+    fn fits(self, length: usize, runs: usize, room: usize) -> bool {
+        let last = self.step.checked_mul(runs.saturating_sub(1));
+        let end = last.and_then(|last| self.first.checked_add(last)?.checked_add(length));
+        end.is_some_and(|end| end <= room)
+    }
+}
+
+/// A product kernel with what it works in.
+pub(super) struct Kernel {
+    kernel: Box<dyn MatMatMul>,
+    /// How the left operand is packed.
+    pub left: PackedFormat,
+    /// How the right operand is packed.
+    pub right: PackedFormat,
+    scratch: Box<dyn ScratchSpace>,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Which numbers a product adds up and what it does with the sums.
+pub(super) struct Sums<'a> {
+    /// `[rows, depth]` in panels.
+    pub left: &'a dyn MMMInputValue,
+    /// `[depth, runs]` in panels.
+    pub right: &'a Panels,
+    /// Added to each row, `[rows]`.
+    pub bias: Option<&'a Tensor>,
+    /// Multiplies every sum.
+    pub scale: Option<&'a Tensor>,
+    /// Added number by number.
+    pub residual: Option<Block>,
+    /// Where the runs of `rows` numbers go.
+    pub output: Block,
+}
+
+impl Kernel {
+    /// The kernel of that name, where this machine runs it on panels of 32-bit floats.
+    pub fn named(name: &str) -> Option<Self> {
+        let kernels = MmmDispatch::native().runnable();
+        let kernel = kernels.iter().find(|kernel| kernel.name() == name)?;
+        Self::of(kernel.clone())
+    }
+
+    /// The kernel that suits products of that many rows best.
+    pub fn for_rows(rows: usize) -> Option<Self> {
+        let query = Query {
+            weight: DatumType::F32.into(),
+            activation: DatumType::F32,
+            accumulators: tvec!(DatumType::F32),
+            store: Some(DatumType::F32),
+            allow_extractor: false,
+            m: Some(rows),
+            k: Some(USUAL),
+            n: Some(USUAL),
+        };
+        Self::of(MmmDispatch::native().pick(&query)?.0)
+    }
+
+    fn of(kernel: Box<dyn MatMatMul>) -> Option<Self> {
+        let (left, right) = kernel.packings().first()?;
+        let (left, right) = (
+            left.downcast_ref::<PackedFormat>()?.clone(),
+            right.downcast_ref::<PackedFormat>()?.clone(),
+        );
+        if [&left, &right]
+            .iter()
+            .any(|format| format.dt != f32::datum_type())
+        {
+            return None;
+        }
+        // SAFETY: `can_use_scratch_space` is the only condition on scratch space, and it is the kernel's own.
+        let scratch = unsafe { kernel.allocate_scratch_space() };
+        Some(Self {
+            kernel,
+            left,
+            right,
+            scratch,
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        self.kernel.name()
+    }
+
+    /// Writes `rows` numbers of each of `runs` runs.
+    ///
+    /// # Errors
+    /// When an operand is packed otherwise or a block reaches out of the arena.
+    pub fn multiply(
+        &mut self,
+        arena: &mut Arena,
+        (rows, runs): (usize, usize),
+        sums: &Sums<'_>,
+    ) -> Result<(), Error> {
+        let room = arena.len();
+        let blocks = sums.residual.iter().chain([&sums.output]);
+        let inside = blocks.into_iter().all(|block| block.fits(rows, runs, room));
+        let left = sums.left.format().downcast_ref::<PackedFormat>();
+        let packed = left.is_some_and(|left| serves(left, &self.left))
+            && serves(&sums.right.format, &self.right)
+            && (sums.left.mn(), sums.right.mn) == (rows, runs)
+            && sums.left.k() == sums.right.fact.k
+            && sums.bias.is_none_or(|bias| bias.len() == rows);
+        if !inside || !packed {
+            let error = format_err!("{rows} rows and {runs} runs do not fit their operands");
+            return Err(failed("multiplying")(error));
+        }
+        let shape = [runs, rows];
+        // SAFETY: the blocks lie inside the arena, which is borrowed mutably for the whole call; operands are packed as
+        // the kernel reads them and have the sizes that it is told, both compared above.
+        unsafe {
+            let mut specs: TVec<FusedSpec<'_>> = TVec::new();
+            specs.push(FusedSpec::AddMatMul {
+                a: AsInputValue::Borrowed(sums.left),
+                b: AsInputValue::Borrowed(sums.right),
+                packing: 0,
+            });
+            specs.extend(
+                sums.bias
+                    .map(|bias| FusedSpec::BinPerRow(bias.view(), BinOp::Add)),
+            );
+            specs.extend(
+                sums.scale
+                    .map(|scale| FusedSpec::BinScalar(scale, BinOp::Mul)),
+            );
+            let store = |block: Block| {
+                let step = block.step as isize;
+                let offset = (block.first * size_of::<f32>()) as isize;
+                let strides = [step, 1];
+                let view = TensorView::from_bytes(&arena.0, offset, &shape, &strides);
+                self.kernel
+                    .c_from_data_and_strides(size_of::<f32>(), 1, step)
+                    .wrap(&view)
+            };
+            specs.extend(
+                sums.residual
+                    .map(|block| FusedSpec::AddUnicast(store(block))),
+            );
+            specs.push(FusedSpec::Store(store(sums.output)));
+            self.kernel
+                .run_with_scratch_space(rows, runs, &mut *self.scratch, &specs)
+        }
+        .map_err(failed("multiplying"))
+    }
+}
+
+/// Whether a kernel that asks for panels as `wanted` can read those packed as `packed`.
+fn serves(packed: &PackedFormat, wanted: &PackedFormat) -> bool {
+    (packed.dt, packed.r) == (wanted.dt, wanted.r)
+        && packed.alignment() >= wanted.alignment()
+        && packed.end_padding_record >= wanted.end_padding_record
+}
+
+/// The kernels that weights are packed for on this machine, that for many rows first, and the panels that both read:
+/// a decoder, which often asks for one row, is given a pair; an encoder what suits many rows best.
+#[cfg(feature = "compile")]
+pub(crate) fn kernels_for_weights(decodes: bool) -> Option<(Vec<String>, PackedFormat)> {
+    let many = Kernel::for_rows(WIDE)?;
+    let runnable = MmmDispatch::native().runnable();
+    let alone = |of: &Kernel| {
+        let kernels = runnable
+            .iter()
+            .filter(|kernel| kernel.nr() == 1 && !kernel.emulated());
+        let kernels = kernels.filter_map(|kernel| Kernel::of(kernel.clone()));
+        kernels
+            .into_iter()
+            .find(|kernel| kernel.left.r == of.left.r)
+    };
+    let (many, one) = match (alone(&many), decodes) {
+        (None, true) => {
+            let pairs = runnable
+                .iter()
+                .filter(|kernel| kernel.nr() > 1 && !kernel.emulated());
+            let pairs = pairs.filter_map(|kernel| Kernel::of(kernel.clone()));
+            let mut pairs = pairs.filter_map(|many| Some((alone(&many)?, many)));
+            pairs
+                .next()
+                .map_or((many, None), |(one, many)| (many, Some(one)))
+        }
+        (one, _) => (many, one),
+    };
+    let padding = one
+        .iter()
+        .chain([&many])
+        .map(|kernel| kernel.left.end_padding_record);
+    let alignment = one
+        .iter()
+        .chain([&many])
+        .map(|kernel| kernel.left.alignment_bytes);
+    let format = PackedFormat::new(f32::datum_type(), many.left.r, alignment.max()?)
+        .with_end_padding_record(padding.max()?);
+    let names = [Some(&many), one.as_ref()].into_iter().flatten();
+    Some((
+        names.map(|kernel| kernel.name().to_owned()).collect(),
+        format,
+    ))
+}
+
+/// Rows of a weight that kernels are chosen for.
+#[cfg(feature = "compile")]
+const WIDE: usize = 768;
+
+/// A size that kernels are chosen for where the true one varies.
+const USUAL: usize = 64;
+
+/// An operand that is packed while the executor runs, in memory of its own.
+#[derive(Clone)]
+pub(super) struct Panels {
+    format: PackedFormat,
+    buffer: Tensor,
+    panel_bytes: usize,
+    mn: usize,
+    fact: PackedExoticFact,
+}
+
+impl Panels {
+    /// Room for `depth` by `mn` numbers.
+    pub fn new(format: &PackedFormat, depth: usize, mn: usize) -> Result<Self, Error> {
+        let count = format.len(depth, mn.next_multiple_of(format.r));
+        let alignment = format.alignment().max(ALIGNMENT_BYTES);
+        // SAFETY: panels are packed before they are multiplied, their padding is zeroed, and any bits are a number.
+        let buffer = unsafe { Tensor::uninitialized_aligned::<f32>(&[count], alignment) };
+        Ok(Self {
+            format: format.clone(),
+            buffer: buffer.map_err(failed("reserving panels"))?,
+            panel_bytes: 0,
+            mn: 0,
+            fact: PackedExoticFact {
+                format: Box::new(format.clone()),
+                mn: mn.to_dim(),
+                k: 0,
+            },
+        })
+    }
+
+    /// Packs `mn` vectors of `depth` numbers: number `i` of vector `j` is `from[i steps.0 + j steps.1]`.
+    ///
+    /// # Errors
+    /// When the numbers are not all there, or there is no room for them.
+    pub fn pack(
+        &mut self,
+        from: &[f32],
+        (depth, mn): (usize, usize),
+        (depth_step, mn_step): (usize, usize),
+    ) -> Result<(), Error> {
+        let panel = self.format.single_panel_len(depth);
+        let count = panel.saturating_mul(mn.div_ceil(self.format.r));
+        let last = (depth.saturating_sub(1))
+            .saturating_mul(depth_step)
+            .saturating_add(mn.saturating_sub(1).saturating_mul(mn_step));
+        if depth == 0 || mn == 0 || last >= from.len() || count > self.buffer.len() {
+            let error = format_err!("{mn} vectors of {depth} do not fit");
+            return Err(failed("packing")(error));
+        }
+        self.panel_bytes = panel * size_of::<f32>();
+        self.mn = mn;
+        self.fact.k = depth;
+        // SAFETY: all reads lie before `last` and all writes before `count`, both compared above.
+        unsafe {
+            let packed = self.buffer.as_slice_mut_unchecked::<f32>();
+            if !mn.is_multiple_of(self.format.r) {
+                packed[count - panel..count].fill(0.0);
+            }
+            self.format.pack_t::<f32>(
+                packed.as_mut_ptr(),
+                from.as_ptr(),
+                mn,
+                depth_step as isize,
+                mn_step as isize,
+                0..depth,
+                0..mn,
+            );
+        }
+        Ok(())
+    }
+}
+
+impl MMMInputValue for Panels {
+    fn format(&self) -> &dyn MMMInputFormat {
+        &self.format
+    }
+
+    fn scratch_panel_buffer_layout(&self) -> Option<Layout> {
+        None
+    }
+
+    fn panel_bytes(&self, index: usize, _buffer: Option<*mut u8>) -> TractResult<*const u8> {
+        let start = index * self.panel_bytes;
+        let panel = self.buffer.as_bytes().get(start..start + self.panel_bytes);
+        Ok(panel.with_context(|| format!("no panel {index}"))?.as_ptr())
+    }
+
+    fn mn(&self) -> usize {
+        self.mn
+    }
+
+    fn k(&self) -> usize {
+        self.fact.k
+    }
+
+    fn exotic_fact(&self) -> &dyn ExoticFact {
+        &self.fact
+    }
+
+    fn extract_at_mn_f16(&self, _mn: usize, _slice: &mut [f16]) -> TractResult<()> {
+        bail!("panels of this machine's own kernels are not taken apart")
+    }
+
+    fn extract_at_mn_f32(&self, _mn: usize, _slice: &mut [f32]) -> TractResult<()> {
+        bail!("panels of this machine's own kernels are not taken apart")
+    }
+}
+
+impl fmt::Display for Panels {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} vectors of {}", self.mn, self.fact.k)
+    }
+}
+
+impl fmt::Debug for Panels {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl PartialEq for Panels {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Panels {}
+
+impl Hash for Panels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::ptr::from_ref(self).hash(state);
+    }
+}

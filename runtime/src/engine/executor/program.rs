@@ -1,0 +1,352 @@
+//! What the executor runs: a list of fused steps over rows of numbers, one row a token.
+//!
+//! A step is a product with a packed weight, an attention, or a chain of operations that each row can do by itself.
+//! Rows live in slots; what only one chain needs lives in scratch space of one row.
+
+use serde::{Deserialize, Serialize};
+
+/// The steps that turn a text's embedding rows into its hidden rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Program {
+    /// Numbers of one row of each slot; the first holds the embedding rows.
+    pub slots: Vec<usize>,
+    /// Numbers of the scratch space of one row.
+    pub scratch: usize,
+    /// Rows that the tables of positions have.
+    pub max_rows: usize,
+    /// Whether the positions of the text follow those of a prefix.
+    pub counted: bool,
+    pub steps: Vec<Step>,
+    /// Where the hidden rows are in the end.
+    pub output: Columns,
+}
+
+/// Columns of a slot, from `first` on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Columns {
+    pub slot: usize,
+    pub first: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Step {
+    Product(Product),
+    Attend(Attend),
+    Rows(Vec<RowStep>),
+}
+
+/// `output = input weight + bias + residual`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Product {
+    /// Which packed weight, `[inputs, outputs]`.
+    pub weight: usize,
+    /// Where the bias begins among the constants.
+    pub bias: Option<usize>,
+    pub input: Columns,
+    pub residual: Option<Columns>,
+    pub output: Columns,
+}
+
+/// `softmax(scale queries keys^T + bias) values`, head by head.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Attend {
+    /// The layer whose prefix stands before the text's keys and values.
+    pub layer: usize,
+    pub heads: usize,
+    /// Heads of the keys and values; each serves as many neighbouring heads of the queries.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Numbers of one head's value.
+    pub value_dim: usize,
+    pub query: Heads,
+    pub key: Heads,
+    pub value: Heads,
+    /// Heads side by side.
+    pub output: Columns,
+    pub scale: f32,
+    /// Scores `s` become `cap tanh(s / cap)`.
+    pub cap: Option<f32>,
+    pub mask: Mask,
+}
+
+/// Where the heads of a row lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Heads {
+    pub slot: usize,
+    pub first: usize,
+    /// Numbers from one head to the next; the numbers of one head are neighbours.
+    pub step: usize,
+}
+
+/// Which tokens of the text a token sees: the `before` last ones, itself, and the `after` next ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mask {
+    /// All where left out.
+    pub before: Option<usize>,
+    /// All where left out.
+    pub after: Option<usize>,
+}
+
+/// One operation on one row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RowStep {
+    pub function: Function,
+    pub inputs: Vec<Operand>,
+    pub output: Operand,
+    /// How often along each dimension, the last one innermost.
+    pub dims: [usize; 3],
+}
+
+/// Numbers of a row, or that a row reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Operand {
+    pub source: Source,
+    /// Of the first row.
+    pub first: usize,
+    /// From one to the next along each dimension; 0 repeats.
+    pub strides: [usize; 3],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Source {
+    /// The row in a slot.
+    Slot(usize),
+    /// The scratch space.
+    Scratch,
+    /// The constants, the same for every row.
+    Constant,
+    /// A table among the constants whose rows are so many numbers long: the row of the position.
+    Position(usize),
+    /// The same for the token type.
+    Type(usize),
+}
+
+/// What an operation computes. Names and formulas are those of the ONNX operators.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Function {
+    Copy,
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Max,
+    Min,
+    Neg,
+    Sqrt,
+    Reciprocal,
+    Exp,
+    Erf,
+    Tanh,
+    Sigmoid,
+    Relu,
+    Abs,
+    /// `x^exponent`.
+    Power(f32),
+    /// Over the last dimension, as are the other reductions.
+    Mean,
+    Sum,
+    Largest,
+    /// `(x - mean) / sqrt(variance + epsilon) scale + shift` over the last dimension.
+    Normalise {
+        epsilon: f32,
+    },
+    /// `x / sqrt(mean of x^2 + epsilon) scale` over the last dimension.
+    RmsNormalise {
+        epsilon: f32,
+    },
+}
+
+impl Function {
+    /// Operands that it reads.
+    pub fn arity(self) -> usize {
+        match self {
+            Self::Add | Self::Sub | Self::Mul | Self::Div | Self::Max | Self::Min => 2,
+            Self::RmsNormalise { .. } => 2,
+            Self::Normalise { .. } => 3,
+            _ => 1,
+        }
+    }
+
+    /// Whether it makes one number of each innermost run.
+    pub fn reduces(self) -> bool {
+        matches!(self, Self::Mean | Self::Sum | Self::Largest)
+    }
+}
+
+impl Program {
+    /// Whether every step stays within slots, scratch space, weights and constants.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(
+        &self,
+        weights: &[(usize, usize)],
+        constants: usize,
+        layers: &[(usize, usize)],
+        hidden: usize,
+    ) -> Result<(), String> {
+        let bounds = Bounds {
+            program: self,
+            weights,
+            constants,
+            layers,
+        };
+        if self.slots.first() != Some(&hidden) || self.max_rows == 0 {
+            return Err("the program has no slot for embedding rows".into());
+        }
+        let widths = self.slots.iter().chain([&self.scratch]);
+        let total = widths.fold(0usize, |sum, &width| sum.saturating_add(width));
+        if total.saturating_mul(self.max_rows) > MOST_NUMBERS {
+            return Err("the program needs more room than any model".into());
+        }
+        bounds.columns(self.output, hidden)?;
+        for (index, step) in self.steps.iter().enumerate() {
+            let checked = match step {
+                Step::Product(product) => bounds.product(product),
+                Step::Attend(attend) => bounds.attend(attend),
+                Step::Rows(steps) => steps.iter().try_for_each(|step| bounds.row(step)),
+            };
+            checked.map_err(|reason| format!("step {index} of the program: {reason}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// An arena of more numbers than this is refused.
+const MOST_NUMBERS: usize = 1 << 36;
+
+struct Bounds<'a> {
+    program: &'a Program,
+    /// Inputs and outputs of each weight.
+    weights: &'a [(usize, usize)],
+    constants: usize,
+    /// Heads of keys and their length, by layer.
+    layers: &'a [(usize, usize)],
+}
+
+impl Bounds<'_> {
+    fn columns(&self, columns: Columns, count: usize) -> Result<(), String> {
+        let width = self.program.slots.get(columns.slot);
+        let end = columns.first.checked_add(count);
+        match width.is_some_and(|&width| end.is_some_and(|end| end <= width)) {
+            true => Ok(()),
+            false => Err(format!("{count} numbers from {columns:?} are no columns")),
+        }
+    }
+
+    fn product(&self, product: &Product) -> Result<(), String> {
+        let weight = self.weights.get(product.weight);
+        let &(inputs, outputs) = weight.ok_or("there is no such weight")?;
+        self.columns(product.input, inputs)?;
+        self.columns(product.output, outputs)?;
+        if let Some(residual) = product.residual {
+            self.columns(residual, outputs)?;
+        }
+        let bias = product
+            .bias
+            .map_or(Some(0), |bias| bias.checked_add(outputs));
+        match bias.is_some_and(|end| end <= self.constants)
+            && product.input.slot != product.output.slot
+        {
+            true => Ok(()),
+            false => Err("its bias is none, or it reads what it writes".into()),
+        }
+    }
+
+    fn attend(&self, attend: &Attend) -> Result<(), String> {
+        let Attend {
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim,
+            ..
+        } = *attend;
+        if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 || value_dim != head_dim {
+            return Err(format!("{heads} heads on {kv_heads}"));
+        }
+        if self.layers.get(attend.layer) != Some(&(kv_heads, head_dim)) {
+            return Err(format!("layer {} has other heads", attend.layer));
+        }
+        let many = |at: Heads, count: usize, length: usize| {
+            let columns = Columns {
+                slot: at.slot,
+                first: at.first,
+            };
+            let last = at.step.checked_mul(count - 1);
+            let span = last.and_then(|last| last.checked_add(length));
+            self.columns(columns, span.unwrap_or(usize::MAX))
+        };
+        many(attend.query, heads, head_dim)?;
+        many(attend.key, kv_heads, head_dim)?;
+        many(attend.value, kv_heads, value_dim)?;
+        self.columns(attend.output, heads.saturating_mul(value_dim))?;
+        let inputs = [attend.query.slot, attend.key.slot, attend.value.slot];
+        match inputs.contains(&attend.output.slot) {
+            false => Ok(()),
+            true => Err("it reads what it writes".into()),
+        }
+    }
+
+    fn row(&self, step: &RowStep) -> Result<(), String> {
+        if step.inputs.len() != step.function.arity() || step.dims.contains(&0) {
+            return Err(format!(
+                "{:?} of {} operands",
+                step.function,
+                step.inputs.len()
+            ));
+        }
+        let mut dims = step.dims;
+        step.inputs
+            .iter()
+            .try_for_each(|input| self.operand(input, dims))?;
+        if step.function.reduces() {
+            dims[2] = 1;
+        }
+        match step.output.source {
+            Source::Slot(_) | Source::Scratch => self.operand(&step.output, dims)?,
+            _ => return Err("it writes to constants".into()),
+        }
+        let made = step.output.first..step.output.first + dims.iter().product::<usize>();
+        let apart = step.inputs.iter().all(|input| {
+            let end = input.first + reach(input, step.dims);
+            input.source != step.output.source || end <= made.start || input.first >= made.end
+        });
+        match apart && step.output.strides == [dims[1] * dims[2], dims[2], 1] {
+            true => Ok(()),
+            false => Err("it reads what it writes".into()),
+        }
+    }
+
+    fn operand(&self, operand: &Operand, dims: [usize; 3]) -> Result<(), String> {
+        let end = operand.first.saturating_add(reach(operand, dims));
+        let rows = self.program.max_rows;
+        let room = match operand.source {
+            Source::Slot(slot) => *self
+                .program
+                .slots
+                .get(slot)
+                .ok_or("there is no such slot")?,
+            Source::Scratch => self.program.scratch,
+            Source::Constant | Source::Type(_) => self.constants,
+            Source::Position(width) => {
+                let behind = (rows - 1).saturating_mul(width);
+                self.constants.saturating_sub(behind)
+            }
+        };
+        match end <= room {
+            true => Ok(()),
+            false => Err(format!("{operand:?} reaches {end} of {room}")),
+        }
+    }
+}
+
+/// Numbers from an operand's first to its last.
+fn reach(operand: &Operand, dims: [usize; 3]) -> usize {
+    let steps = dims.iter().zip(operand.strides);
+    steps.fold(1, |sum, (&dim, stride)| {
+        sum.saturating_add((dim - 1).saturating_mul(stride))
+    })
+}

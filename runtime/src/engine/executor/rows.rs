@@ -1,0 +1,329 @@
+//! Chains of operations that each row does by itself.
+
+use tract_linalg::{Func, element_wise::ElementWise};
+
+use super::{
+    super::failed,
+    program::{Function, Operand, RowStep, Source},
+};
+use crate::Error;
+
+/// The operations that tract-linalg has kernels for.
+#[derive(Debug)]
+pub(super) struct Curves {
+    erf: Box<dyn ElementWise<f32>>,
+    tanh: Box<dyn ElementWise<f32>>,
+    sigmoid: Box<dyn ElementWise<f32>>,
+}
+
+/// What a row reads and writes.
+pub(super) struct Memory<'a> {
+    /// Slots and scratch space.
+    pub arena: &'a mut [f32],
+    pub constants: &'a [f32],
+    /// Where each slot begins in the arena, and the numbers of one of its rows.
+    pub slots: &'a [(usize, usize)],
+    /// Where the scratch space begins in the arena.
+    pub scratch: usize,
+}
+
+/// Which row.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    pub index: usize,
+    pub position: usize,
+    pub kind: usize,
+}
+
+impl Curves {
+    pub fn new() -> Result<Self, Error> {
+        let curve = |function: Func| function.ew_f32().map_err(failed("choosing a kernel"));
+        Ok(Self {
+            erf: curve(Func::Erf)?,
+            tanh: curve(Func::Tanh)?,
+            sigmoid: curve(Func::Sigmoid)?,
+        })
+    }
+
+    /// Does `step` for one row.
+    ///
+    /// # Errors
+    /// When the row has a token type that the base has no row for.
+    pub fn run(&self, step: &RowStep, memory: &mut Memory<'_>, row: Row) -> Result<(), Error> {
+        let [outer, middle, inner] = step.dims;
+        let runs = (0..outer).flat_map(|first| (0..middle).map(move |second| (first, second)));
+        let made = match step.function.reduces() {
+            true => 1,
+            false => inner,
+        };
+        let output = memory.place(&step.output, row);
+        for (at, run) in runs.enumerate() {
+            let start = output.start + at * made;
+            let write = start..start + made;
+            match step.function {
+                Function::Normalise { epsilon } => {
+                    memory.copy(step, 0, row, run, start)?;
+                    normalise(&mut memory.arena[write.clone()], epsilon);
+                    memory.combine(step, 1, row, run, start, |one, other| one * other)?;
+                    memory.combine(step, 2, row, run, start, |one, other| one + other)?;
+                }
+                Function::RmsNormalise { epsilon } => {
+                    memory.copy(step, 0, row, run, start)?;
+                    rms_normalise(&mut memory.arena[write.clone()], epsilon);
+                    memory.combine(step, 1, row, run, start, |one, other| one * other)?;
+                }
+                Function::Mean | Function::Sum | Function::Largest => {
+                    let number = memory.reduced(step, row, run)?;
+                    memory.arena[start] = number;
+                }
+                function if function.arity() == 2 => {
+                    memory.copy(step, 0, row, run, start)?;
+                    memory.binary(step, row, run, start)?;
+                }
+                function => {
+                    memory.copy(step, 0, row, run, start)?;
+                    self.unary(function, &mut memory.arena[write])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unary(&self, function: Function, run: &mut [f32]) -> Result<(), Error> {
+        let each = |run: &mut [f32], compute: fn(f32) -> f32| {
+            run.iter_mut().for_each(|number| *number = compute(*number));
+        };
+        let curve = match function {
+            Function::Erf => &self.erf,
+            Function::Tanh => &self.tanh,
+            Function::Sigmoid => &self.sigmoid,
+            _ => {
+                match function {
+                    Function::Neg => each(run, |number| -number),
+                    Function::Sqrt => each(run, f32::sqrt),
+                    Function::Reciprocal => each(run, f32::recip),
+                    Function::Exp => each(run, f32::exp),
+                    Function::Relu => each(run, |number| number.max(0.0)),
+                    Function::Abs => each(run, f32::abs),
+                    Function::Power(exponent) => power(run, exponent),
+                    _ => {}
+                }
+                return Ok(());
+            }
+        };
+        curve.run(run).map_err(failed("computing a row"))
+    }
+}
+
+fn power(run: &mut [f32], exponent: f32) {
+    match exponent {
+        2.0 => run.iter_mut().for_each(|number| *number *= *number),
+        3.0 => run.iter_mut().for_each(|number| *number = number.powi(3)),
+        0.5 => run.iter_mut().for_each(|number| *number = number.sqrt()),
+        _ => run
+            .iter_mut()
+            .for_each(|number| *number = number.powf(exponent)),
+    }
+}
+
+/// Numbers that are added up side by side.
+const LANES: usize = 16;
+
+/// The sum of `map` over a run.
+fn sum(run: &[f32], map: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = run.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for chunk in chunks {
+        for (lane, &number) in lanes.iter_mut().zip(chunk) {
+            *lane += map(number);
+        }
+    }
+    let rest = rest.iter().map(|&number| map(number));
+    lanes.into_iter().chain(rest).sum()
+}
+
+/// `(x - mean) / sqrt(variance + epsilon)`.
+fn normalise(run: &mut [f32], epsilon: f32) {
+    let count = run.len() as f32;
+    let mean = sum(run, |number| number) / count;
+    run.iter_mut().for_each(|number| *number -= mean);
+    let variance = sum(run, |number| number * number) / count;
+    let scale = (variance + epsilon).sqrt().recip();
+    run.iter_mut().for_each(|number| *number *= scale);
+}
+
+/// `x / sqrt(mean of x^2 + epsilon)`.
+fn rms_normalise(run: &mut [f32], epsilon: f32) {
+    let mean = sum(run, |number| number * number) / run.len() as f32;
+    let scale = (mean + epsilon).sqrt().recip();
+    run.iter_mut().for_each(|number| *number *= scale);
+}
+
+/// Numbers in memory, outside the arena or in it.
+enum Numbers<'a> {
+    Arena(usize),
+    Constants(&'a [f32]),
+}
+
+/// Where an operand begins.
+struct Start {
+    start: usize,
+    constant: bool,
+}
+
+impl<'a> Memory<'a> {
+    fn place(&self, operand: &Operand, row: Row) -> Start {
+        let (start, constant) = match operand.source {
+            Source::Slot(slot) => {
+                let (begin, width) = self.slots[slot];
+                (begin + row.index * width, false)
+            }
+            Source::Scratch => (self.scratch, false),
+            Source::Constant => (0, true),
+            Source::Position(width) => (row.position * width, true),
+            Source::Type(width) => (row.kind * width, true),
+        };
+        Start {
+            start: start + operand.first,
+            constant,
+        }
+    }
+
+    /// The operand's run `(first, second)` of `count` numbers, and their stride.
+    fn run_of(
+        &self,
+        step: &RowStep,
+        which: usize,
+        row: Row,
+        (first, second): (usize, usize),
+    ) -> Result<(Numbers<'a>, usize), Error> {
+        let operand = &step.inputs[which];
+        let Start { start, constant } = self.place(operand, row);
+        let [outer, middle, stride] = operand.strides;
+        let start = start + first * outer + second * middle;
+        if !constant {
+            return Ok((Numbers::Arena(start), stride));
+        }
+        let reach = (step.dims[2] - 1) * stride + 1;
+        let numbers = self.constants.get(start..start + reach);
+        Ok((
+            Numbers::Constants(numbers.ok_or(Error::TokenType { kind: row.kind })?),
+            stride,
+        ))
+    }
+
+    /// Copies a run of an operand to `to`.
+    fn copy(
+        &mut self,
+        step: &RowStep,
+        which: usize,
+        row: Row,
+        run: (usize, usize),
+        to: usize,
+    ) -> Result<(), Error> {
+        let inner = step.dims[2];
+        let (numbers, stride) = self.run_of(step, which, row, run)?;
+        match (numbers, stride) {
+            (Numbers::Arena(from), 1) => self.arena.copy_within(from..from + inner, to),
+            (Numbers::Arena(from), _) => {
+                for index in 0..inner {
+                    self.arena[to + index] = self.arena[from + index * stride];
+                }
+            }
+            (Numbers::Constants(from), 1) => self.arena[to..to + inner].copy_from_slice(from),
+            (Numbers::Constants(from), _) => {
+                let output = &mut self.arena[to..to + inner];
+                for (index, number) in output.iter_mut().enumerate() {
+                    *number = from[index * stride];
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Combines the run at `to` with a run of an operand.
+    fn combine(
+        &mut self,
+        step: &RowStep,
+        which: usize,
+        row: Row,
+        run: (usize, usize),
+        to: usize,
+        compute: impl Fn(f32, f32) -> f32,
+    ) -> Result<(), Error> {
+        let inner = step.dims[2];
+        let (numbers, stride) = self.run_of(step, which, row, run)?;
+        let reach = (inner - 1) * stride + 1;
+        let (output, from) = match numbers {
+            Numbers::Constants(from) => (&mut self.arena[to..to + inner], from),
+            Numbers::Arena(from) => apart(self.arena, to..to + inner, from..from + reach),
+        };
+        match stride {
+            0 => {
+                let other = from[0];
+                output
+                    .iter_mut()
+                    .for_each(|number| *number = compute(*number, other));
+            }
+            1 => output
+                .iter_mut()
+                .zip(from)
+                .for_each(|(number, &other)| *number = compute(*number, other)),
+            _ => output
+                .iter_mut()
+                .zip(from.iter().step_by(stride))
+                .for_each(|(number, &other)| *number = compute(*number, other)),
+        }
+        Ok(())
+    }
+
+    fn binary(
+        &mut self,
+        step: &RowStep,
+        row: Row,
+        run: (usize, usize),
+        to: usize,
+    ) -> Result<(), Error> {
+        match step.function {
+            Function::Add => self.combine(step, 1, row, run, to, |one, other| one + other),
+            Function::Sub => self.combine(step, 1, row, run, to, |one, other| one - other),
+            Function::Mul => self.combine(step, 1, row, run, to, |one, other| one * other),
+            Function::Div => self.combine(step, 1, row, run, to, |one, other| one / other),
+            Function::Max => self.combine(step, 1, row, run, to, f32::max),
+            _ => self.combine(step, 1, row, run, to, f32::min),
+        }
+    }
+
+    fn reduced(&self, step: &RowStep, row: Row, run: (usize, usize)) -> Result<f32, Error> {
+        let inner = step.dims[2];
+        let (numbers, stride) = self.run_of(step, 0, row, run)?;
+        let reach = (inner - 1) * stride + 1;
+        let from = match numbers {
+            Numbers::Constants(from) => from,
+            Numbers::Arena(from) => &self.arena[from..from + reach],
+        };
+        let strided = || from.iter().copied().step_by(stride.max(1));
+        Ok(match (step.function, stride) {
+            (Function::Largest, _) => strided().fold(f32::NEG_INFINITY, f32::max),
+            (Function::Sum, 1) => sum(from, |number| number),
+            (Function::Sum, _) => strided().sum(),
+            (_, 1) => sum(from, |number| number) / inner as f32,
+            _ => strided().sum::<f32>() / inner as f32,
+        })
+    }
+}
+
+/// Two parts of the arena that do not overlap, the first to be written.
+fn apart(
+    arena: &mut [f32],
+    write: std::ops::Range<usize>,
+    read: std::ops::Range<usize>,
+) -> (&mut [f32], &[f32]) {
+    if read.end <= write.start {
+        let (before, behind) = arena.split_at_mut(write.start);
+        (&mut behind[..write.len()], &before[read])
+    } else {
+        let (before, behind) = arena.split_at_mut(read.start);
+        (&mut before[write], &behind[..read.len()])
+    }
+}

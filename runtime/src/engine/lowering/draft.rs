@@ -1,0 +1,154 @@
+//! A program before its numbers have places: operations with their inputs, in the order in which they were found.
+
+use crate::engine::executor::program::{Function, Mask};
+
+/// Operations, and the constants and weights that they read.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub operations: Vec<Operation>,
+    pub constants: Vec<f32>,
+    pub weights: Vec<Matrix>,
+}
+
+/// A weight `[inputs, outputs]`.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Matrix {
+    pub name: String,
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Whether the value of that name is `[outputs, inputs]`.
+    pub turned: bool,
+}
+
+/// An operation that makes so many numbers of each row.
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub kind: Kind,
+    pub numbers: usize,
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    /// The embedding rows.
+    Rows,
+    Product {
+        weight: usize,
+        bias: Option<usize>,
+        input: Part,
+        residual: Option<Part>,
+    },
+    Attend(Box<Attention>),
+    Row(Vec<Draw>),
+}
+
+/// Numbers of an operation's row, from `first` on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Part {
+    pub operation: usize,
+    pub first: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Attention {
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Queries, keys and values: where they begin, and the numbers from one head to the next.
+    pub operands: [(Part, usize); 3],
+    pub scale: f32,
+    pub cap: Option<f32>,
+    pub mask: Mask,
+}
+
+/// One operation on each row, which writes its numbers from `first` on.
+#[derive(Debug)]
+pub(super) struct Draw {
+    pub function: Function,
+    pub inputs: Vec<Read>,
+    pub first: usize,
+    pub dims: [usize; 3],
+}
+
+/// What it reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    pub from: From,
+    pub first: usize,
+    pub strides: [usize; 3],
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum From {
+    Operation(usize),
+    Constant,
+    /// A table with rows of so many numbers, by position.
+    Position(usize),
+    /// The same by token type.
+    Type(usize),
+}
+
+impl Draft {
+    pub fn add(&mut self, kind: Kind, numbers: usize) -> usize {
+        self.operations.push(Operation { kind, numbers });
+        self.operations.len() - 1
+    }
+
+    /// Where `numbers` are among the constants.
+    pub fn constant(&mut self, numbers: &[f32]) -> usize {
+        let known = self.constants.windows(numbers.len().max(1));
+        let same = |window: &[f32]| {
+            let mut pairs = window.iter().zip(numbers);
+            pairs.all(|(one, other)| one.to_bits() == other.to_bits())
+        };
+        let known = (numbers.len() <= SHORT_RUN)
+            .then(|| known.into_iter().position(same))
+            .flatten();
+        known.unwrap_or_else(|| {
+            self.constants.extend_from_slice(numbers);
+            self.constants.len() - numbers.len()
+        })
+    }
+
+    pub fn weight(&mut self, matrix: Matrix) -> usize {
+        let known = self.weights.iter().position(|weight| *weight == matrix);
+        known.unwrap_or_else(|| {
+            self.weights.push(matrix);
+            self.weights.len() - 1
+        })
+    }
+}
+
+/// Runs of at most so many constants are looked for before they are stored again.
+const SHORT_RUN: usize = 8;
+
+impl Operation {
+    /// The operations whose numbers it reads.
+    pub fn inputs(&self) -> Vec<usize> {
+        match &self.kind {
+            Kind::Rows => Vec::new(),
+            Kind::Product {
+                input, residual, ..
+            } => {
+                let parts = [Some(*input), *residual];
+                parts.iter().flatten().map(|part| part.operation).collect()
+            }
+            Kind::Attend(attention) => {
+                let operands = attention.operands.iter();
+                operands.map(|(part, _)| part.operation).collect()
+            }
+            Kind::Row(draws) => {
+                let reads = draws.iter().flat_map(|draw| &draw.inputs);
+                let operations = reads.filter_map(|read| match read.from {
+                    From::Operation(operation) => Some(operation),
+                    _ => None,
+                });
+                operations.collect()
+            }
+        }
+    }
+
+    pub fn is_row(&self) -> bool {
+        matches!(self.kind, Kind::Row(_))
+    }
+}

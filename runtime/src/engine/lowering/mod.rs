@@ -1,0 +1,605 @@
+//! Lowering a base to the executor's steps.
+//!
+//! The graph is walked once. What depends on the number of tokens alone is computed ([`statics`]); reshapes and
+//! transposes become layouts ([`layout`]); what is left are operations on rows, products with weights and attentions
+//! ([`draft`]), which [`schedule`] puts in order. A node that is none of these ends the lowering with its name.
+
+mod attention;
+pub(crate) mod draft;
+mod layout;
+mod rows;
+mod schedule;
+mod statics;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
+
+use preface_graph::{
+    Base,
+    facts::{Fact, Facts},
+    onnx::{GraphProto, NodeProto, ValueInfoProto, data_type},
+    splice,
+    wiring::Wiring,
+};
+
+use super::executor::{kernels::kernels_for_weights, program::Program};
+use crate::{
+    Error,
+    image::{Dtype, Packed, Span},
+};
+use attention::Scores;
+use draft::{Draft, From, Kind, Matrix, Part};
+use layout::{Layout, Tokens};
+use statics::{Static, Statics, shape_sizes, shapes};
+
+/// A lowered base.
+#[derive(Debug)]
+pub(crate) struct Lowering {
+    pub program: Program,
+    pub constants: Vec<f32>,
+    pub weights: Vec<(Matrix, Vec<f32>)>,
+}
+
+impl Lowering {
+    /// Packs every weight for this machine's kernels and hands its panels to `store`, which says where it put them.
+    pub fn pack(
+        &self,
+        decodes: bool,
+        mut store: impl FnMut(&[u8]) -> Result<Span, Error>,
+    ) -> Result<Vec<Packed>, Error> {
+        let (kernels, format) = kernels_for_weights(decodes).ok_or_else(|| Error::Compile {
+            reason: "this machine has no kernel for 32-bit floats".into(),
+        })?;
+        let packed = self.weights.iter().map(|(matrix, numbers)| {
+            let Matrix {
+                inputs, outputs, ..
+            } = *matrix;
+            let panels = panels(matrix, numbers, format.r, format.single_panel_len(inputs));
+            Ok(Packed {
+                name: matrix.name.clone(),
+                kernels: kernels.clone(),
+                dtype: Dtype::F32,
+                r: format.r,
+                alignment: format.alignment_bytes,
+                end_padding: format.end_padding_record,
+                k: inputs,
+                mn: outputs,
+                panel_bytes: format.single_panel_len(inputs) * size_of::<f32>(),
+                span: store(&panels)?,
+            })
+        });
+        packed.collect()
+    }
+
+    /// The constants as an image holds them.
+    pub fn constants(&self) -> Vec<u8> {
+        let constants = self.constants.iter();
+        constants.flat_map(|number| number.to_le_bytes()).collect()
+    }
+}
+
+/// `matrix` in panels of `r` outputs, each panel `length` numbers long: the outputs of an input are neighbours.
+fn panels(matrix: &Matrix, numbers: &[f32], r: usize, length: usize) -> Vec<u8> {
+    let mut panels = vec![0.0f32; length * matrix.outputs.div_ceil(r)];
+    for input in 0..matrix.inputs {
+        for output in 0..matrix.outputs {
+            let at = match matrix.turned {
+                true => output * matrix.inputs + input,
+                false => input * matrix.outputs + output,
+            };
+            panels[output / r * length + input * r + output % r] = numbers[at];
+        }
+    }
+    let numbers = panels.iter();
+    numbers.flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// Why a base does not lower.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Refused {
+    fn value(name: &str, reason: &str) -> Self {
+        Self(format!("value {name} {reason}"))
+    }
+
+    fn node(node: &NodeProto, reason: &str) -> Self {
+        let (label, operator) = (node.label(), node.operator());
+        Self(format!("node {label} ({operator}) {reason}"))
+    }
+}
+
+/// A value that depends on the text.
+#[derive(Clone, Debug)]
+enum Value {
+    Rows(Rows),
+    /// Keys or values of a cache: those of a site.
+    Past {
+        site: usize,
+        keys: bool,
+    },
+    /// Scores of queries against keys, or the weights that they become.
+    Scores(Box<Scores>),
+    /// Something that only tells whether scores are numbers.
+    Ignored,
+    Types,
+}
+
+/// Numbers of an operation's rows.
+#[derive(Clone, Debug)]
+struct Rows {
+    operation: usize,
+    layout: Layout,
+    /// What they are still to be multiplied by.
+    scale: f32,
+    /// Whether nobody else reads the operation.
+    sole: bool,
+    /// Whether the rows of a cache stand before them.
+    joined: Option<(usize, bool)>,
+}
+
+struct Walk<'a> {
+    base: &'a Base,
+    wiring: &'a Wiring<'a>,
+    statics: Statics<'a>,
+    facts: Facts,
+    draft: Draft,
+    values: HashMap<String, Value>,
+    counted: Option<bool>,
+    /// At which shapes are looked at.
+    tokens: Tokens,
+}
+
+/// Lowers `base`.
+///
+/// # Errors
+/// The node or value that stops it.
+pub(crate) fn lower(base: &Base) -> Result<Lowering, Refused> {
+    let graph = cut(base)?;
+    let wiring = Wiring::of(&graph);
+    let dynamic = dynamic(base, &graph);
+    let few = || Refused("the base has too few positions to tell tokens from widths".into());
+    let sizes = shape_sizes(base).ok_or_else(few)?;
+    let tokens = Tokens {
+        rows: sizes[0].0 as usize,
+        keys: match base.description.inputs.past.is_empty() {
+            true => sizes[0].0 as usize,
+            false => (sizes[0].0 + sizes[0].1) as usize,
+        },
+    };
+    let sizes = sizes.map(|size| shapes(base, &wiring, size));
+    let mut walk = Walk {
+        base,
+        wiring: &wiring,
+        statics: Statics::new(base, &graph, &wiring, &dynamic),
+        facts: Facts::of(&graph, &sizes),
+        draft: Draft::default(),
+        values: HashMap::new(),
+        counted: None,
+        tokens,
+    };
+    walk.begin();
+    for node in &graph.node {
+        let reads_text = node.input.iter().any(|input| dynamic.contains(input));
+        if reads_text && node.op_type() != "Shape" {
+            walk.node(node)?;
+        }
+    }
+    walk.finish(&dynamic)
+}
+
+/// The graph from embedding rows to hidden rows.
+fn cut(base: &Base) -> Result<GraphProto, Refused> {
+    let description = &base.description;
+    let mut graph = base.model.graph.clone().unwrap_or_default();
+    let failed = |error: preface_graph::Error| Refused(error.to_string());
+    splice::cut_embedding(&mut graph, description).map_err(failed)?;
+    let hidden = description.hidden.to_string();
+    let dims = ["1", "sequence", &hidden];
+    let rows = |name: &str| ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
+    splice::prune(&mut graph, vec![rows(&description.hidden_rows)]);
+    graph.input.push(rows(&description.embedding_rows));
+    Ok(graph)
+}
+
+/// The values that depend on the text, by name.
+fn dynamic(base: &Base, graph: &GraphProto) -> HashSet<String> {
+    let inputs = &base.description.inputs;
+    let mut dynamic: HashSet<String> = inputs.past.iter().cloned().collect();
+    dynamic.insert(base.description.embedding_rows.clone());
+    dynamic.extend(inputs.token_types.clone());
+    for node in &graph.node {
+        if node.op_type() != "Shape" && node.input.iter().any(|input| dynamic.contains(input)) {
+            dynamic.extend(node.output.iter().cloned());
+        }
+    }
+    dynamic
+}
+
+impl Walk<'_> {
+    /// The values before the first node.
+    fn begin(&mut self) {
+        let description = &self.base.description;
+        let operation = self.draft.add(Kind::Rows, description.hidden);
+        let rows = Rows {
+            operation,
+            layout: Layout::plain(&[Some(1), None, Some(description.hidden)]),
+            scale: 1.0,
+            sole: false,
+            joined: None,
+        };
+        self.values
+            .insert(description.embedding_rows.clone(), Value::Rows(rows));
+        if let Some(types) = &description.inputs.token_types {
+            self.values.insert(types.clone(), Value::Types);
+        }
+        for (site, geometry) in description.sites.iter().enumerate() {
+            if let Some((key, value)) = &geometry.past {
+                for (name, keys) in [(key, true), (value, false)] {
+                    self.values.insert(name.clone(), Value::Past { site, keys });
+                }
+            }
+        }
+    }
+
+    fn finish(mut self, dynamic: &HashSet<String>) -> Result<Lowering, Refused> {
+        let name = self.base.description.hidden_rows.clone();
+        let rows = self.rows_named(&name)?;
+        let output = self.run(&rows)?;
+        let hidden = self.base.description.hidden;
+        let output = match self.draft.operations[output.operation].numbers == hidden {
+            true => output,
+            false => self.copied(&rows),
+        };
+        let frame = schedule::Frame {
+            output,
+            max_rows: self.statics.rows,
+            counted: self.counted.unwrap_or(false),
+        };
+        let program = schedule::program(&self.draft, &frame);
+        let _ = dynamic;
+        let weights = std::mem::take(&mut self.draft.weights).into_iter();
+        let weights = weights.map(|matrix| {
+            let numbers = self.statics.at(&matrix.name, statics::At::Short)?;
+            Ok((matrix, numbers.values))
+        });
+        Ok(Lowering {
+            program,
+            weights: weights.collect::<Result<_, Refused>>()?,
+            constants: self.draft.constants,
+        })
+    }
+
+    fn fact(&self, name: &str) -> Result<&Fact, Refused> {
+        let fact = self.facts.get(name);
+        fact.ok_or_else(|| Refused::value(name, "has no known shape"))
+    }
+
+    /// The sizes of `name`, at `tokens`.
+    fn dims(&self, name: &str) -> Result<Vec<usize>, Refused> {
+        let dims = self.fact(name)?.shapes[0].iter();
+        Ok(dims.map(|&dim| usize::try_from(dim).unwrap_or(0)).collect())
+    }
+
+    /// Lowers one node.
+    fn node(&mut self, node: &NodeProto) -> Result<(), Refused> {
+        let value = match node.op_type() {
+            "Split" => return self.split(node),
+            "Identity" | "Dropout" => self.value(node, 0)?,
+            "Cast" | "CastLike" => self.cast(node)?,
+            "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand" | "Transpose" | "Slice" => {
+                self.view(node)?
+            }
+            "Gather" => self.gather(node)?,
+            "Concat" => self.concat(node)?,
+            "MatMul" | "Gemm" => self.product(node)?,
+            "Softmax" => self.softmax(node)?,
+            "Where" => self.choice(node)?,
+            "IsNaN" => match self.value(node, 0)? {
+                Value::Scores(_) => Value::Ignored,
+                _ => return Err(Refused::node(node, "is of something else than scores")),
+            },
+            "ReduceMean" | "ReduceSum" | "ReduceMax" => self.reduction(node)?,
+            "LayerNormalization" | "RMSNormalization" => self.normalisation(node)?,
+            _ => self.elementwise(node)?,
+        };
+        self.values.insert(node.output[0].clone(), value);
+        Ok(())
+    }
+
+    /// The value of input `index`, with whether this node is its only reader.
+    fn value(&self, node: &NodeProto, index: usize) -> Result<Value, Refused> {
+        let name = node.input(index).unwrap_or_default();
+        let value = self.values.get(name);
+        let mut value = value
+            .cloned()
+            .ok_or_else(|| Refused::node(node, &format!("reads {name}, which is no row")))?;
+        if let Value::Rows(rows) = &mut value {
+            rows.sole &= self.wiring.consumers(name).count() == 1
+                && name != self.base.description.hidden_rows;
+        }
+        Ok(value)
+    }
+
+    fn rows(&self, node: &NodeProto, index: usize) -> Result<Rows, Refused> {
+        match self.value(node, index)? {
+            Value::Rows(rows) => Ok(rows),
+            _ => Err(Refused::node(node, "works on scores or a cache")),
+        }
+    }
+
+    fn rows_named(&self, name: &str) -> Result<Rows, Refused> {
+        match self.values.get(name) {
+            Some(Value::Rows(rows)) => Ok(rows.clone()),
+            _ => Err(Refused::value(name, "is no row")),
+        }
+    }
+
+    fn is_dynamic(&self, name: &str) -> bool {
+        self.values.contains_key(name)
+    }
+
+    fn cast(&mut self, node: &NodeProto) -> Result<Value, Refused> {
+        let value = self.value(node, 0)?;
+        let float = self.fact(&node.output[0])?.data_type == data_type::FLOAT;
+        match (&value, float) {
+            (Value::Types | Value::Ignored, _) | (_, true) => Ok(value),
+            _ => Err(Refused::node(node, "rounds to another type")),
+        }
+    }
+
+    /// A node that moves no number.
+    fn view(&mut self, node: &NodeProto) -> Result<Value, Refused> {
+        let dims = self.dims(&node.output[0])?;
+        let tokens = self.tokens;
+        let value = self.value(node, 0)?;
+        let before = self.dims(node.input(0).unwrap_or_default())?;
+        let change = |layout: &Layout| match node.op_type() {
+            "Transpose" => match node.ints("perm") {
+                Some(perm) => layout.permuted(perm.iter().map(|&axis| axis as usize)),
+                None => layout.permuted((0..layout.axes.len()).rev()),
+            },
+            "Expand" => layout.expanded(&dims, tokens),
+            "Slice" => self.slice(node, layout, &before, &dims),
+            _ => layout.reshaped(&dims, tokens),
+        };
+        let changed = match value {
+            Value::Rows(mut rows) => change(&rows.layout).map(|layout| {
+                rows.layout = layout;
+                Value::Rows(rows)
+            }),
+            Value::Scores(mut scores) => change(&scores.layout).map(|layout| {
+                scores.layout = layout;
+                Value::Scores(scores)
+            }),
+            Value::Types => Some(Value::Types),
+            Value::Past { .. } | Value::Ignored => None,
+        };
+        changed.ok_or_else(|| Refused::node(node, "moves numbers between rows"))
+    }
+
+    fn slice(
+        &self,
+        node: &NodeProto,
+        layout: &Layout,
+        before: &[usize],
+        after: &[usize],
+    ) -> Option<Layout> {
+        let ints = |index: usize, name: &str| match node.ints(name) {
+            Some(ints) => Some(ints.to_vec()),
+            None => self.facts.get(node.input(index)?)?.constant_ints(),
+        };
+        let changed = (0..before.len()).filter(|&axis| before[axis] != after[axis]);
+        let changed: Vec<usize> = changed.collect();
+        if changed.is_empty() {
+            return Some(layout.clone());
+        }
+        let starts = ints(1, "starts")?;
+        let axes = ints(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
+        let steps = node.input(4).and_then(|_| ints(4, "steps"));
+        if steps.is_some_and(|steps| steps.iter().any(|&step| step != 1)) {
+            return None;
+        }
+        changed.iter().try_fold(layout.clone(), |layout, &axis| {
+            let place = axes.iter().position(|&named| {
+                let named = if named < 0 {
+                    named + before.len() as i64
+                } else {
+                    named
+                };
+                named == axis as i64
+            })?;
+            let size = before[axis] as i64;
+            let start = starts[place];
+            let start = if start < 0 { start + size } else { start };
+            let start = start.clamp(0, size) as usize;
+            layout.sliced(axis, start, start + after[axis])
+        })
+    }
+
+    fn split(&mut self, node: &NodeProto) -> Result<(), Refused> {
+        let rows = self.rows(node, 0)?;
+        let rank = rows.layout.axes.len() as i64;
+        let axis = node.int("axis", 0);
+        let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
+        let mut start = 0;
+        for output in &node.output {
+            let size = self.dims(output)?[axis];
+            let layout = rows.layout.sliced(axis, start, start + size);
+            let layout = layout.ok_or_else(|| Refused::node(node, "splits tokens"))?;
+            start += size;
+            let part = Rows {
+                layout,
+                sole: false,
+                ..rows.clone()
+            };
+            self.values.insert(output.clone(), Value::Rows(part));
+        }
+        Ok(())
+    }
+
+    /// A Gather of one place, or of the rows of token types.
+    fn gather(&mut self, node: &NodeProto) -> Result<Value, Refused> {
+        let refused = || Refused::node(node, "gathers by something else than token types");
+        if !self.is_dynamic(node.input(0).unwrap_or_default()) {
+            let Value::Types = self.value(node, 1)? else {
+                return Err(refused());
+            };
+            let table = self
+                .statics
+                .of(node.input(0).unwrap_or_default(), &mut None)?;
+            let Static::Constant(table) = table else {
+                return Err(refused());
+            };
+            let [_, width] = table.shape[..] else {
+                return Err(refused());
+            };
+            if node.int("axis", 0) != 0 {
+                return Err(refused());
+            }
+            let first = self.draft.constant(&table.values);
+            let read = draft::Read {
+                from: From::Type(width),
+                first,
+                strides: [0, 0, 1],
+            };
+            let operation = self.draw(program_copy(), vec![read], [1, 1, width], width);
+            return Ok(Value::Rows(Rows {
+                operation,
+                layout: Layout::plain(&[Some(1), None, Some(width)]),
+                scale: 1.0,
+                sole: true,
+                joined: None,
+            }));
+        }
+        let mut rows = self.rows(node, 0)?;
+        let index = self.facts.get(node.input(1).unwrap_or_default());
+        let index = index
+            .filter(|index| index.rank() == 0)
+            .and_then(Fact::constant_scalar);
+        let axis = node.int("axis", 0);
+        let rank = rows.layout.axes.len() as i64;
+        let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
+        let size = self.dims(node.input(0).unwrap_or_default())?[axis] as f64;
+        let index = index.ok_or_else(refused)?;
+        let index = (if index < 0.0 { index + size } else { index }) as usize;
+        let layout = rows.layout.sliced(axis, index, index + 1);
+        rows.layout = layout.ok_or_else(refused)?;
+        rows.layout.axes.remove(axis);
+        rows.sole = false;
+        Ok(Value::Rows(rows))
+    }
+
+    /// A product with a weight, or of queries and keys, or of their weights and values.
+    fn product(&mut self, node: &NodeProto) -> Result<Value, Refused> {
+        let [left, right] = [0, 1].map(|index| node.input(index).unwrap_or_default());
+        if self.is_dynamic(right) {
+            return self.attention_product(node);
+        }
+        let refused = |reason: &str| Refused::node(node, reason);
+        let mut rows = self.rows(node, 0)?;
+        let shape = self.dims(right)?;
+        let (turned, plain) = match node.op_type() {
+            "Gemm" => {
+                let plain = node.int("transA", 0) == 0
+                    && [node.float("alpha", 1.0), node.float("beta", 1.0)] == [1.0; 2];
+                (node.int("transB", 0) == 1, plain)
+            }
+            _ => (false, true),
+        };
+        let [height, width] = shape[..] else {
+            return Err(refused("multiplies by something else than a matrix"));
+        };
+        let (inputs, outputs) = if turned {
+            (width, height)
+        } else {
+            (height, width)
+        };
+        let last = rows.layout.axes.last().cloned().unwrap_or_default();
+        let whole = rows.layout.inner() == last && rows.layout.is_rows() && rows.joined.is_none();
+        if !plain || !whole || layout_numbers(&rows.layout) != inputs {
+            return Err(refused("multiplies something else than whole rows"));
+        }
+        let input = self.run(&rows)?;
+        let weight = self.draft.weight(Matrix {
+            name: right.to_owned(),
+            inputs,
+            outputs,
+            turned,
+        });
+        let bias = match node.input(2).filter(|_| node.op_type() == "Gemm") {
+            None => None,
+            Some(name) => Some(
+                self.bias(name, outputs)?
+                    .ok_or_else(|| refused("adds something else than a bias"))?,
+            ),
+        };
+        let kind = Kind::Product {
+            weight,
+            bias,
+            input,
+            residual: None,
+        };
+        rows.operation = self.draft.add(kind, outputs);
+        let dims = self.dims(&node.output[0])?;
+        rows.layout = self.plain(&dims);
+        rows.scale = 1.0;
+        rows.sole = true;
+        let _ = left;
+        Ok(Value::Rows(rows))
+    }
+
+    /// Where a bias of `outputs` numbers is among the constants.
+    fn bias(&mut self, name: &str, outputs: usize) -> Result<Option<usize>, Refused> {
+        let Static::Constant(numbers) = self.statics.of(name, &mut self.counted)? else {
+            return Ok(None);
+        };
+        let last = numbers.shape.last().copied().unwrap_or(1);
+        let fits = last == outputs && numbers.values.len() == outputs;
+        Ok(fits.then(|| self.draft.constant(&numbers.values)))
+    }
+
+    /// Neighbouring numbers in the order of `dims`, of which one counts the tokens.
+    fn plain(&self, dims: &[usize]) -> Layout {
+        let rows = self.tokens.rows;
+        let dims = dims.iter().map(|&dim| (dim != rows).then_some(dim));
+        Layout::plain(&dims.collect::<Vec<_>>())
+    }
+
+    /// Where the numbers of `rows` are neighbours, copied there where they are not.
+    fn run(&mut self, rows: &Rows) -> Result<Part, Refused> {
+        if rows.joined.is_some() || !rows.layout.is_rows() {
+            return Err(Refused("a cache is read as rows".into()));
+        }
+        let numbers = layout_numbers(&rows.layout);
+        match rows.scale == 1.0 && rows.layout.is_run(numbers) {
+            true => Ok(Part {
+                operation: rows.operation,
+                first: rows.layout.first,
+            }),
+            false => Ok(self.copied(rows)),
+        }
+    }
+}
+
+/// Numbers of a row in a layout.
+fn layout_numbers(layout: &Layout) -> usize {
+    let atoms = layout.inner();
+    let sizes = atoms.iter().map(|atom| match atom {
+        layout::Atom::Inner { size, .. } => *size,
+        _ => 1,
+    });
+    sizes.product()
+}
+
+fn program_copy() -> super::executor::program::Function {
+    super::executor::program::Function::Copy
+}

@@ -1,0 +1,458 @@
+//! Values that depend on the number of tokens alone: masks, positions, rotations, constants.
+//!
+//! They are not understood but computed, at a few sizes, and compared: what a table of rows, or a band of visible
+//! tokens, explains at all of them is stored as that.
+
+use std::collections::{HashMap, HashSet};
+
+use preface_graph::{
+    Base,
+    facts::Facts,
+    inputs::Size,
+    onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type},
+    wiring::Wiring,
+};
+use prost::Message;
+use tract_onnx::prelude::{Framework, InferenceModelExt, tract_itertools::Itertools, *};
+
+use super::Refused;
+use crate::engine::executor::program::Mask;
+
+/// Rows of tables of positions where the base has no fewer positions.
+const MOST_ROWS: usize = 2048;
+
+/// The sizes that values are known at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum At {
+    /// As many tokens as tables have rows, and nothing before them.
+    Full,
+    /// A few tokens.
+    Short,
+    /// The same behind a few cached ones.
+    Cached,
+    /// As `Short`, with other ids.
+    Other,
+}
+
+const SHORT: i64 = 5;
+const PAST: i64 = 3;
+
+/// Two sizes for shapes alone, tokens and cached ones: prime numbers, as long as there are positions for them, so that
+/// no width of a model is taken for one.
+pub(super) fn shape_sizes(base: &Base) -> Option<[(i64, i64); 2]> {
+    const PASTS: [i64; 2] = [7, 11];
+    let prime = |number: &i64| *number > 4 && (2..*number).all(|divisor| number % divisor != 0);
+    let room = most_rows(base) as i64 - PASTS[1];
+    let hidden = base.description.hidden as i64;
+    let mut primes = (0..=room)
+        .rev()
+        .filter(prime)
+        .filter(|prime| hidden % prime != 0 && !PASTS.contains(prime));
+    Some([(primes.next()?, PASTS[0]), (primes.next()?, PASTS[1])])
+}
+
+/// Rows that tables of positions have.
+fn most_rows(base: &Base) -> usize {
+    base.description
+        .max_positions
+        .map_or(MOST_ROWS, |positions| positions.min(MOST_ROWS))
+}
+
+/// Numbers of one value at one size.
+#[derive(Clone, Debug)]
+pub(super) struct Numbers {
+    pub shape: Vec<usize>,
+    pub values: Vec<f32>,
+}
+
+/// Computes the values of a graph that depend on no text.
+pub(super) struct Statics<'a> {
+    graph: &'a GraphProto,
+    wiring: &'a Wiring<'a>,
+    base: &'a Base,
+    opset: ModelProto,
+    dynamic: &'a HashSet<String>,
+    facts: [Facts; 3],
+    pub rows: usize,
+    known: HashMap<(String, At), Numbers>,
+}
+
+/// What a value is to a row.
+#[derive(Clone, Debug)]
+pub(super) enum Static {
+    /// The same numbers for every row.
+    Constant(Numbers),
+    /// Dimension `axis` counts tokens; `numbers` are those of all rows.
+    Table { axis: usize, numbers: Numbers },
+}
+
+impl<'a> Statics<'a> {
+    pub fn new(
+        base: &'a Base,
+        graph: &'a GraphProto,
+        wiring: &'a Wiring<'a>,
+        dynamic: &'a HashSet<String>,
+    ) -> Self {
+        let rows = most_rows(base);
+        let sizes = [(rows as i64, 0), (SHORT, 0), (SHORT, PAST)];
+        Self {
+            facts: sizes.map(|size| Facts::of(graph, &[shapes(base, wiring, size)])),
+            opset: ModelProto {
+                ir_version: base.model.ir_version,
+                opset_import: base.model.opset_import.clone(),
+                ..ModelProto::default()
+            },
+            graph,
+            wiring,
+            base,
+            dynamic,
+            rows,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Whether the base takes cached keys and values.
+    fn cached(&self) -> bool {
+        !self.base.description.inputs.past.is_empty()
+    }
+
+    /// The one number of a value, where it has just one at every size.
+    pub fn scalar(&mut self, name: &str) -> Result<Option<f32>, Refused> {
+        match self.of(name, &mut None)? {
+            Static::Constant(Numbers { values, .. }) if values.len() == 1 => Ok(Some(values[0])),
+            _ => Ok(None),
+        }
+    }
+
+    /// What `name` is to a row; `counted` hears whether its rows count what is cached.
+    pub fn of(&mut self, name: &str, counted: &mut Option<bool>) -> Result<Static, Refused> {
+        if self.wiring.initializer(name).is_some() {
+            return self.at(name, At::Short).map(Static::Constant);
+        }
+        let short = self.at(name, At::Short)?;
+        let full = self.at(name, At::Full)?;
+        if self.reads_ids(name) && self.at(name, At::Other)?.values != short.values {
+            return Err(Refused::value(name, "depends on the tokens"));
+        }
+        let differing = short.shape.iter().zip(&full.shape);
+        let differing = differing
+            .positions(|(short, full)| short != full)
+            .collect_vec();
+        let behind = match self.cached() {
+            true => Some(self.at(name, At::Cached)?),
+            false => None,
+        };
+        match differing[..] {
+            [] => {
+                let same = |other: &Numbers| other.values == short.values;
+                match same(&full) && behind.as_ref().is_none_or(same) {
+                    true => Ok(Static::Constant(short)),
+                    false => Err(Refused::value(name, "depends on the number of tokens")),
+                }
+            }
+            [axis] => {
+                let table = rows_of(&full, axis);
+                let few = rows_of(&short, axis);
+                let begins = |rows: &[Vec<f32>], at: usize| {
+                    table
+                        .get(at..at + rows.len())
+                        .is_some_and(|part| part == rows)
+                };
+                if full.shape[axis] != self.rows || !begins(&few, 0) {
+                    return Err(Refused::value(name, "is no table of positions"));
+                }
+                if table.iter().all_equal() {
+                    let mut shape = full.shape.clone();
+                    shape[axis] = 1;
+                    let values = table.into_iter().next().unwrap_or_default();
+                    return Ok(Static::Constant(Numbers { shape, values }));
+                }
+                if let Some(behind) = behind {
+                    let behind = rows_of(&behind, axis);
+                    let found = match (begins(&behind, PAST as usize), begins(&behind, 0)) {
+                        (true, false) => true,
+                        (false, true) => false,
+                        _ => return Err(Refused::value(name, "is no table of positions")),
+                    };
+                    if counted.replace(found).is_some_and(|known| known != found) {
+                        return Err(Refused::value(name, "counts positions in another way"));
+                    }
+                }
+                Ok(Static::Table {
+                    axis,
+                    numbers: full,
+                })
+            }
+            _ => Err(Refused::value(
+                name,
+                "has a row and a column for each token",
+            )),
+        }
+    }
+
+    /// The band of visible tokens that `name` leaves, where `visible` says which numbers do.
+    pub fn mask(
+        &mut self,
+        name: &str,
+        visible: impl Fn(f32) -> Option<bool>,
+    ) -> Result<Mask, Refused> {
+        let mut masks = Vec::new();
+        for (at, past) in [(At::Full, 0), (At::Short, 0), (At::Cached, PAST as usize)] {
+            if at == At::Cached && !self.cached() {
+                continue;
+            }
+            let numbers = self.at(name, at)?;
+            let rows = match at {
+                At::Full => self.rows,
+                _ => SHORT as usize,
+            };
+            masks.push(band(&numbers, rows, past, &visible).ok_or_else(|| {
+                Refused::value(name, "is no band of visible tokens around each token")
+            })?);
+        }
+        let full = masks[0];
+        let narrow = |mask: Mask| Mask {
+            before: mask.before.filter(|&before| before + 1 < SHORT as usize),
+            after: mask.after.filter(|&after| after + 1 < SHORT as usize),
+        };
+        match masks[1..].iter().all(|&mask| narrow(mask) == narrow(full)) {
+            true => Ok(full),
+            false => Err(Refused::value(name, "hides other tokens of longer texts")),
+        }
+    }
+
+    fn reads_ids(&self, name: &str) -> bool {
+        let ids = &*self.base.description.inputs.ids;
+        let mut seen = HashSet::new();
+        let mut open = vec![name];
+        while let Some(value) = open.pop() {
+            if value == ids {
+                return true;
+            }
+            let node = self.wiring.producer(value);
+            let node = node.filter(|node| node.op_type() != "Shape" && seen.insert(node.label()));
+            open.extend(node.iter().flat_map(|node| &node.input).map(String::as_str));
+        }
+        false
+    }
+
+    /// The numbers of `name` at one size.
+    pub fn at(&mut self, name: &str, at: At) -> Result<Numbers, Refused> {
+        let key = (name.to_owned(), at);
+        if let Some(numbers) = self.known.get(&key) {
+            return Ok(numbers.clone());
+        }
+        let mut part = GraphProto::default();
+        self.collect(name, at, &mut part, &mut HashSet::new())?;
+        part.output = vec![ValueInfoProto::untyped(name)];
+        let model = ModelProto {
+            graph: Some(part),
+            ..self.opset.clone()
+        };
+        let numbers = computed(&model)
+            .map_err(|error| Refused::value(name, &format!("cannot be computed: {error:#}")))?;
+        self.known.insert(key, numbers.clone());
+        Ok(numbers)
+    }
+
+    /// Adds what makes `name` to `part`, in the order of making.
+    fn collect(
+        &self,
+        name: &str,
+        at: At,
+        part: &mut GraphProto,
+        seen: &mut HashSet<String>,
+    ) -> Result<(), Refused> {
+        if name.is_empty() || !seen.insert(name.to_owned()) {
+            return Ok(());
+        }
+        if let Some(tensor) = self.wiring.initializer(name) {
+            let mut tensor = tensor.clone();
+            if tensor.is_external() {
+                let bytes = tensor.little_endian(&self.base.folder);
+                tensor.raw_data =
+                    Some(bytes.map_err(|error| Refused::value(name, &error.to_string()))?);
+                tensor.external_data.clear();
+                tensor.data_location = None;
+            }
+            part.initializer.push(tensor);
+            return Ok(());
+        }
+        let facts = &self.facts[match at {
+            At::Full => 0,
+            At::Short | At::Other => 1,
+            At::Cached => 2,
+        }];
+        let fact = facts.get(name);
+        if let Some((fact, numbers)) = fact.and_then(|fact| Some((fact, fact.numbers[0].as_ref()?)))
+        {
+            part.initializer
+                .push(tensor(name, fact.data_type, &fact.shapes[0], numbers));
+            return Ok(());
+        }
+        if self.dynamic.contains(name) {
+            return Err(Refused::value(name, "depends on the text"));
+        }
+        let Some(index) = self.wiring.producer_index(name) else {
+            let fact = fact.ok_or_else(|| Refused::value(name, "has no known shape"))?;
+            let count = fact.shapes[0].iter().product::<i64>();
+            let numbers: Vec<f64> = (0..count)
+                .map(|index| self.input(name, index, at))
+                .collect();
+            part.initializer
+                .push(tensor(name, fact.data_type, &fact.shapes[0], &numbers));
+            return Ok(());
+        };
+        let mut node = self.graph.node[index].clone();
+        for input in &node.input {
+            self.collect(input, at, part, seen)?;
+        }
+        if node.op_type() == "Range" {
+            scalars(&mut node, part);
+        }
+        part.node.push(node);
+        Ok(())
+    }
+
+    /// What an input of the graph is given.
+    fn input(&self, name: &str, index: i64, at: At) -> f64 {
+        let description = &self.base.description;
+        let is = |input: &Option<String>| input.as_deref() == Some(name);
+        match name {
+            _ if is(&description.inputs.mask) => 1.0,
+            _ if is(&description.inputs.positions) => index as f64,
+            _ if description.inputs.ids == name => {
+                let placeholder = i64::from(description.placeholder);
+                let vocabulary = description.vocabulary as i64;
+                let mut id = match at {
+                    At::Other => (placeholder + 1 + index) % vocabulary,
+                    _ => placeholder,
+                };
+                if description.padding.map(i64::from) == Some(id) {
+                    id = placeholder;
+                }
+                id as f64
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+/// The shapes of the inputs of the cut graph at one size.
+pub(super) fn shapes(
+    base: &Base,
+    wiring: &Wiring<'_>,
+    (sequence, past): (i64, i64),
+) -> HashMap<String, Vec<i64>> {
+    let description = &base.description;
+    let size = Size {
+        batch: 1,
+        sequence,
+        decoder_sequence: 1,
+        past,
+    };
+    let mut shapes = description.inputs.shapes(wiring, size);
+    shapes.insert(
+        description.embedding_rows.clone(),
+        vec![1, sequence, description.hidden as i64],
+    );
+    shapes
+}
+
+fn tensor(name: &str, data_type: i32, dims: &[i64], numbers: &[f64]) -> TensorProto {
+    let bytes = numbers.iter().flat_map(|&number| match data_type {
+        data_type::BOOL => vec![u8::from(number != 0.0)],
+        data_type::INT32 => (number as i32).to_le_bytes().to_vec(),
+        data_type::INT64 => (number as i64).to_le_bytes().to_vec(),
+        data_type::DOUBLE => number.to_le_bytes().to_vec(),
+        _ => (number as f32).to_le_bytes().to_vec(),
+    });
+    TensorProto::of_raw(name, data_type, dims, bytes.collect())
+}
+
+/// Gives a Range scalars where it reads lists of one number: tract takes only those.
+fn scalars(node: &mut NodeProto, part: &mut GraphProto) {
+    for input in &mut node.input {
+        let list = part.initializer(input).cloned();
+        if let Some(mut scalar) = list.filter(|list| list.dims == [1]) {
+            input.push_str(".scalar");
+            scalar.name = Some(input.clone());
+            scalar.dims.clear();
+            if part.initializer(input).is_none() {
+                part.initializer.push(scalar);
+            }
+        }
+    }
+}
+
+/// Runs a graph without inputs.
+fn computed(model: &ModelProto) -> TractResult<Numbers> {
+    let mut model = model.clone();
+    crate::engine::lower::spell_out_zeros(model.graph.get_or_insert_default());
+    let bytes = model.encode_to_vec();
+    let onnx = tract_onnx::onnx().proto_model_for_read(&mut &*bytes)?;
+    let plan = tract_onnx::onnx()
+        .model_for_proto_model(&onnx)?
+        .into_typed()?
+        .into_runnable()?;
+    let outputs = plan.run(tvec!())?;
+    let output = outputs[0].cast_to::<f32>()?;
+    Ok(Numbers {
+        shape: output.shape().to_vec(),
+        values: output.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(),
+    })
+}
+
+/// The numbers at each place of `axis`, the others in their order.
+pub(super) fn rows_of(numbers: &Numbers, axis: usize) -> Vec<Vec<f32>> {
+    let inner: usize = numbers.shape[axis + 1..].iter().product();
+    let count = numbers.shape[axis];
+    let mut rows = vec![Vec::new(); count];
+    for (index, run) in numbers.values.chunks(inner.max(1)).enumerate() {
+        rows[index % count].extend_from_slice(run);
+    }
+    rows
+}
+
+/// The band of `numbers`, `[..., rows or 1, past + rows or 1]`.
+fn band(
+    numbers: &Numbers,
+    rows: usize,
+    past: usize,
+    visible: &impl Fn(f32) -> Option<bool>,
+) -> Option<Mask> {
+    let seen: Vec<bool> = numbers
+        .values
+        .iter()
+        .map(|&number| visible(number))
+        .collect::<Option<_>>()?;
+    if seen.iter().all(|&seen| seen) {
+        return Some(Mask::default());
+    }
+    let keys = past + rows;
+    let [leading @ .., height, width] = &numbers.shape[..] else {
+        return None;
+    };
+    if leading.iter().any(|&dim| dim != 1) || (*height, *width) != (rows, keys) {
+        return None;
+    }
+    let mut bands = Vec::new();
+    for row in seen.chunks(keys) {
+        let (cached, text) = row.split_at(past);
+        let first = text.iter().position(|&seen| seen)?;
+        let last = text.iter().rposition(|&seen| seen)?;
+        let whole = text[first..=last].iter().chain(cached).all(|&seen| seen);
+        bands.push(whole.then_some((first, last))?);
+    }
+    let everywhere = |first: bool| match first {
+        true => bands.iter().all(|&(first, _)| first == 0),
+        false => bands.iter().all(|&(_, last)| last + 1 == rows),
+    };
+    let before = (!everywhere(true)).then(|| rows - 1 - bands[rows - 1].0);
+    let after = (!everywhere(false)).then_some(bands[0].1);
+    let fits = bands.iter().enumerate().all(|(row, &(first, last))| {
+        first == before.map_or(0, |before| row.saturating_sub(before))
+            && last == after.map_or(rows - 1, |after| (row + after).min(rows - 1))
+    });
+    fits.then_some(Mask { before, after })
+}
