@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, ensure};
 use preface_bundle::Inputs;
 use preface_runtime::{Encoded, Error, Session, TaskHandle};
+use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use crate::{
@@ -69,6 +70,7 @@ struct Report {
     engine: String,
     tokens: f64,
     latency_ms: Percentiles,
+    cpu_ms: Percentiles,
     text_latency_ms: Percentiles,
     tokens_per_second: f64,
     allocations_per_run: f64,
@@ -117,11 +119,13 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let (allocations_per_run, allocations_per_text) =
         (from_tokens.allocations(), from_text.allocations());
     let latency_ms = percentiles(from_tokens.times_ms);
+    let cpu_ms = percentiles(from_tokens.cpu_ms);
     let report = Report {
         engine: bench.session.engine().to_string(),
         tokens,
         tokens_per_second: tokens * 1e3 / latency_ms.p50,
         latency_ms,
+        cpu_ms,
         text_latency_ms: percentiles(from_text.times_ms),
         allocations_per_run,
         allocations_per_text,
@@ -144,6 +148,7 @@ fn say(report: &Report, output: &Output) {
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let Report {
         latency_ms,
+        cpu_ms,
         text_latency_ms,
         image,
         ..
@@ -152,6 +157,10 @@ fn say(report: &Report, output: &Output) {
     output.say(format_args!(
         "latency           p50 {:.2} ms, p95 {:.2} ms at {:.0} tokens",
         latency_ms.p50, latency_ms.p95, report.tokens
+    ));
+    output.say(format_args!(
+        "  processor time  p50 {:.2} ms, p95 {:.2} ms, of all threads",
+        cpu_ms.p50, cpu_ms.p95
     ));
     output.say(format_args!(
         "  from text       p50 {:.2} ms, p95 {:.2} ms",
@@ -247,6 +256,7 @@ fn made_up(session: &Session, tokens: usize, inputs: Inputs) -> anyhow::Result<S
 /// What runs of one kind cost.
 struct Cost {
     times_ms: Vec<f64>,
+    cpu_ms: Vec<f64>,
     allocations: u64,
 }
 
@@ -255,14 +265,16 @@ impl Cost {
     fn of(runs: usize) -> Self {
         Self {
             times_ms: Vec::with_capacity(runs),
+            cpu_ms: Vec::with_capacity(runs),
             allocations: 0,
         }
     }
 
     fn add(&mut self, run: impl FnOnce() -> Result<(), Error>) -> anyhow::Result<()> {
         let before = allocations::calls();
-        let start = Instant::now();
+        let (start, cpu_ms) = (Instant::now(), cpu_time_ms());
         run()?;
+        self.cpu_ms.push(cpu_time_ms() - cpu_ms);
         self.times_ms.push(start.elapsed().as_secs_f64() * 1e3);
         self.allocations += allocations::calls() - before;
         Ok(())
@@ -271,6 +283,12 @@ impl Cost {
     fn allocations(&self) -> f64 {
         self.allocations as f64 / self.times_ms.len() as f64
     }
+}
+
+/// Processor time of this process so far.
+fn cpu_time_ms() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
 }
 
 struct Bench {
