@@ -27,9 +27,40 @@ pub enum Answer<'a> {
         out_of_scope: bool,
     },
     /// Every label that is probable enough, in the order of labels.
-    Labels(Vec<Choice<'a>>),
+    Labels(Choices<'a>),
     /// A label for each word; `None` for one that the tokenizer drops.
-    Tags(Vec<Option<Choice<'a>>>),
+    Tags(Choices<'a>),
+}
+
+/// Several choices, kept in the session's room.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choices<'a> {
+    labels: &'a [String],
+    found: &'a [Scored],
+}
+
+/// The class of a choice with its score; `None` for a word that the tokenizer drops.
+pub type Scored = Option<(usize, f32)>;
+
+impl<'a> Choices<'a> {
+    /// The choices whose classes are places among `labels`.
+    pub fn new(labels: &'a [String], found: &'a [Scored]) -> Self {
+        Self { labels, found }
+    }
+
+    /// One choice after the other.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Option<Choice<'a>>> + use<'a> {
+        let labels = self.labels;
+        self.found.iter().map(|found| {
+            let (class, score) = (*found)?;
+            let label = labels.get(class)?;
+            Some(Choice {
+                label,
+                class,
+                score,
+            })
+        })
+    }
 }
 
 /// Reads answers off hidden rows.
@@ -39,69 +70,63 @@ pub(crate) struct Reader<'a> {
     pub labels: &'a [String],
     /// Room for the logits.
     pub logits: &'a mut Vec<f32>,
+    /// Room for several choices.
+    pub found: &'a mut Vec<Scored>,
 }
 
 impl<'a> Reader<'a> {
     /// The answer to pooled rows, `[hidden]`.
-    pub fn pooled(mut self, features: &[f32]) -> Result<Answer<'a>, Error> {
+    pub fn pooled(self, features: &[f32]) -> Result<Answer<'a>, Error> {
         let threshold = self.plan.threshold.unwrap_or(0.0);
+        self.head.logits(features, self.logits)?;
         if self.plan.kind == AnswerKind::Labels {
-            return Ok(Answer::Labels(self.probable(features, threshold)?));
+            let scores = self.logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp()));
+            let probable = scores.enumerate().filter(|(_, score)| *score >= threshold);
+            self.found.clear();
+            self.found.extend(probable.map(Some));
+            return Ok(Answer::Labels(Choices::new(self.labels, self.found)));
         }
-        let best = self.best(features)?;
+        let (class, score) = best(self.logits);
+        let best = Choice {
+            label: &self.labels[class],
+            class,
+            score,
+        };
         Ok(Answer::Label {
             best,
-            out_of_scope: best.score < threshold,
+            out_of_scope: score < threshold,
         })
     }
 
     /// The answer to the rows of a text, `[tokens, hidden]`, whose words begin at `words`.
     pub fn tagged(
-        mut self,
+        self,
         rows: &[f32],
         hidden: usize,
         words: &[Option<usize>],
     ) -> Result<Answer<'a>, Error> {
-        let tag = |word: &Option<usize>| {
+        self.found.clear();
+        for word in words {
             let row = word.and_then(|place| rows.chunks_exact(hidden).nth(place));
-            row.map(|row| self.best(row)).transpose()
-        };
-        Ok(Answer::Tags(
-            words.iter().map(tag).collect::<Result<_, _>>()?,
-        ))
-    }
-
-    fn best(&mut self, features: &[f32]) -> Result<Choice<'a>, Error> {
-        self.head.logits(features, self.logits)?;
-        let first = (0, f32::NEG_INFINITY);
-        let better = |best: (usize, f32), (class, &logit): (usize, &f32)| {
-            if logit > best.1 { (class, logit) } else { best }
-        };
-        let (class, greatest) = self.logits.iter().enumerate().fold(first, better);
-        let total: f32 = self
-            .logits
-            .iter()
-            .map(|logit| (logit - greatest).exp())
-            .sum();
-        Ok(self.choice(class, 1.0 / total))
-    }
-
-    fn probable(&mut self, features: &[f32], least: f32) -> Result<Vec<Choice<'a>>, Error> {
-        self.head.logits(features, self.logits)?;
-        let scores = self.logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp()));
-        let probable = scores.enumerate().filter(|(_, score)| *score >= least);
-        Ok(probable
-            .map(|(class, score)| self.choice(class, score))
-            .collect())
-    }
-
-    fn choice(&self, class: usize, score: f32) -> Choice<'a> {
-        Choice {
-            label: &self.labels[class],
-            class,
-            score,
+            let tag = row.map(|row| {
+                self.head.logits(row, self.logits)?;
+                Ok::<_, Error>(best(self.logits))
+            });
+            self.found.push(tag.transpose()?);
         }
+        Ok(Answer::Tags(Choices::new(self.labels, self.found)))
     }
+}
+
+/// The class with the greatest logit, and its share of all.
+fn best(logits: &[f32]) -> (usize, f32) {
+    let first = (0, f32::NEG_INFINITY);
+    let better = |best: (usize, f32), (class, &logit): (usize, &f32)| {
+        if logit > best.1 { (class, logit) } else { best }
+    };
+    let (class, greatest) = logits.iter().enumerate().fold(first, better);
+    let total: f32 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
+    (class, 1.0 / total)
 }
 
 #[cfg(test)]
@@ -123,6 +148,7 @@ mod tests {
             head: &head,
             labels: &labels,
             logits: &mut Vec::new(),
+            found: &mut Vec::new(),
         })
     }
 
@@ -148,15 +174,12 @@ mod tests {
                 let Answer::Labels(choices) = reader.pooled(&[1.0, 3.0]).unwrap() else {
                     panic!("another kind of answer");
                 };
-                let labels: String = choices.iter().map(|choice| choice.label).collect();
+                let choices = || choices.iter().flatten();
+                let labels: String = choices().map(|choice| choice.label).collect();
                 assert_eq!(labels, expected, "{threshold}");
                 let logistic =
                     |choice: &Choice<'_>| 1.0 / (1.0 + (-[1.0f32, 3.0, 1.0][choice.class]).exp());
-                assert!(
-                    choices
-                        .iter()
-                        .all(|choice| (choice.score - logistic(choice)).abs() < 1e-6)
-                );
+                assert!(choices().all(|choice| (choice.score - logistic(&choice)).abs() < 1e-6));
             });
         }
     }

@@ -23,7 +23,7 @@ mod task;
 mod testing;
 mod text;
 
-pub use answer::{Answer, Choice};
+pub use answer::{Answer, Choice, Choices, Scored};
 pub use engine::EngineKind;
 pub use error::Error;
 pub use image::Image;

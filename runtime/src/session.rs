@@ -6,7 +6,7 @@ use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 
 use crate::{
     Answer, Error, Image,
-    answer::Reader,
+    answer::{Reader, Scored},
     engine::{Engine, EngineKind, Input, Prefix},
     image::{Description, Kind},
     task::{Form, KeyValues, Measure, Place, Task, pool},
@@ -55,6 +55,7 @@ struct Room {
     types: Vec<i64>,
     features: Vec<f32>,
     logits: Vec<f32>,
+    found: Vec<Scored>,
 }
 
 impl Session {
@@ -71,14 +72,19 @@ impl Session {
                 engine,
             )
         });
+        let engine = engine?;
+        let mut room = Room::default();
+        if let Some(rows) = engine.most_rows() {
+            room.reserve(rows, image.description().hidden);
+        }
         Ok(Self {
             encoder: encoder?,
-            engine: engine?,
+            engine,
             image: image.clone(),
             options,
             tasks: Vec::new(),
             active: None,
-            room: Room::default(),
+            room,
         })
     }
 
@@ -141,6 +147,7 @@ impl Session {
             .tasks
             .iter()
             .position(|loaded| loaded.task.id == task.id);
+        self.room.expect(task.labels.len());
         let loaded = Loaded { task, prefix };
         match place {
             Some(place) => self.tasks[place] = loaded,
@@ -258,7 +265,10 @@ impl Session {
         self.room.fill(&self.image, Some(&task.form), text)?;
         let rows = self.engine.run(self.room.input(), prefix)?;
         let Room {
-            features, logits, ..
+            features,
+            logits,
+            found,
+            ..
         } = &mut self.room;
         let hidden = features.len();
         let first = hidden * task.form.rows_before_text();
@@ -269,6 +279,7 @@ impl Session {
             head: &task.head,
             labels: &task.labels,
             logits,
+            found,
         };
         match task.answer.kind {
             AnswerKind::Tags => reader.tagged(rows, hidden, text.words()),
@@ -318,6 +329,23 @@ impl Session {
 }
 
 impl Room {
+    /// Makes room for texts of `rows` rows, prompt rows among them.
+    fn reserve(&mut self, rows: usize, hidden: usize) {
+        self.rows.reserve_exact(rows * hidden);
+        self.ids.reserve_exact(rows);
+        self.types.reserve_exact(rows);
+        self.features.reserve_exact(hidden);
+        self.found.reserve_exact(rows);
+    }
+
+    /// Makes room for the answers of a task with so many labels.
+    fn expect(&mut self, labels: usize) {
+        self.logits.clear();
+        self.logits.reserve_exact(labels);
+        self.found.clear();
+        self.found.reserve(labels);
+    }
+
     /// Lays out the rows, ids and types of a text and of the prompt beside it.
     fn fill(&mut self, image: &Image, form: Option<&Form>, text: &Encoded) -> Result<(), Error> {
         let Description {

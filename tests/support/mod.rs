@@ -1,6 +1,8 @@
 //! What the tests of whole models share: where models and libraries are.
 #![allow(dead_code)]
 
+pub mod adapters;
+
 use std::{
     env, fs,
     io::Write,

@@ -236,9 +236,8 @@ fn counted(answer: Answer, truth: Truth, classes: usize) -> anyhow::Result<(Pred
         (Answer::Label { best, .. }, truth) => (Found::Class(best.class), truth, best.score),
         (Answer::Labels(choices), truth) => {
             let mut probabilities = vec![0.0; classes];
-            choices
-                .iter()
-                .for_each(|choice| probabilities[choice.class] = choice.score);
+            let choices = choices.iter().flatten();
+            choices.for_each(|choice| probabilities[choice.class] = choice.score);
             (Found::Probabilities(probabilities), truth, 1.0)
         }
         (Answer::Tags(words), Truth::Places(places)) => {
@@ -260,18 +259,15 @@ fn counted(answer: Answer, truth: Truth, classes: usize) -> anyhow::Result<(Pred
 
 #[cfg(test)]
 mod tests {
-    use preface_runtime::Choice;
+    use preface_runtime::Choices;
 
     use super::*;
 
     #[test]
     fn a_word_that_the_tokenizer_drops_is_not_counted() {
-        let tag = |class| Choice {
-            label: "x",
-            class,
-            score: 0.5,
-        };
-        let answer = Answer::Tags(vec![Some(tag(2)), None, Some(tag(0))]);
+        let labels = ["x", "y", "z"].map(str::to_owned);
+        let found = [Some((2, 0.5)), None, Some((0, 0.5))];
+        let answer = Answer::Tags(Choices::new(&labels, &found));
         let truth = Truth::Places(vec![(0, 2), (1, 1), (2, 1)]);
         let (prediction, truth) = counted(answer, truth, 3).unwrap();
         assert_eq!(prediction.found, Found::Places(vec![2, 0]));

@@ -77,10 +77,14 @@ impl<'a> Said<'a> {
                 score: best.score,
                 out_of_scope,
             },
-            Answer::Labels(choices) => Self::Labels {
-                labels: choices.iter().map(|choice| choice.label).collect(),
-                score: choices.iter().map(|choice| choice.score).collect(),
-            },
+            Answer::Labels(choices) => {
+                let (labels, score) = choices
+                    .iter()
+                    .flatten()
+                    .map(|choice| (choice.label, choice.score))
+                    .unzip();
+                Self::Labels { labels, score }
+            }
             Answer::Tags(tags) => Self::Tags {
                 tags: tags.iter().map(|tag| tag.map(|tag| tag.label)).collect(),
                 score: tags.iter().map(|tag| tag.map(|tag| tag.score)).collect(),
@@ -183,23 +187,24 @@ fn answer(
 
 #[cfg(test)]
 mod tests {
-    use preface_runtime::Choice;
+    use preface_runtime::{Choice, Choices};
     use serde_json::json;
 
     use super::*;
 
     #[test]
     fn every_answer_is_shown_to_people_and_to_scripts() {
-        let choice = |label, score| Choice {
-            label,
-            class: 0,
-            score,
-        };
         let label = |out_of_scope| Answer::Label {
-            best: choice("on", 0.5),
+            best: Choice {
+                label: "on",
+                class: 0,
+                score: 0.5,
+            },
             out_of_scope,
         };
-        let (on, off) = (choice("on", 0.75), choice("off", 0.5));
+        let labels = ["on", "off"].map(str::to_owned);
+        let (on, off) = (Some((0, 0.75)), Some((1, 0.5)));
+        let (both, tags) = ([on, off], [on, None]);
         let table = [
             (
                 label(false),
@@ -212,17 +217,17 @@ mod tests {
                 "(out of scope)\t0.500",
             ),
             (
-                Answer::Labels(vec![on, off]),
+                Answer::Labels(Choices::new(&labels, &both)),
                 json!({"labels": ["on", "off"], "score": [0.75, 0.5]}),
                 "on, off",
             ),
             (
-                Answer::Labels(vec![]),
+                Answer::Labels(Choices::new(&labels, &[])),
                 json!({"labels": [], "score": []}),
                 "",
             ),
             (
-                Answer::Tags(vec![Some(on), None]),
+                Answer::Tags(Choices::new(&labels, &tags)),
                 json!({"tags": ["on", null], "score": [0.75, null]}),
                 "on -",
             ),

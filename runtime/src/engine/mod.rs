@@ -26,8 +26,7 @@ pub(crate) const TRACT: &str = "0.23.9";
 
 /// Whether this processor and this build run the kernel of that name.
 pub(crate) fn has_kernel(name: &str) -> bool {
-    let kernels = tract_linalg::MmmDispatch::native().runnable();
-    kernels.iter().any(|kernel| kernel.name() == name)
+    executor::has_kernel(name)
 }
 
 /// Wraps what tract says.

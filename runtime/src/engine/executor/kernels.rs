@@ -19,6 +19,8 @@ use tract_linalg::{
 use crate::Error;
 
 use super::super::failed;
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 
 /// Panels of fewer bytes than this are aligned so all the same.
 const ALIGNMENT_BYTES: usize = 64;
@@ -64,12 +66,18 @@ impl Block {
 
 /// A product kernel with what it works in.
 pub(super) struct Kernel {
-    kernel: Box<dyn MatMatMul>,
+    inner: Inner,
     /// How the left operand is packed.
     pub left: PackedFormat,
     /// How the right operand is packed.
     pub right: PackedFormat,
-    scratch: Box<dyn ScratchSpace>,
+}
+
+enum Inner {
+    /// One of tract-linalg's, with the space that it works in.
+    Tract(Box<dyn MatMatMul>, Box<dyn ScratchSpace>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 impl fmt::Debug for Kernel {
@@ -97,6 +105,10 @@ pub(super) struct Sums<'a> {
 impl Kernel {
     /// The kernel of that name, where this machine runs it on panels of 32-bit floats.
     pub fn named(name: &str) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if name == avx512::NAME {
+            return Self::avx512();
+        }
         let kernels = MmmDispatch::native().runnable();
         let kernel = kernels.iter().find(|kernel| kernel.name() == name)?;
         Self::of(kernel.clone())
@@ -104,6 +116,10 @@ impl Kernel {
 
     /// The kernel that suits products of that many rows best.
     pub fn for_rows(rows: usize) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(kernel) = Self::avx512() {
+            return Some(kernel);
+        }
         let query = Query {
             weight: DatumType::F32.into(),
             activation: DatumType::F32,
@@ -115,6 +131,16 @@ impl Kernel {
             n: Some(USUAL),
         };
         Self::of(MmmDispatch::native().pick(&query)?.0)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn avx512() -> Option<Self> {
+        let format = |r| PackedFormat::new(f32::datum_type(), r, ALIGNMENT_BYTES);
+        avx512::runs().then(|| Self {
+            inner: Inner::Avx512,
+            left: format(avx512::ROWS),
+            right: format(avx512::RUNS),
+        })
     }
 
     fn of(kernel: Box<dyn MatMatMul>) -> Option<Self> {
@@ -132,15 +158,28 @@ impl Kernel {
         // SAFETY: `can_use_scratch_space` is the only condition on scratch space, and it is the kernel's own.
         let scratch = unsafe { kernel.allocate_scratch_space() };
         Some(Self {
-            kernel,
+            inner: Inner::Tract(kernel, scratch),
             left,
             right,
-            scratch,
         })
     }
 
     pub fn name(&self) -> &str {
-        self.kernel.name()
+        match &self.inner {
+            Inner::Tract(kernel, _) => kernel.name(),
+            #[cfg(target_arch = "x86_64")]
+            Inner::Avx512 => avx512::NAME,
+        }
+    }
+
+    /// Whether a decoder's single rows need no other kernel.
+    #[cfg(feature = "compile")]
+    fn takes_one(&self) -> bool {
+        match &self.inner {
+            Inner::Tract(..) => false,
+            #[cfg(target_arch = "x86_64")]
+            Inner::Avx512 => true,
+        }
     }
 
     /// Writes `rows` numbers of each of `runs` runs.
@@ -166,43 +205,123 @@ impl Kernel {
             let error = format_err!("{rows} rows and {runs} runs do not fit their operands");
             return Err(failed("multiplying")(error));
         }
-        let shape = [runs, rows];
-        // SAFETY: the blocks lie inside the arena, which is borrowed mutably for the whole call; operands are packed as
-        // the kernel reads them and have the sizes that it is told, both compared above.
-        unsafe {
-            let mut specs: TVec<FusedSpec<'_>> = TVec::new();
-            specs.push(FusedSpec::AddMatMul {
-                a: AsInputValue::Borrowed(sums.left),
-                b: AsInputValue::Borrowed(sums.right),
-                packing: 0,
-            });
-            specs.extend(
-                sums.bias
-                    .map(|bias| FusedSpec::BinPerRow(bias.view(), BinOp::Add)),
-            );
-            specs.extend(
-                sums.scale
-                    .map(|scale| FusedSpec::BinScalar(scale, BinOp::Mul)),
-            );
-            let store = |block: Block| {
-                let step = block.step as isize;
-                let offset = (block.first * size_of::<f32>()) as isize;
-                let strides = [step, 1];
-                let view = TensorView::from_bytes(&arena.0, offset, &shape, &strides);
-                self.kernel
-                    .c_from_data_and_strides(size_of::<f32>(), 1, step)
-                    .wrap(&view)
-            };
-            specs.extend(
-                sums.residual
-                    .map(|block| FusedSpec::AddUnicast(store(block))),
-            );
-            specs.push(FusedSpec::Store(store(sums.output)));
-            self.kernel
-                .run_with_scratch_space(rows, runs, &mut *self.scratch, &specs)
-        }
-        .map_err(failed("multiplying"))
+        let multiplied = match &mut self.inner {
+            Inner::Tract(kernel, scratch) => {
+                // SAFETY: the blocks lie inside the arena, which is borrowed mutably for the whole call; operands are
+                // packed as the kernel reads them and have the sizes that it is told, both compared above.
+                unsafe { fused(&**kernel, &mut **scratch, arena, (rows, runs), sums) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Inner::Avx512 => {
+                // SAFETY: the same; and the kernel was chosen where the processor has AVX-512.
+                unsafe { tiles(arena, (rows, runs), sums) }
+            }
+        };
+        multiplied.map_err(failed("multiplying"))
     }
+}
+
+/// Multiplies with one of tract-linalg's kernels.
+///
+/// # Safety
+/// Blocks and operands fit as [`Kernel::multiply`] compares them.
+unsafe fn fused(
+    kernel: &dyn MatMatMul,
+    scratch: &mut dyn ScratchSpace,
+    arena: &Arena,
+    (rows, runs): (usize, usize),
+    sums: &Sums<'_>,
+) -> TractResult<()> {
+    let shape = [runs, rows];
+    let mut specs: TVec<FusedSpec<'_>> = TVec::new();
+    specs.push(FusedSpec::AddMatMul {
+        a: AsInputValue::Borrowed(sums.left),
+        b: AsInputValue::Borrowed(sums.right),
+        packing: 0,
+    });
+    let bias = sums
+        .bias
+        .map(|bias| FusedSpec::BinPerRow(bias.view(), BinOp::Add));
+    specs.extend(bias);
+    let scale = sums
+        .scale
+        .map(|scale| FusedSpec::BinScalar(scale, BinOp::Mul));
+    specs.extend(scale);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let store = |block: Block| {
+            let step = block.step as isize;
+            let offset = (block.first * size_of::<f32>()) as isize;
+            let strides = [step, 1];
+            let view = TensorView::from_bytes(&arena.0, offset, &shape, &strides);
+            kernel
+                .c_from_data_and_strides(size_of::<f32>(), 1, step)
+                .wrap(&view)
+        };
+        specs.extend(
+            sums.residual
+                .map(|block| FusedSpec::AddUnicast(store(block))),
+        );
+        specs.push(FusedSpec::Store(store(sums.output)));
+        kernel.run_with_scratch_space(rows, runs, scratch, &specs)
+    }
+}
+
+/// Multiplies tile by tile, each left panel with all right ones.
+///
+/// # Safety
+/// As for [`fused`], on a processor with AVX-512.
+#[cfg(target_arch = "x86_64")]
+unsafe fn tiles(
+    arena: &mut Arena,
+    (rows, runs): (usize, usize),
+    sums: &Sums<'_>,
+) -> TractResult<()> {
+    let bias = sums.bias.map(floats).transpose()?;
+    let scale = sums.scale.map(floats).transpose()?;
+    let numbers = arena.numbers().as_mut_ptr();
+    let depth = sums.right.fact.k;
+    for (panel, first) in (0..rows).step_by(avx512::ROWS).enumerate() {
+        let left = sums.left.panel_bytes(panel, None)?.cast::<f32>();
+        let next = match first + avx512::ROWS < rows {
+            true => sums.left.panel_bytes(panel + 1, None)?.cast::<f32>(),
+            false => left,
+        };
+        for (other, run) in (0..runs).step_by(avx512::RUNS).enumerate() {
+            let right = sums.right.panel_bytes(other, None)?;
+            let at = |block: Block| block.first + run * block.step + first;
+            let residual = sums.residual.unwrap_or(sums.output);
+            // SAFETY: the caller's promise; the offsets lie within the blocks.
+            unsafe {
+                avx512::multiply(avx512::Tile {
+                    depth,
+                    rows: avx512::ROWS.min(rows - first),
+                    runs: avx512::RUNS.min(runs - run),
+                    left,
+                    next: match run < avx512::RUNS * avx512::VECTORS {
+                        true => next.wrapping_add(run / avx512::RUNS * depth * avx512::LANES),
+                        false => left,
+                    },
+                    right: right.cast(),
+                    bias: bias.map_or(std::ptr::null(), |bias| bias[first..].as_ptr()),
+                    scale: scale.map_or(1.0, |scale| scale[0]),
+                    residual: match sums.residual {
+                        None => std::ptr::null(),
+                        Some(block) => numbers.add(at(block)),
+                    },
+                    residual_step: residual.step,
+                    output: numbers.add(at(sums.output)),
+                    output_step: sums.output.step,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+fn floats(tensor: &Tensor) -> TractResult<&[f32]> {
+    tensor.try_as_plain_ram()?.as_slice()
 }
 
 /// Whether a kernel that asks for panels as `wanted` can read those packed as `packed`.
@@ -217,6 +336,9 @@ fn serves(packed: &PackedFormat, wanted: &PackedFormat) -> bool {
 #[cfg(feature = "compile")]
 pub(crate) fn kernels_for_weights(decodes: bool) -> Option<(Vec<String>, PackedFormat)> {
     let many = Kernel::for_rows(WIDE)?;
+    if many.takes_one() {
+        return Some((vec![many.name().to_owned()], many.left));
+    }
     let runnable = MmmDispatch::native().runnable();
     let alone = |of: &Kernel| {
         let kernels = runnable
@@ -316,11 +438,22 @@ impl Panels {
         self.panel_bytes = panel * size_of::<f32>();
         self.mn = mn;
         self.fact.k = depth;
+        let r = self.format.r;
         // SAFETY: all reads lie before `last` and all writes before `count`, both compared above.
         unsafe {
             let packed = self.buffer.as_slice_mut_unchecked::<f32>();
-            if !mn.is_multiple_of(self.format.r) {
+            if !mn.is_multiple_of(r) {
                 packed[count - panel..count].fill(0.0);
+            }
+            if mn_step == 1 {
+                for (at, panel) in packed[..count].chunks_exact_mut(panel).enumerate() {
+                    let width = r.min(mn - at * r);
+                    for (index, record) in panel.chunks_exact_mut(r).take(depth).enumerate() {
+                        let start = index * depth_step + at * r;
+                        record[..width].copy_from_slice(&from[start..start + width]);
+                    }
+                }
+                return Ok(());
             }
             self.format.pack_t::<f32>(
                 packed.as_mut_ptr(),

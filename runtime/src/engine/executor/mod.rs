@@ -1,6 +1,10 @@
 //! Fused steps on tract-linalg's kernels: weights in the map, everything else in one arena that is reserved at open.
 
 mod attend;
+// Computes with vectors: see the SAFETY comments there.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod avx512;
 // Calls kernels: see the SAFETY comments there.
 #[allow(unsafe_code)]
 pub(crate) mod kernels;
@@ -14,7 +18,7 @@ use crate::{Error, Image, task::KeyValues};
 use attend::{Attention, QUERIES, Scene};
 use kernels::{Arena, Block, Kernel, Panels, Sums};
 use program::{Columns, Product, Step};
-use rows::{Curves, Memory, Row};
+use rows::{Curves, Memory};
 
 /// A program ready to run.
 #[derive(Debug)]
@@ -51,6 +55,11 @@ enum Ready {
     Bias(Option<Tensor>),
     Scale(Tensor),
     Nothing,
+}
+
+/// Whether this processor and this build run the kernel of that name.
+pub(crate) fn has_kernel(name: &str) -> bool {
+    Kernel::named(name).is_some()
 }
 
 fn no_kernel() -> Error {
@@ -225,17 +234,8 @@ impl Executor {
                         slots: &self.slots,
                         scratch: self.scratch,
                     };
-                    let behind = if program.counted { prefix.tokens } else { 0 };
-                    for (index, &kind) in input.types.iter().enumerate() {
-                        let row = Row {
-                            index,
-                            position: behind + index,
-                            kind: usize::try_from(kind).unwrap_or(usize::MAX),
-                        };
-                        for step in steps {
-                            self.curves.run(step, &mut memory, row)?;
-                        }
-                    }
+                    let position = if program.counted { prefix.tokens } else { 0 };
+                    self.curves.run(steps, &mut memory, input.types, position)?;
                 }
             }
         }

@@ -350,3 +350,123 @@ fn reach(operand: &Operand, dims: [usize; 3]) -> usize {
         sum.saturating_add((dim - 1).saturating_mul(stride))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two slots, a weight `[4, 6]`, a bias, and an attention of two heads.
+    fn program() -> Program {
+        let heads = |slot| Heads {
+            slot,
+            first: 0,
+            step: 2,
+        };
+        let columns = |slot| Columns { slot, first: 0 };
+        let operand = |source| Operand {
+            source,
+            first: 0,
+            strides: [4, 4, 1],
+        };
+        Program {
+            slots: vec![4, 6],
+            scratch: 4,
+            max_rows: 8,
+            counted: false,
+            steps: vec![
+                Step::Product(Product {
+                    weight: 0,
+                    bias: Some(2),
+                    input: columns(0),
+                    residual: None,
+                    output: columns(1),
+                }),
+                Step::Rows(vec![RowStep {
+                    function: Function::Add,
+                    inputs: vec![operand(Source::Slot(0)), operand(Source::Position(4))],
+                    output: operand(Source::Scratch),
+                    dims: [1, 1, 4],
+                }]),
+                Step::Attend(Attend {
+                    layer: 0,
+                    heads: 2,
+                    kv_heads: 2,
+                    head_dim: 2,
+                    value_dim: 2,
+                    query: heads(1),
+                    key: heads(1),
+                    value: heads(1),
+                    output: columns(0),
+                    scale: 1.0,
+                    cap: None,
+                    mask: Mask::default(),
+                }),
+            ],
+            output: columns(0),
+        }
+    }
+
+    #[test]
+    fn a_program_that_reaches_out_is_refused() {
+        type Change = fn(&mut Program);
+        fn product(program: &mut Program) -> &mut Product {
+            match &mut program.steps[0] {
+                Step::Product(product) => product,
+                _ => unreachable!(),
+            }
+        }
+        fn row(program: &mut Program) -> &mut RowStep {
+            match &mut program.steps[1] {
+                Step::Rows(steps) => &mut steps[0],
+                _ => unreachable!(),
+            }
+        }
+        fn attend(program: &mut Program) -> &mut Attend {
+            match &mut program.steps[2] {
+                Step::Attend(attend) => attend,
+                _ => unreachable!(),
+            }
+        }
+        let table: [(&str, Change); 17] = [
+            ("no slot for embedding rows", |program| program.slots[0] = 5),
+            ("no slot for embedding rows", |program| program.max_rows = 0),
+            ("more room than any model", |program| {
+                program.scratch = usize::MAX
+            }),
+            ("are no columns", |program| program.output.slot = 2),
+            ("no such weight", |program| product(program).weight = 1),
+            ("its bias is none", |program| {
+                product(program).bias = Some(usize::MAX)
+            }),
+            ("reads what it writes", |program| {
+                product(program).input = Columns { slot: 1, first: 0 }
+            }),
+            ("are no columns", |program| {
+                product(program).output.first = 1
+            }),
+            ("are no columns", |program| {
+                product(program).residual = Some(Columns { slot: 0, first: 0 })
+            }),
+            ("of 1 operands", |program| row(program).inputs.truncate(1)),
+            ("of 2 operands", |program| row(program).dims[0] = 0),
+            ("reaches", |program| row(program).dims[2] = 5),
+            ("reaches", |program| row(program).inputs[1].first = 1),
+            ("writes to constants", |program| {
+                row(program).output.source = Source::Constant
+            }),
+            ("reads what it writes", |program| {
+                row(program).inputs[0].source = Source::Scratch
+            }),
+            ("has other heads", |program| attend(program).layer = 1),
+            ("3 heads on 2", |program| attend(program).heads = 3),
+        ];
+        let check = |program: &Program| program.check(&[(4, 6)], 4 * 8, &[(2, 2)], 4);
+        assert_eq!(check(&program()), Ok(()));
+        for (text, change) in table {
+            let mut program = program();
+            change(&mut program);
+            let error = check(&program).unwrap_err();
+            assert!(error.contains(text), "{text}: {error}");
+        }
+    }
+}

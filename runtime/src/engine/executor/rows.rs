@@ -29,10 +29,10 @@ pub(super) struct Memory<'a> {
 
 /// Which row.
 #[derive(Clone, Copy)]
-pub(super) struct Row {
-    pub index: usize,
-    pub position: usize,
-    pub kind: usize,
+struct Row {
+    index: usize,
+    position: usize,
+    kind: usize,
 }
 
 impl Curves {
@@ -45,11 +45,39 @@ impl Curves {
         })
     }
 
-    /// Does `step` for one row.
+    /// Does `steps` for every row of a text, whose rows have `types` and whose first position is `position`.
     ///
     /// # Errors
-    /// When the row has a token type that the base has no row for.
-    pub fn run(&self, step: &RowStep, memory: &mut Memory<'_>, row: Row) -> Result<(), Error> {
+    /// When a row has a token type that the base has no row for.
+    pub fn run(
+        &self,
+        steps: &[RowStep],
+        memory: &mut Memory<'_>,
+        types: &[i64],
+        position: usize,
+    ) -> Result<(), Error> {
+        let chain = || {
+            for (index, &kind) in types.iter().enumerate() {
+                let row = Row {
+                    index,
+                    position: position + index,
+                    kind: usize::try_from(kind).unwrap_or(usize::MAX),
+                };
+                for step in steps {
+                    self.step(step, memory, row)?;
+                }
+            }
+            Ok(())
+        };
+        #[cfg(target_arch = "x86_64")]
+        return super::avx512::wide(chain);
+        #[cfg(not(target_arch = "x86_64"))]
+        chain()
+    }
+
+    /// Does `step` for one row.
+    #[inline(always)]
+    fn step(&self, step: &RowStep, memory: &mut Memory<'_>, row: Row) -> Result<(), Error> {
         let [outer, middle, inner] = step.dims;
         let runs = (0..outer).flat_map(|first| (0..middle).map(move |second| (first, second)));
         let made = match step.function.reduces() {
@@ -89,6 +117,7 @@ impl Curves {
         Ok(())
     }
 
+    #[inline(always)]
     fn unary(&self, function: Function, run: &mut [f32]) -> Result<(), Error> {
         let each = |run: &mut [f32], compute: fn(f32) -> f32| {
             run.iter_mut().for_each(|number| *number = compute(*number));
@@ -115,6 +144,7 @@ impl Curves {
     }
 }
 
+#[inline(always)]
 fn power(run: &mut [f32], exponent: f32) {
     match exponent {
         2.0 => run.iter_mut().for_each(|number| *number *= *number),
@@ -130,6 +160,7 @@ fn power(run: &mut [f32], exponent: f32) {
 const LANES: usize = 16;
 
 /// The sum of `map` over a run.
+#[inline(always)]
 fn sum(run: &[f32], map: impl Fn(f32) -> f32) -> f32 {
     let (chunks, rest) = run.as_chunks::<LANES>();
     let mut lanes = [0.0; LANES];
@@ -143,6 +174,7 @@ fn sum(run: &[f32], map: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// `(x - mean) / sqrt(variance + epsilon)`.
+#[inline(always)]
 fn normalise(run: &mut [f32], epsilon: f32) {
     let count = run.len() as f32;
     let mean = sum(run, |number| number) / count;
@@ -153,6 +185,7 @@ fn normalise(run: &mut [f32], epsilon: f32) {
 }
 
 /// `x / sqrt(mean of x^2 + epsilon)`.
+#[inline(always)]
 fn rms_normalise(run: &mut [f32], epsilon: f32) {
     let mean = sum(run, |number| number * number) / run.len() as f32;
     let scale = (mean + epsilon).sqrt().recip();
@@ -172,6 +205,7 @@ struct Start {
 }
 
 impl<'a> Memory<'a> {
+    #[inline(always)]
     fn place(&self, operand: &Operand, row: Row) -> Start {
         let (start, constant) = match operand.source {
             Source::Slot(slot) => {
@@ -190,6 +224,7 @@ impl<'a> Memory<'a> {
     }
 
     /// The operand's run `(first, second)` of `count` numbers, and their stride.
+    #[inline(always)]
     fn run_of(
         &self,
         step: &RowStep,
@@ -213,6 +248,7 @@ impl<'a> Memory<'a> {
     }
 
     /// Copies a run of an operand to `to`.
+    #[inline(always)]
     fn copy(
         &mut self,
         step: &RowStep,
@@ -242,6 +278,7 @@ impl<'a> Memory<'a> {
     }
 
     /// Combines the run at `to` with a run of an operand.
+    #[inline(always)]
     fn combine(
         &mut self,
         step: &RowStep,
@@ -277,6 +314,7 @@ impl<'a> Memory<'a> {
         Ok(())
     }
 
+    #[inline(always)]
     fn binary(
         &mut self,
         step: &RowStep,
@@ -294,6 +332,7 @@ impl<'a> Memory<'a> {
         }
     }
 
+    #[inline(always)]
     fn reduced(&self, step: &RowStep, row: Row, run: (usize, usize)) -> Result<f32, Error> {
         let inner = step.dims[2];
         let (numbers, stride) = self.run_of(step, 0, row, run)?;
@@ -314,6 +353,7 @@ impl<'a> Memory<'a> {
 }
 
 /// Two parts of the arena that do not overlap, the first to be written.
+#[inline(always)]
 fn apart(
     arena: &mut [f32],
     write: std::ops::Range<usize>,

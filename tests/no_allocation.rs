@@ -1,0 +1,157 @@
+//! Nothing is allocated while the runtime runs: after a session is open and has answered once, texts of any length, every
+//! kind of answer and every change of task take no heap memory.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    fs,
+    path::Path,
+    process::Command,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use preface_bundle::{Frame, Policy, TrustStore};
+use preface_graph::{Base, FormKind};
+use preface_runtime::{Encoded, EngineKind, Image, Options, Session, TaskHandle, bundle};
+use preface_trainer::form::Form;
+use serde_json::{Value, json};
+use support::{
+    adapters::{CLASSES, adapter},
+    base_folder, exports, skip,
+};
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every method hands its arguments on to `System` unchanged, whose contract is the same.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.fetch_add(1, Relaxed);
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`, and all blocks come from `System`.
+        unsafe { System.realloc(block, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`, and all blocks come from `System`.
+        unsafe { System.dealloc(block, layout) }
+    }
+}
+
+#[test]
+fn an_encoder_allocates_nothing() {
+    let words = "turn on the light in the kitchen and in the hall ";
+    let texts: Vec<String> = (1..=12).map(|times| words.repeat(3 * times)).collect();
+    check(&base_folder(), &texts);
+}
+
+#[test]
+fn a_decoder_with_a_cache_allocates_nothing() {
+    let Some(exports) = exports() else {
+        return skip("the exports of ../shared");
+    };
+    let mut exports = exports.into_iter();
+    let stories = exports.find(|export| export.name == "stories260K_model");
+    let texts: Vec<String> = (1..=8)
+        .map(|times| "once upon ".repeat(9 * times))
+        .collect();
+    check(stories.unwrap().folder(), &texts);
+}
+
+/// Runs every text with every task, each behind another, and counts.
+fn check(folder: &Path, texts: &[String]) {
+    let base = Base::open(folder).unwrap();
+    let scene = tempfile::tempdir().unwrap();
+    let at = |name: &str| scene.path().join(name).to_str().unwrap().to_owned();
+    preface(&["compile", folder.to_str().unwrap(), "-o", &at("x.base")]);
+    preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
+    preface(&[
+        "trust",
+        "new",
+        "-o",
+        &at("trust"),
+        "--key",
+        &at("keys/k.pub"),
+    ]);
+    // SAFETY: nobody else knows the file.
+    #[allow(unsafe_code)]
+    let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
+    let mut session = Session::open(&image, Options::default()).unwrap();
+    assert_eq!(session.engine(), EngineKind::Executor);
+    let trust = fs::read_to_string(at("trust")).unwrap();
+    let mut tasks = Vec::new();
+    for (number, (form, changes)) in designs(&base).into_iter().enumerate() {
+        let task = format!("task-{number}");
+        let (folder, file) = (at("adapter"), at(&task));
+        adapter(&base, &form, changes)
+            .write(Path::new(&folder))
+            .unwrap();
+        let pack = ["pack", &folder, "--task", &task, "--sequence", "1"];
+        preface(&[&pack[..], &["--key", &at("keys/k.key"), "-o", &file]].concat());
+        let handle = load(&mut session, Path::new(&file), &trust);
+        session.activate(handle).unwrap();
+        let encoded = texts.iter().map(|text| session.encode(text, None).unwrap());
+        tasks.push((handle, encoded.collect::<Vec<Encoded>>()));
+    }
+    let (first, encoded) = &tasks[0];
+    session.activate(*first).unwrap();
+    session.answer_encoded(&encoded[0]).unwrap();
+    let before = CALLS.load(Relaxed);
+    for index in (0..texts.len()).rev() {
+        for (handle, encoded) in &tasks {
+            session.activate(*handle).unwrap();
+            session.answer_encoded(&encoded[index]).unwrap();
+        }
+    }
+    assert_eq!(CALLS.load(Relaxed) - before, 0);
+}
+
+/// A task of each form and of each kind of answer.
+fn designs(base: &Base) -> Vec<(Form, Value)> {
+    let [rows, prefix] = [FormKind::Embeddings, FormKind::KeyValues]
+        .map(|kind| Form::of(kind, 5, &base.description));
+    let hidden = base.description.hidden;
+    let tags = json!({"kind": "token-linear", "classes": CLASSES, "hidden": hidden});
+    vec![
+        (rows.clone(), json!({})),
+        (prefix.clone(), json!({})),
+        (
+            prefix,
+            json!({"answer": {"kind": "labels", "threshold": 0.0}}),
+        ),
+        (rows, json!({"head": tags, "answer": {"kind": "tags"}})),
+    ]
+}
+
+fn load(session: &mut Session, path: &Path, trust: &str) -> TaskHandle {
+    let bytes = bundle::read(path).unwrap();
+    let store = TrustStore::parse(trust).unwrap();
+    let base = session.description();
+    let policy = Policy::for_base(base.base_id, base.tokenizer_id);
+    let frame = Frame::parse(&bytes).unwrap();
+    let admitted = frame.authenticate(&store).unwrap().admit(&policy).unwrap();
+    let decoded = bundle::decode(&admitted).unwrap();
+    session.load(&admitted.open(&decoded).unwrap()).unwrap()
+}
+
+fn preface(arguments: &[&str]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_preface"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+}
