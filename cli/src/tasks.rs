@@ -9,7 +9,9 @@ use std::{
 use anyhow::{Context, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use preface_bundle::{Frame, Inputs, Policy, TrustStore};
-use preface_runtime::{Answer, Error, Image, Options, Overlength, Session, TaskHandle, bundle};
+use preface_runtime::{
+    Answer, Error, Image, Options, Overlength, Session, TaskHandle, TokenizerUse, bundle,
+};
 
 /// The files that a session is opened from.
 #[derive(clap::Args)]
@@ -48,7 +50,7 @@ impl Files {
     ///
     /// # Errors
     /// When a file cannot be read, a bundle is not verified, two bundles have one task, or the parts do not fit.
-    pub fn open(&self) -> anyhow::Result<Tasks> {
+    pub fn open(&self, tokenizer: TokenizerUse) -> anyhow::Result<Tasks> {
         let base = self.base.display();
         ensure!(
             !self.base.is_dir(),
@@ -62,6 +64,7 @@ impl Files {
         let options = Options {
             max_tokens: self.max_tokens,
             overlength,
+            tokenizer,
         };
         let image = crate::image::open(&self.base)?;
         let mut session = Session::open(&image, options)?;

@@ -27,5 +27,5 @@ pub use answer::{Answer, Choice, Choices, Scored};
 pub use engine::EngineKind;
 pub use error::Error;
 pub use image::Image;
-pub use session::{Options, Session, TaskHandle};
+pub use session::{Options, Session, TaskHandle, TokenizerUse};
 pub use text::{Encoded, Overlength};

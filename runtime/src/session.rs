@@ -1,6 +1,6 @@
 //! Tasks on a mapped base: load, activate, answer.
 
-use std::{panic::resume_unwind, thread};
+use std::{cell::OnceCell, panic::resume_unwind, thread};
 
 use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 
@@ -20,6 +20,18 @@ pub struct Options {
     pub max_tokens: Option<usize>,
     /// What happens to a longer text.
     pub overlength: Overlength,
+    /// When the tokenizer is read.
+    pub tokenizer: TokenizerUse,
+}
+
+/// When a session reads the image's tokenizer, which takes longer and more memory than all else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TokenizerUse {
+    /// At open, so that the first text is answered as fast as the others.
+    #[default]
+    AtOpen,
+    /// With the first text, or never where only token ids are given.
+    WithFirstText,
 }
 
 /// Names a task loaded into one session.
@@ -32,7 +44,7 @@ pub struct TaskHandle(usize);
 #[derive(Debug)]
 pub struct Session {
     image: Image,
-    encoder: Encoder,
+    encoder: OnceCell<Encoder>,
     engine: Engine,
     options: Options,
     tasks: Vec<Loaded>,
@@ -64,21 +76,24 @@ impl Session {
     /// # Errors
     /// When the image does not fit this machine or this build; the message gives the command that rebuilds it.
     pub fn open(image: &Image, options: Options) -> Result<Self, Error> {
-        let (encoder, engine) = thread::scope(|scope| {
-            let encoder = scope.spawn(|| Encoder::open(image));
-            let engine = Engine::open(image, options.max_tokens);
-            (
-                encoder.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                engine,
-            )
-        });
+        let (encoder, engine) = match options.tokenizer {
+            TokenizerUse::WithFirstText => {
+                (OnceCell::new(), Engine::open(image, options.max_tokens))
+            }
+            TokenizerUse::AtOpen => thread::scope(|scope| {
+                let encoder = scope.spawn(|| Encoder::open(image));
+                let engine = Engine::open(image, options.max_tokens);
+                let encoder = encoder.join().unwrap_or_else(|panic| resume_unwind(panic));
+                Ok::<_, Error>((OnceCell::from(encoder?), engine))
+            })?,
+        };
         let engine = engine?;
         let mut room = Room::default();
         if let Some(rows) = engine.most_rows() {
             room.reserve(rows, image.description().hidden);
         }
         Ok(Self {
-            encoder: encoder?,
+            encoder,
             engine,
             image: image.clone(),
             options,
@@ -86,6 +101,14 @@ impl Session {
             active: None,
             room,
         })
+    }
+
+    fn encoder(&self) -> Result<&Encoder, Error> {
+        if let Some(encoder) = self.encoder.get() {
+            return Ok(encoder);
+        }
+        let encoder = Encoder::open(&self.image)?;
+        Ok(self.encoder.get_or_init(|| encoder))
     }
 
     /// What the base is.
@@ -174,7 +197,7 @@ impl Session {
         let mut prototypes = vec![0.0; labels.len() * hidden];
         for (label, prototype) in labels.iter().zip(prototypes.chunks_exact_mut(hidden)) {
             let spoken = label.replace(['-', '_', '.'], " ");
-            let name = self.encoder.texts(&spoken, None)?;
+            let name = self.encoder()?.texts(&spoken, None)?;
             name.check(positions.unwrap_or(usize::MAX))?;
             self.room.fill(&self.image, None, &name)?;
             let rows = self.engine.run(self.room.input(), &prefix)?;
@@ -217,9 +240,9 @@ impl Session {
         match task.answer.kind {
             AnswerKind::Tags => {
                 let words: Vec<&str> = text.split_whitespace().collect();
-                self.encoder.words(&words)
+                self.encoder()?.words(&words)
             }
-            _ => self.encoder.texts(&task.template.render(text), second),
+            _ => self.encoder()?.texts(&task.template.render(text), second),
         }
     }
 
@@ -231,7 +254,7 @@ impl Session {
         (text, second): (&str, Option<&str>),
         limit: usize,
     ) -> Result<Encoded, Error> {
-        let ends = self.encoder.ends(text)?;
+        let ends = self.encoder()?.ends(text)?;
         let mut kept = ends.len();
         while encoded.len() > limit {
             kept = kept.saturating_sub(encoded.len() - limit);
@@ -564,6 +587,7 @@ mod tests {
         let options = Options {
             max_tokens: Some(4),
             overlength: Overlength::Truncate,
+            ..Options::default()
         };
         with_session(options, |image, mut session| {
             let base = session.description().clone();
@@ -675,7 +699,11 @@ mod tests {
     fn a_prompt_stands_where_its_task_says() {
         with_session(Options::default(), |image, session| {
             let mut room = Room::default();
-            let text = session.encoder.texts("turn on", Some("heat")).unwrap();
+            let text = session
+                .encoder()
+                .unwrap()
+                .texts("turn on", Some("heat"))
+                .unwrap();
             let rows = |ids: &[u32]| {
                 let Form::Embeddings { rows, .. } = embeddings(&image, ids) else {
                     unreachable!()
@@ -776,6 +804,7 @@ mod tests {
         let options = Options {
             max_tokens: Some(5),
             overlength: Overlength::Truncate,
+            ..Options::default()
         };
         with_session(options, |image, mut session| {
             let base = session.description().clone();

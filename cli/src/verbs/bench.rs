@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use preface_bundle::Inputs;
-use preface_runtime::{Encoded, Error, Session, TaskHandle};
+use preface_runtime::{Encoded, Error, Session, TaskHandle, TokenizerUse};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -48,6 +48,9 @@ pub struct Arguments {
     /// Length of a made-up text, special tokens included.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = count(1_000_000))]
     tokens: usize,
+    /// Run from token ids alone, so that the tokenizer is never read.
+    #[arg(long, conflicts_with = "text")]
+    ids: bool,
     /// How many runs are timed.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count(1_000_000))]
     runs: usize,
@@ -71,10 +74,10 @@ struct Report {
     tokens: f64,
     latency_ms: Percentiles,
     cpu_ms: Percentiles,
-    text_latency_ms: Percentiles,
+    text_latency_ms: Option<Percentiles>,
     tokens_per_second: f64,
     allocations_per_run: f64,
-    allocations_per_text: f64,
+    allocations_per_text: Option<f64>,
     cold_start_ms: f64,
     load_us: f64,
     swap_us: f64,
@@ -92,7 +95,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         image,
         mut session,
         handles,
-    } = arguments.files.open()?;
+    } = arguments.files.open(arguments.tokenizer())?;
     let &first = handles.first().context("no bundle is given")?;
     session.activate(first)?;
     let plan = session.plan(first);
@@ -116,8 +119,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mapped = Memory::of_file(image.path()).context("cannot read the image's memory")?;
     others.into_iter().try_for_each(Other::end)?;
     let tokens = bench.mean_tokens();
-    let (allocations_per_run, allocations_per_text) =
-        (from_tokens.allocations(), from_text.allocations());
+    let allocations_per_run = from_tokens.allocations();
+    let allocations_per_text = from_text.as_ref().map(Cost::allocations);
     let latency_ms = percentiles(from_tokens.times_ms);
     let cpu_ms = percentiles(from_tokens.cpu_ms);
     let report = Report {
@@ -126,7 +129,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         tokens_per_second: tokens * 1e3 / latency_ms.p50,
         latency_ms,
         cpu_ms,
-        text_latency_ms: percentiles(from_text.times_ms),
+        text_latency_ms: from_text.map(|cost| percentiles(cost.times_ms)),
         allocations_per_run,
         allocations_per_text,
         cold_start_ms,
@@ -162,17 +165,21 @@ fn say(report: &Report, output: &Output) {
         "  processor time  p50 {:.2} ms, p95 {:.2} ms, of all threads",
         cpu_ms.p50, cpu_ms.p95
     ));
-    output.say(format_args!(
-        "  from text       p50 {:.2} ms, p95 {:.2} ms",
-        text_latency_ms.p50, text_latency_ms.p95
-    ));
+    if let Some(latency_ms) = text_latency_ms {
+        output.say(format_args!(
+            "  from text       p50 {:.2} ms, p95 {:.2} ms",
+            latency_ms.p50, latency_ms.p95
+        ));
+    }
     output.say(format_args!(
         "tokens per second {:.0}",
         report.tokens_per_second
     ));
+    let per_text = report.allocations_per_text;
     output.say(format_args!(
-        "allocations       {:.0} a run, {:.0} a text",
-        report.allocations_per_run, report.allocations_per_text
+        "allocations       {:.0} a run{}",
+        report.allocations_per_run,
+        per_text.map_or_else(String::new, |calls| format!(", {calls:.0} a text"))
     ));
     output.say(format_args!(
         "memory            {:.1} MiB private, {:.1} MiB shared, with {} processes",
@@ -199,8 +206,22 @@ fn say(report: &Report, output: &Output) {
 }
 
 impl Arguments {
+    fn tokenizer(&self) -> TokenizerUse {
+        match self.ids {
+            true => TokenizerUse::WithFirstText,
+            false => TokenizerUse::AtOpen,
+        }
+    }
+
     /// The texts of the file, or one that has the wanted length.
     fn texts(&self, session: &Session, inputs: Inputs) -> anyhow::Result<Vec<Sample>> {
+        if self.ids {
+            let ids = vec![session.description().placeholder; self.tokens];
+            return Ok(vec![Sample {
+                text: None,
+                encoded: Encoded::of_ids(&ids),
+            }]);
+        }
         let Some(path) = &self.text else {
             return Ok(vec![made_up(session, self.tokens, inputs)?]);
         };
@@ -227,14 +248,28 @@ impl Arguments {
 
 /// A text, or a pair of them, with its tokens.
 struct Sample {
-    text: Text,
+    /// None where only its tokens are made up.
+    text: Option<Text>,
     encoded: Encoded,
 }
 
 impl Sample {
+    /// Answers it with the active task, from the text where there is one.
+    fn ask(&self, session: &mut Session) -> Result<(), Error> {
+        let answer = match &self.text {
+            Some(text) => text.ask(session)?,
+            None => session.answer_encoded(&self.encoded)?,
+        };
+        black_box(answer);
+        Ok(())
+    }
+
     fn of(session: &Session, text: Text) -> anyhow::Result<Self> {
         let encoded = session.encode(&text.first, text.second.as_deref())?;
-        Ok(Self { text, encoded })
+        Ok(Self {
+            text: Some(text),
+            encoded,
+        })
     }
 }
 
@@ -310,13 +345,13 @@ impl Bench {
             .cycle()
             .take(WARM_UPS.max(self.texts.len()))
         {
-            sample.text.ask(&mut self.session)?;
+            sample.ask(&mut self.session)?;
         }
         Ok(())
     }
 
     /// Runs from token ids and runs from text, one of each in turn.
-    fn runs(&mut self) -> anyhow::Result<(Cost, Cost)> {
+    fn runs(&mut self) -> anyhow::Result<(Cost, Option<Cost>)> {
         let (mut from_tokens, mut from_text) = (Cost::of(self.runs), Cost::of(self.runs));
         for sample in self.texts.iter().cycle().take(self.runs) {
             from_tokens.add(|| {
@@ -324,14 +359,12 @@ impl Bench {
                 black_box(answer);
                 Ok(())
             })?;
-            from_text.add(|| {
-                sample
-                    .text
-                    .ask(&mut self.session)
-                    .map(|answer| _ = black_box(answer))
-            })?;
+            if sample.text.is_some() {
+                from_text.add(|| sample.ask(&mut self.session))?;
+            }
         }
-        Ok((from_tokens, from_text))
+        let any = !from_text.times_ms.is_empty();
+        Ok((from_tokens, any.then_some(from_text)))
     }
 
     /// Microseconds of making another task the active one.
@@ -363,7 +396,7 @@ impl Bench {
     /// Answers once and then keeps the image open until the parent is done.
     fn hold(&mut self, output: &Output) -> anyhow::Result<ExitCode> {
         let sample = self.texts.first().context("no text")?;
-        sample.text.ask(&mut self.session)?;
+        sample.ask(&mut self.session)?;
         output.print(READY);
         stdin()
             .read_to_end(&mut Vec::new())

@@ -313,6 +313,7 @@ impl Stage<'_> {
         let options = SessionOptions {
             max_tokens: None,
             overlength: Excess::Refuse,
+            ..SessionOptions::default()
         };
         let mut session = Session::open(&image, options)?;
         let load = |packed: &Packed| tasks::load(&mut session, &packed.path, trust);

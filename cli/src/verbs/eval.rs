@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use preface_graph::Base;
-use preface_runtime::{Answer, Session, TaskHandle};
+use preface_runtime::{Answer, Session, TaskHandle, TokenizerUse};
 use preface_trainer::{
     adapter::Adapter,
     data::{AnswerKind, Dataset, Labels},
@@ -98,7 +98,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
                 mut session,
                 handles,
                 ..
-            } = files.open()?;
+            } = files.open(TokenizerUse::AtOpen)?;
             on_runtime(
                 &mut session,
                 handles[0],

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use preface_bundle::Inputs;
-use preface_runtime::{Answer, Session, TaskHandle};
+use preface_runtime::{Answer, Session, TaskHandle, TokenizerUse};
 use serde::Serialize;
 
 use crate::{
@@ -121,7 +121,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         mut session,
         handles,
         ..
-    } = arguments.files.open()?;
+    } = arguments.files.open(TokenizerUse::AtOpen)?;
     let handles = match &arguments.task {
         Some(id) => vec![named(&session, id)?],
         None => handles,
