@@ -165,6 +165,12 @@ pub enum Error {
         /// How many fit.
         limit: usize,
     },
+    /// A text with the token that pads.
+    #[error("the text holds token {id}, which pads in this base and has no position; take it out")]
+    Padding {
+        /// The token's id.
+        id: u32,
+    },
     /// A token that the embedding table does not hold.
     #[error("token {id} is outside the vocabulary of {vocabulary}")]
     Token {

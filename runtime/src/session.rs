@@ -156,7 +156,7 @@ impl Session {
     }
 
     fn add(&mut self, mut task: Task) -> Result<TaskHandle, Error> {
-        task.check(self.image.description())?;
+        task.check(self.image.description(), self.engine.kind())?;
         let prefix = match &task.form {
             Form::Embeddings { .. } => self.engine.prepare(&KeyValues::default())?,
             Form::KeyValues(prefix) => self.engine.prepare(prefix)?,
@@ -671,7 +671,7 @@ mod tests {
                 })
             };
             let refusal = |form, base: &Description| {
-                let checked = task("t", form, base).check(base);
+                let checked = task("t", form, base).check(base, EngineKind::Plan);
                 checked.err().map(|error| error.to_string())
             };
             let (whole, gated, upper) = (

@@ -8,7 +8,7 @@ use preface_bundle::{
 };
 
 use crate::{
-    Error,
+    EngineKind, Error,
     image::{Description, Layer},
     text::Template,
 };
@@ -274,8 +274,8 @@ impl Task {
     }
 
     /// Compares the task with the base it is to run on.
-    pub fn check(&self, base: &Description) -> Result<(), Error> {
-        let reason = self.misfit(base);
+    pub fn check(&self, base: &Description, engine: EngineKind) -> Result<(), Error> {
+        let reason = self.misfit(base, engine);
         reason.map_or(Ok(()), |reason| {
             Err(Error::Task {
                 task: self.id.clone(),
@@ -284,7 +284,7 @@ impl Task {
         })
     }
 
-    fn misfit(&self, base: &Description) -> Option<String> {
+    fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
         if self.base_id != base.base_id {
             return Some(format!(
                 "it was trained for base {}, this is {}",
@@ -312,7 +312,7 @@ impl Task {
                 "its prompt leaves no room in {positions} positions"
             ));
         }
-        self.form.misfit(base)
+        self.form.misfit(base, engine)
     }
 }
 
@@ -353,19 +353,19 @@ impl Form {
         }
     }
 
-    fn misfit(&self, base: &Description) -> Option<String> {
+    fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
         match self {
             Self::Embeddings { tokens, rows, .. } if rows.len() != tokens * base.hidden => {
                 Some(format!("its prompt is not rows of {}", base.hidden))
             }
             Self::Embeddings { .. } => None,
-            Self::KeyValues(prefix) => prefix.misfit(base),
+            Self::KeyValues(prefix) => prefix.misfit(base, engine),
         }
     }
 }
 
 impl KeyValues {
-    fn misfit(&self, base: &Description) -> Option<String> {
+    fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
         let fits = self.layers.iter().all(|(&index, layer)| {
             let numbers = layer.shape.kv_heads * self.tokens * layer.shape.head_dim;
             base.layers.get(index) == Some(&layer.shape)
@@ -387,7 +387,7 @@ impl KeyValues {
             Some("its prefix has other layers or heads".into())
         } else if (partial || gated) && !gates {
             Some("its prefix is gated or of some layers only, and this image takes no gates; compile the base again".into())
-        } else if partial && !base.inputs.partial {
+        } else if partial && !base.inputs.partial && engine == EngineKind::Plan {
             Some("its prefix is of some layers only, and this base takes a prefix as its cache, which is of all layers".into())
         } else {
             None

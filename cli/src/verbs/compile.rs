@@ -75,7 +75,10 @@ pub fn compile(
     }
     if let Err(error) = try_out(path) {
         fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-        return Err(error).context("the runtime cannot run this base; no image is left");
+        let reason = summary.reason.as_deref().unwrap_or_default();
+        return Err(error).context(format!(
+            "the runtime cannot run this base; no image is left; the executor: {reason}"
+        ));
     }
     Ok(summary)
 }

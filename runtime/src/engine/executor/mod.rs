@@ -69,7 +69,8 @@ fn no_kernel() -> Error {
 /// A prefix by layer.
 #[derive(Debug)]
 pub(crate) struct Prefix {
-    tokens: usize,
+    /// Positions that it takes where the base counts them: none unless it is of all layers.
+    before: usize,
     layers: Vec<Option<LayerPrefix>>,
 }
 
@@ -193,7 +194,10 @@ impl Executor {
             })
         };
         Ok(Prefix {
-            tokens: prefix.tokens,
+            before: match prefix.layers.len() == layers {
+                true => prefix.tokens,
+                false => 0,
+            },
             layers: (0..layers).map(layer).collect(),
         })
     }
@@ -209,6 +213,11 @@ impl Executor {
         }
         let image = self.image.clone();
         let program = image.steps().ok_or_else(no_kernel)?;
+        if let Some(id) = program.padding
+            && input.ids.contains(&id.into())
+        {
+            return Err(Error::Padding { id });
+        }
         self.arena.numbers()[..input.rows.len()].copy_from_slice(input.rows);
         for (index, step) in program.steps.iter().enumerate() {
             match step {
@@ -234,7 +243,7 @@ impl Executor {
                         slots: &self.slots,
                         scratch: self.scratch,
                     };
-                    let position = if program.counted { prefix.tokens } else { 0 };
+                    let position = if program.counted { prefix.before } else { 0 };
                     self.curves.run(steps, &mut memory, input.types, position)?;
                 }
             }

@@ -14,8 +14,11 @@ pub(crate) struct Program {
     pub scratch: usize,
     /// Rows that the tables of positions have.
     pub max_rows: usize,
-    /// Whether the positions of the text follow those of a prefix.
+    /// Whether the positions of the text follow those of a prefix of all layers.
     pub counted: bool,
+    /// The token that the base's positions leave out: it pads, and is in no text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<u32>,
     pub steps: Vec<Step>,
     /// Where the hidden rows are in the end.
     pub output: Columns,
@@ -373,6 +376,7 @@ mod tests {
             scratch: 4,
             max_rows: 8,
             counted: false,
+            padding: None,
             steps: vec![
                 Step::Product(Product {
                     weight: 0,

@@ -24,7 +24,10 @@ use preface_graph::{
     wiring::Wiring,
 };
 
-use super::executor::{kernels::kernels_for_weights, program::Program};
+use super::executor::{
+    kernels::kernels_for_weights,
+    program::{Function, Program},
+};
 use crate::{
     Error,
     image::{Dtype, Packed, Span},
@@ -32,7 +35,7 @@ use crate::{
 use attention::Scores;
 use draft::{Draft, From, Kind, Matrix, Part};
 use layout::{Layout, Tokens};
-use statics::{Static, Statics, shape_sizes, shapes};
+use statics::{Static, Statics, most_rows, shape_sizes, shapes};
 
 /// A lowered base.
 #[derive(Debug)]
@@ -130,6 +133,8 @@ enum Value {
     Scores(Box<Scores>),
     /// Something that only tells whether scores are numbers.
     Ignored,
+    /// No number at all.
+    Empty,
     Types,
 }
 
@@ -158,16 +163,35 @@ struct Walk<'a> {
     tokens: Tokens,
 }
 
-/// Lowers `base`.
+/// Lowers `base`, with tables of as many positions as it has, or as can be found out.
 ///
 /// # Errors
 /// The node or value that stops it.
 pub(crate) fn lower(base: &Base) -> Result<Lowering, Refused> {
+    let most = most_rows(base);
+    let known = base.description.max_positions.is_some();
+    let least = if known { most } else { FEWEST_ROWS };
+    let lowered = lower_for(base, most);
+    let halves = std::iter::successors(Some(most / 2), |rows| Some(rows / 2));
+    let mut halves = halves.take_while(|&rows| rows >= least);
+    match lowered {
+        Err(refused) => halves
+            .find_map(|rows| lower_for(base, rows).ok())
+            .ok_or(refused),
+        lowered => lowered,
+    }
+}
+
+/// Tables shorter than this are not tried.
+const FEWEST_ROWS: usize = 64;
+
+/// Lowers `base` for texts of at most `rows` tokens.
+fn lower_for(base: &Base, rows: usize) -> Result<Lowering, Refused> {
     let graph = cut(base)?;
     let wiring = Wiring::of(&graph);
     let dynamic = dynamic(base, &graph);
     let few = || Refused("the base has too few positions to tell tokens from widths".into());
-    let sizes = shape_sizes(base).ok_or_else(few)?;
+    let sizes = shape_sizes(base, rows).ok_or_else(few)?;
     let tokens = Tokens {
         rows: sizes[0].0 as usize,
         keys: match base.description.inputs.past.is_empty() {
@@ -179,7 +203,7 @@ pub(crate) fn lower(base: &Base) -> Result<Lowering, Refused> {
     let mut walk = Walk {
         base,
         wiring: &wiring,
-        statics: Statics::new(base, &graph, &wiring, &dynamic),
+        statics: Statics::new(base, &graph, &wiring, &dynamic, rows),
         facts: Facts::of(&graph, &sizes),
         draft: Draft::default(),
         values: HashMap::new(),
@@ -193,7 +217,7 @@ pub(crate) fn lower(base: &Base) -> Result<Lowering, Refused> {
             walk.node(node)?;
         }
     }
-    walk.finish(&dynamic)
+    walk.finish()
 }
 
 /// The graph from embedding rows to hidden rows.
@@ -250,7 +274,7 @@ impl Walk<'_> {
         }
     }
 
-    fn finish(mut self, dynamic: &HashSet<String>) -> Result<Lowering, Refused> {
+    fn finish(mut self) -> Result<Lowering, Refused> {
         let name = self.base.description.hidden_rows.clone();
         let rows = self.rows_named(&name)?;
         let output = self.run(&rows)?;
@@ -263,9 +287,9 @@ impl Walk<'_> {
             output,
             max_rows: self.statics.rows,
             counted: self.counted.unwrap_or(false),
+            padding: self.statics.padding,
         };
         let program = schedule::program(&self.draft, &frame);
-        let _ = dynamic;
         let weights = std::mem::take(&mut self.draft.weights).into_iter();
         let weights = weights.map(|matrix| {
             let numbers = self.statics.at(&matrix.name, statics::At::Short)?;
@@ -361,6 +385,9 @@ impl Walk<'_> {
         let dims = self.dims(&node.output[0])?;
         let tokens = self.tokens;
         let value = self.value(node, 0)?;
+        if dims.contains(&0) {
+            return Ok(Value::Empty);
+        }
         let before = self.dims(node.input(0).unwrap_or_default())?;
         let change = |layout: &Layout| match node.op_type() {
             "Transpose" => match node.ints("perm") {
@@ -381,7 +408,7 @@ impl Walk<'_> {
                 Value::Scores(scores)
             }),
             Value::Types => Some(Value::Types),
-            Value::Past { .. } | Value::Ignored => None,
+            Value::Past { .. } | Value::Ignored | Value::Empty => None,
         };
         changed.ok_or_else(|| Refused::node(node, "moves numbers between rows"))
     }
@@ -471,7 +498,7 @@ impl Walk<'_> {
                 first,
                 strides: [0, 0, 1],
             };
-            let operation = self.draw(program_copy(), vec![read], [1, 1, width], width);
+            let operation = self.draw(Function::Copy, vec![read], [1, 1, width], width);
             return Ok(Value::Rows(Rows {
                 operation,
                 layout: Layout::plain(&[Some(1), None, Some(width)]),
@@ -500,7 +527,7 @@ impl Walk<'_> {
 
     /// A product with a weight, or of queries and keys, or of their weights and values.
     fn product(&mut self, node: &NodeProto) -> Result<Value, Refused> {
-        let [left, right] = [0, 1].map(|index| node.input(index).unwrap_or_default());
+        let right = node.input(1).unwrap_or_default();
         if self.is_dynamic(right) {
             return self.attention_product(node);
         }
@@ -553,7 +580,6 @@ impl Walk<'_> {
         rows.layout = self.plain(&dims);
         rows.scale = 1.0;
         rows.sole = true;
-        let _ = left;
         Ok(Value::Rows(rows))
     }
 
@@ -598,8 +624,4 @@ fn layout_numbers(layout: &Layout) -> usize {
         _ => 1,
     });
     sizes.product()
-}
-
-fn program_copy() -> super::executor::program::Function {
-    super::executor::program::Function::Copy
 }

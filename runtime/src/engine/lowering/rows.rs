@@ -123,7 +123,7 @@ impl Walk<'_> {
             let part = self.copied(rows);
             let dims = rows.layout.axes.iter().map(|axis| match axis[..] {
                 [Atom::Row] => None,
-                _ => Some(axis.iter().map(|atom| size(*atom)).product()),
+                _ => Some(axis.iter().map(|atom| size_of(*atom)).product()),
             });
             return Operand {
                 from: From::Operation(part.operation),
@@ -389,6 +389,9 @@ impl Walk<'_> {
 
     pub(super) fn concat(&mut self, node: &NodeProto) -> Result<Value, Refused> {
         let refused = |reason: &str| Refused::node(node, reason);
+        if node.input.len() == 1 {
+            return self.value(node, 0);
+        }
         let dims = self.dims(&node.output[0])?;
         let axis = node.int("axis", 0);
         let axis = (if axis < 0 {
@@ -421,7 +424,11 @@ impl Walk<'_> {
             rows.joined = Some((site, keys));
             return Ok(Value::Rows(rows));
         }
-        let operands = self.operands(node)?;
+        let empty = |name: &&String| matches!(self.values.get(*name), Some(Value::Empty));
+        let mut node = node.clone();
+        let kept = node.input.iter().filter(|name| !empty(name)).cloned();
+        node.input = kept.collect();
+        let operands = self.operands(&node)?;
         let plain = self.plain(&dims);
         let [Atom::Inner { stride, .. }] = plain.axes[axis][..] else {
             return Err(refused("joins tokens"));
@@ -543,10 +550,6 @@ impl Walk<'_> {
         });
         self.computed(node, Function::Normalise { epsilon }, operands)
     }
-}
-
-fn size(atom: Atom) -> usize {
-    size_of(atom)
 }
 
 fn size_of(atom: Atom) -> usize {

@@ -10,6 +10,7 @@ pub(super) struct Frame {
     pub output: Part,
     pub max_rows: usize,
     pub counted: bool,
+    pub padding: Option<u32>,
 }
 
 /// Operations that are done together: one that is no row's own, or a chain of those that are.
@@ -31,6 +32,7 @@ pub(super) fn program(draft: &Draft, frame: &Frame) -> Program {
         scratch: places.most_scratch,
         max_rows: frame.max_rows,
         counted: frame.counted,
+        padding: frame.padding,
         steps,
     }
 }

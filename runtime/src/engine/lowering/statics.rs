@@ -3,13 +3,18 @@
 //! They are not understood but computed, at a few sizes, and compared: what a table of rows, or a band of visible
 //! tokens, explains at all of them is stored as that.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    panic::catch_unwind,
+};
 
 use preface_graph::{
     Base,
     facts::Facts,
     inputs::Size,
-    onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type},
+    onnx::{
+        AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type,
+    },
     wiring::Wiring,
 };
 use prost::Message;
@@ -30,8 +35,10 @@ pub(super) enum At {
     Short,
     /// The same behind a few cached ones.
     Cached,
-    /// As `Short`, with other ids.
-    Other,
+    /// As `Short`, all of one id.
+    Of(u32),
+    /// As `Full`, with ids from this one on.
+    From(u32),
 }
 
 const SHORT: i64 = 5;
@@ -39,10 +46,10 @@ const PAST: i64 = 3;
 
 /// Two sizes for shapes alone, tokens and cached ones: prime numbers, as long as there are positions for them, so that
 /// no width of a model is taken for one.
-pub(super) fn shape_sizes(base: &Base) -> Option<[(i64, i64); 2]> {
+pub(super) fn shape_sizes(base: &Base, rows: usize) -> Option<[(i64, i64); 2]> {
     const PASTS: [i64; 2] = [7, 11];
     let prime = |number: &i64| *number > 4 && (2..*number).all(|divisor| number % divisor != 0);
-    let room = most_rows(base) as i64 - PASTS[1];
+    let room = rows as i64 - PASTS[1];
     let hidden = base.description.hidden as i64;
     let mut primes = (0..=room)
         .rev()
@@ -51,8 +58,8 @@ pub(super) fn shape_sizes(base: &Base) -> Option<[(i64, i64); 2]> {
     Some([(primes.next()?, PASTS[0]), (primes.next()?, PASTS[1])])
 }
 
-/// Rows that tables of positions have.
-fn most_rows(base: &Base) -> usize {
+/// Rows that tables of positions have at most.
+pub(super) fn most_rows(base: &Base) -> usize {
     base.description
         .max_positions
         .map_or(MOST_ROWS, |positions| positions.min(MOST_ROWS))
@@ -74,6 +81,8 @@ pub(super) struct Statics<'a> {
     dynamic: &'a HashSet<String>,
     facts: [Facts; 3],
     pub rows: usize,
+    /// The id that must not be in a text.
+    pub padding: Option<u32>,
     known: HashMap<(String, At), Numbers>,
 }
 
@@ -92,8 +101,8 @@ impl<'a> Statics<'a> {
         graph: &'a GraphProto,
         wiring: &'a Wiring<'a>,
         dynamic: &'a HashSet<String>,
+        rows: usize,
     ) -> Self {
-        let rows = most_rows(base);
         let sizes = [(rows as i64, 0), (SHORT, 0), (SHORT, PAST)];
         Self {
             facts: sizes.map(|size| Facts::of(graph, &[shapes(base, wiring, size)])),
@@ -107,6 +116,7 @@ impl<'a> Statics<'a> {
             base,
             dynamic,
             rows,
+            padding: None,
             known: HashMap::new(),
         }
     }
@@ -131,8 +141,8 @@ impl<'a> Statics<'a> {
         }
         let short = self.at(name, At::Short)?;
         let full = self.at(name, At::Full)?;
-        if self.reads_ids(name) && self.at(name, At::Other)?.values != short.values {
-            return Err(Refused::value(name, "depends on the tokens"));
+        if self.reads_ids(name) {
+            self.find_padding(name, &short, &full)?;
         }
         let differing = short.shape.iter().zip(&full.shape);
         let differing = differing
@@ -221,6 +231,30 @@ impl<'a> Statics<'a> {
         }
     }
 
+    /// Finds the one id that changes `name`: positions that are counted by the tokens leave the padding out.
+    fn find_padding(&mut self, name: &str, short: &Numbers, full: &Numbers) -> Result<(), Refused> {
+        let vocabulary = self.base.description.vocabulary as u32;
+        let mut changing = Vec::new();
+        for first in (0..vocabulary).step_by(self.rows) {
+            if self.at(name, At::From(first))?.values == full.values {
+                continue;
+            }
+            for id in first..vocabulary.min(first + self.rows as u32) {
+                if self.at(name, At::Of(id))?.values != short.values {
+                    changing.push(id);
+                }
+                if changing.len() > 1 {
+                    return Err(Refused::value(name, "depends on the tokens"));
+                }
+            }
+        }
+        self.padding = self.padding.or(changing.first().copied());
+        match changing.first() == self.padding.as_ref() {
+            true => Ok(()),
+            false => Err(Refused::value(name, "depends on the tokens")),
+        }
+    }
+
     fn reads_ids(&self, name: &str) -> bool {
         let ids = &*self.base.description.inputs.ids;
         let mut seen = HashSet::new();
@@ -249,9 +283,13 @@ impl<'a> Statics<'a> {
             graph: Some(part),
             ..self.opset.clone()
         };
-        let numbers = computed(&model)
+        // tract panics on some graphs that it does not run.
+        let numbers = catch_unwind(|| computed(&model))
+            .unwrap_or_else(|_| Err(tract_data::internal::format_err!("tract gave up")))
             .map_err(|error| Refused::value(name, &format!("cannot be computed: {error:#}")))?;
-        self.known.insert(key, numbers.clone());
+        if !matches!(at, At::Of(_) | At::From(_)) {
+            self.known.insert(key, numbers.clone());
+        }
         Ok(numbers)
     }
 
@@ -279,8 +317,8 @@ impl<'a> Statics<'a> {
             return Ok(());
         }
         let facts = &self.facts[match at {
-            At::Full => 0,
-            At::Short | At::Other => 1,
+            At::Full | At::From(_) => 0,
+            At::Short | At::Of(_) => 1,
             At::Cached => 2,
         }];
         let fact = facts.get(name);
@@ -307,8 +345,13 @@ impl<'a> Statics<'a> {
         for input in &node.input {
             self.collect(input, at, part, seen)?;
         }
-        if node.op_type() == "Range" {
-            scalars(&mut node, part);
+        match (node.op_type(), fact) {
+            ("Range", _) => scalars(&mut node, part),
+            ("CumSum", Some(fact)) => {
+                part.node.extend(in_floats(node, fact.data_type));
+                return Ok(());
+            }
+            _ => {}
         }
         part.node.push(node);
         Ok(())
@@ -322,16 +365,18 @@ impl<'a> Statics<'a> {
             _ if is(&description.inputs.mask) => 1.0,
             _ if is(&description.inputs.positions) => index as f64,
             _ if description.inputs.ids == name => {
-                let placeholder = i64::from(description.placeholder);
                 let vocabulary = description.vocabulary as i64;
-                let mut id = match at {
-                    At::Other => (placeholder + 1 + index) % vocabulary,
+                let placeholder = i64::from(description.placeholder);
+                let id = match at {
+                    At::Of(id) => i64::from(id),
+                    At::From(first) => i64::from(first) + index,
                     _ => placeholder,
                 };
-                if description.padding.map(i64::from) == Some(id) {
-                    id = placeholder;
+                if id < vocabulary {
+                    id as f64
+                } else {
+                    placeholder as f64
                 }
-                id as f64
             }
             _ => 0.0,
         }
@@ -384,6 +429,31 @@ fn scalars(node: &mut NodeProto, part: &mut GraphProto) {
         }
     }
 }
+
+/// A CumSum that adds floats, between casts from and to `data_type`: of integers tract adds only symbols.
+fn in_floats(mut sums: NodeProto, data_type: i32) -> [NodeProto; 3] {
+    let cast = |input: &str, output: &str, to: i32| NodeProto {
+        op_type: Some("Cast".into()),
+        input: vec![input.to_owned()],
+        output: vec![output.to_owned()],
+        attribute: vec![AttributeProto {
+            name: Some("to".into()),
+            r#type: Some(INT_ATTRIBUTE),
+            i: Some(to.into()),
+            ..AttributeProto::default()
+        }],
+        ..NodeProto::default()
+    };
+    let [from, to] = [&sums.input[0], &sums.output[0]].map(|name| format!("{name}.floats"));
+    let before = cast(&sums.input[0], &from, data_type::FLOAT);
+    let after = cast(&to, &sums.output[0], data_type);
+    sums.input[0] = from;
+    sums.output[0] = to;
+    [before, sums, after]
+}
+
+/// `AttributeProto.AttributeType.INT`.
+const INT_ATTRIBUTE: i32 = 2;
 
 /// Runs a graph without inputs.
 fn computed(model: &ModelProto) -> TractResult<Numbers> {
