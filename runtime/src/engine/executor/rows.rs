@@ -2,6 +2,8 @@
 
 use tract_linalg::{Func, element_wise::ElementWise};
 
+#[cfg(target_arch = "x86_64")]
+use super::avx512::wide;
 use super::{
     super::failed,
     program::{Function, Operand, RowStep, Source},
@@ -14,6 +16,12 @@ pub(super) struct Curves {
     erf: Box<dyn ElementWise<f32>>,
     tanh: Box<dyn ElementWise<f32>>,
     sigmoid: Box<dyn ElementWise<f32>>,
+}
+
+/// Does `work` with the vectors that every processor of this architecture has.
+#[cfg(not(target_arch = "x86_64"))]
+fn wide<T>(work: impl FnOnce() -> T) -> T {
+    work()
 }
 
 /// What a row reads and writes.
@@ -69,10 +77,7 @@ impl Curves {
             }
             Ok(())
         };
-        #[cfg(target_arch = "x86_64")]
-        return super::avx512::wide(chain);
-        #[cfg(not(target_arch = "x86_64"))]
-        chain()
+        wide(chain)
     }
 
     /// Does `step` for one row.
