@@ -120,6 +120,14 @@ check_labels() { # BOARD BUNDLE TASK
   diff -u "$out/$3.x86-64.labels" "$out/$3.$1.labels" || fail "$1: $3 answers otherwise than on x86-64"
 }
 
+# Emulation starts no second process of the program, so `bench` leaves the cold start out.
+check_allocations() { # BOARD BUNDLE
+  local calls
+  calls=$(on "$1" bench --json --runs 3 --processes 1 --base "$out/$1.base" --bundle "$2" --trust out/demo/trust 2>"$out/stderr" |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["allocations_per_run"])') || { cat "$out/stderr" >&2; fail "$1: bench failed"; }
+  [ "$calls" = 0.0 ] || fail "$1: a run makes $calls allocations"
+}
+
 build_native
 make_demo
 build_arm
@@ -131,6 +139,7 @@ for board in $boards; do
     bundle=out/demo/$task.preface
     check_verify "$board" "$bundle"
     check_labels "$board" "$bundle" "$task"
-    say "$board: $task: verified, altered copies refused, $sentences_per_task labels equal"
+    check_allocations "$board" "$bundle"
+    say "$board: $task: verified, altered copies refused, $sentences_per_task labels equal, no allocation"
   done
 done

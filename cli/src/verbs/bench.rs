@@ -78,7 +78,7 @@ struct Report {
     tokens_per_second: f64,
     allocations_per_run: f64,
     allocations_per_text: Option<f64>,
-    cold_start_ms: f64,
+    cold_start_ms: Option<f64>,
     load_us: f64,
     swap_us: f64,
     arena_bytes: usize,
@@ -112,7 +112,13 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let (from_tokens, from_text) = bench.runs()?;
     let swap_us = bench.swap(&handles)?;
     let load_us = bench.load(&arguments.files)?;
-    let cold_start_ms = arguments.cold_start_ms()?;
+    let cold_start_ms = match arguments.cold_start_ms() {
+        Ok(time_ms) => Some(time_ms),
+        Err(error) => {
+            output.say(format_args!("note: no cold start was measured: {error:#}"));
+            None
+        }
+    };
     let others = (1..arguments.processes).map(|_| Other::start());
     let others = others.collect::<anyhow::Result<Vec<_>>>()?;
     let memory = Memory::of_process().context("cannot read this process's memory")?;
@@ -197,10 +203,9 @@ fn say(report: &Report, output: &Output) {
         "arena             {:.1} MiB",
         mebibytes(report.arena_bytes as u64)
     ));
-    output.say(format_args!(
-        "cold start        {:.1} ms",
-        report.cold_start_ms
-    ));
+    if let Some(time_ms) = report.cold_start_ms {
+        output.say(format_args!("cold start        {time_ms:.1} ms"));
+    }
     output.say(format_args!("load a bundle     {:.0} us", report.load_us));
     output.say(format_args!("swap              {:.3} us", report.swap_us));
 }
@@ -306,12 +311,12 @@ impl Cost {
     }
 
     fn add(&mut self, run: impl FnOnce() -> Result<(), Error>) -> anyhow::Result<()> {
-        let before = allocations::calls();
         let (start, cpu_ms) = (Instant::now(), cpu_time_ms());
+        let before = allocations::calls();
         run()?;
+        self.allocations += allocations::calls() - before;
         self.cpu_ms.push(cpu_time_ms() - cpu_ms);
         self.times_ms.push(start.elapsed().as_secs_f64() * 1e3);
-        self.allocations += allocations::calls() - before;
         Ok(())
     }
 
