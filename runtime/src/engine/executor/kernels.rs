@@ -232,7 +232,6 @@ unsafe fn fused(
     (rows, runs): (usize, usize),
     sums: &Sums<'_>,
 ) -> TractResult<()> {
-    let shape = [runs, rows];
     let mut specs: TVec<FusedSpec<'_>> = TVec::new();
     specs.push(FusedSpec::AddMatMul {
         a: AsInputValue::Borrowed(sums.left),
@@ -252,6 +251,8 @@ unsafe fn fused(
         let store = |block: Block| {
             let step = block.step as isize;
             let offset = (block.first * size_of::<f32>()) as isize;
+            // At the edges kernels read as many numbers as the shape has: those between the runs count.
+            let shape = [runs, rows.max(block.step)];
             let strides = [step, 1];
             let view = TensorView::from_bytes(&arena.0, offset, &shape, &strides);
             kernel
@@ -528,5 +529,118 @@ impl Eq for Panels {}
 impl Hash for Panels {
     fn hash<H: Hasher>(&self, state: &mut H) {
         std::ptr::from_ref(self).hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kernel that the executor may choose here: one of each layout of panels, and its own.
+    fn kernels() -> Vec<Kernel> {
+        let runnable = MmmDispatch::native().runnable();
+        let all = runnable.iter().filter(|kernel| !kernel.emulated());
+        let mut kernels: Vec<Kernel> = all
+            .filter_map(|kernel| Kernel::of(kernel.clone()))
+            .collect();
+        kernels.extend(Kernel::for_rows(7));
+        kernels
+    }
+
+    #[test]
+    fn every_kernel_adds_up_products_with_all_that_is_fused() {
+        let (depth, rows, runs) = (13, 50, 9);
+        let number = |seed: usize, index: usize| ((index * 31 + seed) as f32).sin();
+        let numbers = |seed: usize, count: usize| -> Vec<f32> {
+            (0..count).map(|index| number(seed, index)).collect()
+        };
+        let (left, right) = (numbers(1, rows * depth), numbers(2, runs * depth));
+        let (bias, scale) = (tensor1(&numbers(3, rows)), tensor0(0.5f32));
+        let (output, residual) = (
+            Block { first: 5, step: 60 },
+            Block {
+                first: 600,
+                step: 55,
+            },
+        );
+        assert!(!kernels().is_empty());
+        for mut kernel in kernels() {
+            let runs = if kernel.right.r == 1 { 1 } else { runs };
+            let mut packed = [&kernel.left, &kernel.right]
+                .map(|format| Panels::new(format, depth, rows).unwrap());
+            packed[0].pack(&left, (depth, rows), (1, depth)).unwrap();
+            packed[1].pack(&right, (depth, runs), (1, depth)).unwrap();
+            let mut arena = Arena::new(1200).unwrap();
+            arena.numbers().copy_from_slice(&numbers(4, 1200));
+            let sums = Sums {
+                left: &packed[0],
+                right: &packed[1],
+                bias: Some(&bias),
+                scale: None,
+                residual: Some(residual),
+                output,
+            };
+            kernel.multiply(&mut arena, (rows, runs), &sums).unwrap();
+            let name = kernel.name().to_owned();
+            let check = |arena: &mut Arena, scale: f32, added: bool| {
+                for (at, &found) in arena.numbers().iter().enumerate() {
+                    let place = at.checked_sub(output.first);
+                    let place = place.map(|at| (at / output.step, at % output.step));
+                    let expected = match place {
+                        Some((run, row)) if run < runs && row < rows => {
+                            let products =
+                                (0..depth).map(|k| left[row * depth + k] * right[run * depth + k]);
+                            let other = residual.first + run * residual.step + row;
+                            let more = number(3, row) + number(4, other);
+                            scale * products.sum::<f32>() + if added { more } else { 0.0 }
+                        }
+                        _ => number(4, at),
+                    };
+                    assert!(
+                        (found - expected).abs() < 1e-4,
+                        "{name} at {at}: {found} {expected}"
+                    );
+                }
+            };
+            check(&mut arena, 1.0, true);
+            let sums = Sums {
+                bias: None,
+                scale: Some(&scale),
+                residual: None,
+                ..sums
+            };
+            kernel.multiply(&mut arena, (rows, runs), &sums).unwrap();
+            check(&mut arena, 0.5, false);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut kernel = Kernel::for_rows(8).unwrap();
+        let mut left = Panels::new(&kernel.left, 4, 8).unwrap();
+        let mut right = Panels::new(&kernel.right, 4, 2).unwrap();
+        let numbers = [1.0; 64];
+        left.pack(&numbers, (4, 8), (1, 4)).unwrap();
+        right.pack(&numbers, (4, 2), (1, 4)).unwrap();
+        assert!(left.pack(&numbers, (4, 17), (1, 4)).is_err());
+        assert!(left.pack(&numbers, (5, 1000), (1, 5)).is_err());
+        let mut arena = Arena::new(32).unwrap();
+        for (first, step, fits) in [
+            (0, 8, true),
+            (17, 8, false),
+            (0, 25, false),
+            (usize::MAX, 8, false),
+        ] {
+            let sums = Sums {
+                left: &left,
+                right: &right,
+                bias: None,
+                scale: None,
+                residual: None,
+                output: Block { first, step },
+            };
+            let multiplied = kernel.multiply(&mut arena, (8, 2), &sums);
+            assert_eq!(multiplied.is_ok(), fits, "{first} {step}");
+        }
     }
 }
