@@ -213,6 +213,13 @@ impl Executor {
         }
         let image = self.image.clone();
         let program = image.steps().ok_or_else(no_kernel)?;
+        let position = if program.counted { prefix.before } else { 0 };
+        if position + rows > program.max_rows {
+            return Err(Error::Room {
+                rows: position + rows,
+                limit: program.max_rows,
+            });
+        }
         if let Some(id) = program.padding
             && input.ids.contains(&id.into())
         {
@@ -243,7 +250,6 @@ impl Executor {
                         slots: &self.slots,
                         scratch: self.scratch,
                     };
-                    let position = if program.counted { prefix.before } else { 0 };
                     self.curves.run(steps, &mut memory, input.types, position)?;
                 }
             }

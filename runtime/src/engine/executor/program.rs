@@ -267,7 +267,10 @@ impl Bounds<'_> {
             value_dim,
             ..
         } = *attend;
-        if kv_heads == 0 || heads % kv_heads != 0 || head_dim == 0 || value_dim != head_dim {
+        if [heads, kv_heads, head_dim].contains(&0)
+            || heads % kv_heads != 0
+            || value_dim != head_dim
+        {
             return Err(format!("{heads} heads on {kv_heads}"));
         }
         if self.layers.get(attend.layer) != Some(&(kv_heads, head_dim)) {
@@ -431,7 +434,7 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 17] = [
+        let table: [(&str, Change); 18] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
@@ -463,6 +466,7 @@ mod tests {
             }),
             ("has other heads", |program| attend(program).layer = 1),
             ("3 heads on 2", |program| attend(program).heads = 3),
+            ("0 heads on 2", |program| attend(program).heads = 0),
         ];
         let check = |program: &Program| program.check(&[(4, 6)], 4 * 8, &[(2, 2)], 4);
         assert_eq!(check(&program()), Ok(()));

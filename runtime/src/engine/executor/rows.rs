@@ -220,10 +220,10 @@ impl<'a> Memory<'a> {
             Source::Scratch => (self.scratch, false),
             Source::Constant => (0, true),
             Source::Position(width) => (row.position * width, true),
-            Source::Type(width) => (row.kind * width, true),
+            Source::Type(width) => (row.kind.saturating_mul(width), true),
         };
         Start {
-            start: start + operand.first,
+            start: start.saturating_add(operand.first),
             constant,
         }
     }
@@ -240,12 +240,12 @@ impl<'a> Memory<'a> {
         let operand = &step.inputs[which];
         let Start { start, constant } = self.place(operand, row);
         let [outer, middle, stride] = operand.strides;
-        let start = start + first * outer + second * middle;
+        let start = start.saturating_add(first * outer + second * middle);
         if !constant {
             return Ok((Numbers::Arena(start), stride));
         }
         let reach = (step.dims[2] - 1) * stride + 1;
-        let numbers = self.constants.get(start..start + reach);
+        let numbers = self.constants.get(start..start.saturating_add(reach));
         Ok((
             Numbers::Constants(numbers.ok_or(Error::TokenType { kind: row.kind })?),
             stride,
