@@ -7,6 +7,8 @@
 mod attention;
 pub(crate) mod draft;
 mod layout;
+mod moves;
+mod products;
 mod rows;
 mod schedule;
 mod statics;
@@ -24,18 +26,15 @@ use preface_graph::{
     wiring::Wiring,
 };
 
-use super::executor::{
-    kernels::kernels_for_weights,
-    program::{Function, Program},
-};
+use super::executor::{kernels::kernels_for_weights, program::Program};
 use crate::{
     Error,
     image::{Dtype, Packed, Span},
 };
 use attention::Scores;
-use draft::{Draft, From, Kind, Matrix, Part};
+use draft::{Draft, Kind, Matrix, Part};
 use layout::{Layout, Tokens};
-use statics::{Static, Statics, most_rows, shape_sizes, shapes};
+use statics::{Statics, most_rows, shape_sizes, shapes};
 
 /// A lowered base.
 #[derive(Debug)]
@@ -378,219 +377,6 @@ impl Walk<'_> {
             (Value::Types | Value::Ignored, _) | (_, true) => Ok(value),
             _ => Err(Refused::node(node, "rounds to another type")),
         }
-    }
-
-    /// A node that moves no number.
-    fn view(&mut self, node: &NodeProto) -> Result<Value, Refused> {
-        let dims = self.dims(&node.output[0])?;
-        let tokens = self.tokens;
-        let value = self.value(node, 0)?;
-        if dims.contains(&0) {
-            return Ok(Value::Empty);
-        }
-        let before = self.dims(node.input(0).unwrap_or_default())?;
-        let change = |layout: &Layout| match node.op_type() {
-            "Transpose" => match node.ints("perm") {
-                Some(perm) => layout.permuted(perm.iter().map(|&axis| axis as usize)),
-                None => layout.permuted((0..layout.axes.len()).rev()),
-            },
-            "Expand" => layout.expanded(&dims, tokens),
-            "Slice" => self.slice(node, layout, &before, &dims),
-            _ => layout.reshaped(&dims, tokens),
-        };
-        let changed = match value {
-            Value::Rows(mut rows) => change(&rows.layout).map(|layout| {
-                rows.layout = layout;
-                Value::Rows(rows)
-            }),
-            Value::Scores(mut scores) => change(&scores.layout).map(|layout| {
-                scores.layout = layout;
-                Value::Scores(scores)
-            }),
-            Value::Types => Some(Value::Types),
-            Value::Past { .. } | Value::Ignored | Value::Empty => None,
-        };
-        changed.ok_or_else(|| Refused::node(node, "moves numbers between rows"))
-    }
-
-    fn slice(
-        &self,
-        node: &NodeProto,
-        layout: &Layout,
-        before: &[usize],
-        after: &[usize],
-    ) -> Option<Layout> {
-        let ints = |index: usize, name: &str| match node.ints(name) {
-            Some(ints) => Some(ints.to_vec()),
-            None => self.facts.get(node.input(index)?)?.constant_ints(),
-        };
-        let changed = (0..before.len()).filter(|&axis| before[axis] != after[axis]);
-        let changed: Vec<usize> = changed.collect();
-        if changed.is_empty() {
-            return Some(layout.clone());
-        }
-        let starts = ints(1, "starts")?;
-        let axes = ints(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
-        let steps = node.input(4).and_then(|_| ints(4, "steps"));
-        if steps.is_some_and(|steps| steps.iter().any(|&step| step != 1)) {
-            return None;
-        }
-        changed.iter().try_fold(layout.clone(), |layout, &axis| {
-            let place = axes.iter().position(|&named| {
-                let named = if named < 0 {
-                    named + before.len() as i64
-                } else {
-                    named
-                };
-                named == axis as i64
-            })?;
-            let size = before[axis] as i64;
-            let start = starts[place];
-            let start = if start < 0 { start + size } else { start };
-            let start = start.clamp(0, size) as usize;
-            layout.sliced(axis, start, start + after[axis])
-        })
-    }
-
-    fn split(&mut self, node: &NodeProto) -> Result<(), Refused> {
-        let rows = self.rows(node, 0)?;
-        let rank = rows.layout.axes.len() as i64;
-        let axis = node.int("axis", 0);
-        let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
-        let mut start = 0;
-        for output in &node.output {
-            let size = self.dims(output)?[axis];
-            let layout = rows.layout.sliced(axis, start, start + size);
-            let layout = layout.ok_or_else(|| Refused::node(node, "splits tokens"))?;
-            start += size;
-            let part = Rows {
-                layout,
-                sole: false,
-                ..rows.clone()
-            };
-            self.values.insert(output.clone(), Value::Rows(part));
-        }
-        Ok(())
-    }
-
-    /// A Gather of one place, or of the rows of token types.
-    fn gather(&mut self, node: &NodeProto) -> Result<Value, Refused> {
-        let refused = || Refused::node(node, "gathers by something else than token types");
-        if !self.is_dynamic(node.input(0).unwrap_or_default()) {
-            let Value::Types = self.value(node, 1)? else {
-                return Err(refused());
-            };
-            let table = self
-                .statics
-                .of(node.input(0).unwrap_or_default(), &mut None)?;
-            let Static::Constant(table) = table else {
-                return Err(refused());
-            };
-            let [_, width] = table.shape[..] else {
-                return Err(refused());
-            };
-            if node.int("axis", 0) != 0 {
-                return Err(refused());
-            }
-            let first = self.draft.constant(&table.values);
-            let read = draft::Read {
-                from: From::Type(width),
-                first,
-                strides: [0, 0, 1],
-            };
-            let operation = self.draw(Function::Copy, vec![read], [1, 1, width], width);
-            return Ok(Value::Rows(Rows {
-                operation,
-                layout: Layout::plain(&[Some(1), None, Some(width)]),
-                scale: 1.0,
-                sole: true,
-                joined: None,
-            }));
-        }
-        let mut rows = self.rows(node, 0)?;
-        let index = self.facts.get(node.input(1).unwrap_or_default());
-        let index = index
-            .filter(|index| index.rank() == 0)
-            .and_then(Fact::constant_scalar);
-        let axis = node.int("axis", 0);
-        let rank = rows.layout.axes.len() as i64;
-        let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
-        let size = self.dims(node.input(0).unwrap_or_default())?[axis] as f64;
-        let index = index.ok_or_else(refused)?;
-        let index = (if index < 0.0 { index + size } else { index }) as usize;
-        let layout = rows.layout.sliced(axis, index, index + 1);
-        rows.layout = layout.ok_or_else(refused)?;
-        rows.layout.axes.remove(axis);
-        rows.sole = false;
-        Ok(Value::Rows(rows))
-    }
-
-    /// A product with a weight, or of queries and keys, or of their weights and values.
-    fn product(&mut self, node: &NodeProto) -> Result<Value, Refused> {
-        let right = node.input(1).unwrap_or_default();
-        if self.is_dynamic(right) {
-            return self.attention_product(node);
-        }
-        let refused = |reason: &str| Refused::node(node, reason);
-        let mut rows = self.rows(node, 0)?;
-        let shape = self.dims(right)?;
-        let (turned, plain) = match node.op_type() {
-            "Gemm" => {
-                let plain = node.int("transA", 0) == 0
-                    && [node.float("alpha", 1.0), node.float("beta", 1.0)] == [1.0; 2];
-                (node.int("transB", 0) == 1, plain)
-            }
-            _ => (false, true),
-        };
-        let [height, width] = shape[..] else {
-            return Err(refused("multiplies by something else than a matrix"));
-        };
-        let (inputs, outputs) = if turned {
-            (width, height)
-        } else {
-            (height, width)
-        };
-        let last = rows.layout.axes.last().cloned().unwrap_or_default();
-        let whole = rows.layout.inner() == last && rows.layout.is_rows() && rows.joined.is_none();
-        if !plain || !whole || layout_numbers(&rows.layout) != inputs {
-            return Err(refused("multiplies something else than whole rows"));
-        }
-        let input = self.run(&rows)?;
-        let weight = self.draft.weight(Matrix {
-            name: right.to_owned(),
-            inputs,
-            outputs,
-            turned,
-        });
-        let bias = match node.input(2).filter(|_| node.op_type() == "Gemm") {
-            None => None,
-            Some(name) => Some(
-                self.bias(name, outputs)?
-                    .ok_or_else(|| refused("adds something else than a bias"))?,
-            ),
-        };
-        let kind = Kind::Product {
-            weight,
-            bias,
-            input,
-            residual: None,
-        };
-        rows.operation = self.draft.add(kind, outputs);
-        let dims = self.dims(&node.output[0])?;
-        rows.layout = self.plain(&dims);
-        rows.scale = 1.0;
-        rows.sole = true;
-        Ok(Value::Rows(rows))
-    }
-
-    /// Where a bias of `outputs` numbers is among the constants.
-    fn bias(&mut self, name: &str, outputs: usize) -> Result<Option<usize>, Refused> {
-        let Static::Constant(numbers) = self.statics.of(name, &mut self.counted)? else {
-            return Ok(None);
-        };
-        let last = numbers.shape.last().copied().unwrap_or(1);
-        let fits = last == outputs && numbers.values.len() == outputs;
-        Ok(fits.then(|| self.draft.constant(&numbers.values)))
     }
 
     /// Neighbouring numbers in the order of `dims`, of which one counts the tokens.

@@ -6,20 +6,19 @@ use super::{
     Refused, Rows, Value, Walk,
     draft::{Draw, From, Kind, Part, Read},
     layout::{Atom, Axis, Layout, joined},
-    layout_numbers,
     statics::{Numbers, Static, rows_of},
 };
 use crate::engine::executor::program::Function;
 
 /// An operand of an operation on rows.
 #[derive(Clone, Debug)]
-struct Operand {
-    from: From,
-    layout: Layout,
+pub(super) struct Operand {
+    pub from: From,
+    pub layout: Layout,
 }
 
 /// One dimension of an operation: how often, and the steps of each operand.
-type Dim = (usize, Vec<usize>);
+pub(super) type Dim = (usize, Vec<usize>);
 
 impl Walk<'_> {
     /// An operation on rows that makes `numbers` of each.
@@ -59,7 +58,7 @@ impl Walk<'_> {
         }
     }
 
-    fn number(&mut self, number: f32) -> Operand {
+    pub(super) fn number(&mut self, number: f32) -> Operand {
         Operand {
             from: From::Constant,
             layout: Layout {
@@ -100,13 +99,13 @@ impl Walk<'_> {
         self.computed(node, function, operands)
     }
 
-    fn operands(&mut self, node: &NodeProto) -> Result<Vec<Operand>, Refused> {
+    pub(super) fn operands(&mut self, node: &NodeProto) -> Result<Vec<Operand>, Refused> {
         (0..node.input.len())
             .map(|index| self.operand(node, index))
             .collect()
     }
 
-    fn operand(&mut self, node: &NodeProto, index: usize) -> Result<Operand, Refused> {
+    pub(super) fn operand(&mut self, node: &NodeProto, index: usize) -> Result<Operand, Refused> {
         let name = node.input(index).unwrap_or_default();
         if !self.is_dynamic(name) {
             return self.constant_operand(name);
@@ -118,7 +117,7 @@ impl Walk<'_> {
         Ok(self.of_rows(&rows))
     }
 
-    fn of_rows(&mut self, rows: &Rows) -> Operand {
+    pub(super) fn of_rows(&mut self, rows: &Rows) -> Operand {
         if rows.scale != 1.0 {
             let part = self.copied(rows);
             let dims = rows.layout.axes.iter().map(|axis| match axis[..] {
@@ -136,7 +135,7 @@ impl Walk<'_> {
         }
     }
 
-    fn constant_operand(&mut self, name: &str) -> Result<Operand, Refused> {
+    pub(super) fn constant_operand(&mut self, name: &str) -> Result<Operand, Refused> {
         Ok(match self.statics.of(name, &mut self.counted)? {
             Static::Constant(Numbers { shape, values }) => {
                 let dims: Vec<_> = shape.iter().map(|&dim| Some(dim)).collect();
@@ -164,7 +163,7 @@ impl Walk<'_> {
         })
     }
 
-    fn computed(
+    pub(super) fn computed(
         &mut self,
         node: &NodeProto,
         function: Function,
@@ -223,83 +222,6 @@ impl Walk<'_> {
             sole: true,
             joined: None,
         })
-    }
-
-    /// An addition; a bias or a residual becomes part of the product that it is added to.
-    fn addition(&mut self, node: &NodeProto) -> Result<Value, Refused> {
-        for (product, other) in [(0, 1), (1, 0)] {
-            if let Some(value) = self.join_product(node, product, other)? {
-                return Ok(value);
-            }
-        }
-        let operands = self.operands(node)?;
-        self.computed(node, Function::Add, operands)
-    }
-
-    /// Makes a bias or a residual of operand `other` where operand `product` is a product that takes one.
-    fn join_product(
-        &mut self,
-        node: &NodeProto,
-        product: usize,
-        other: usize,
-    ) -> Result<Option<Value>, Refused> {
-        let names = [product, other].map(|index| node.input(index).unwrap_or_default());
-        if !self.is_dynamic(names[0]) {
-            return Ok(None);
-        }
-        let rows = self.rows(node, product)?;
-        let numbers = self.draft.operations[rows.operation].numbers;
-        let whole = rows.sole && rows.scale == 1.0 && rows.layout.is_run(numbers);
-        let same_shape = self.fact(names[0])?.same_shape(self.fact(&node.output[0])?);
-        let Kind::Product { bias, residual, .. } = &self.draft.operations[rows.operation].kind
-        else {
-            return Ok(None);
-        };
-        if !whole || !same_shape || residual.is_some() {
-            return Ok(None);
-        }
-        let has_bias = bias.is_some();
-        let (mut new_bias, mut new_residual) = (None, None);
-        if !self.is_dynamic(names[1]) {
-            if !has_bias {
-                new_bias = self.bias(names[1], numbers)?;
-            }
-        } else {
-            let added = self.rows(node, other)?;
-            let fits = added.scale == 1.0
-                && added.layout.is_rows()
-                && added.layout.is_run(numbers)
-                && !self.depends(added.operation, rows.operation);
-            new_residual = fits.then_some(Part {
-                operation: added.operation,
-                first: added.layout.first,
-            });
-        }
-        if new_bias.is_none() && new_residual.is_none() {
-            return Ok(None);
-        }
-        if let Kind::Product { bias, residual, .. } =
-            &mut self.draft.operations[rows.operation].kind
-        {
-            *bias = bias.or(new_bias);
-            *residual = new_residual;
-        }
-        Ok(Some(Value::Rows(rows)))
-    }
-
-    /// Whether `operation` needs `other`.
-    fn depends(&self, operation: usize, other: usize) -> bool {
-        let mut open = vec![operation];
-        let mut seen = vec![false; self.draft.operations.len()];
-        while let Some(operation) = open.pop() {
-            if operation == other {
-                return true;
-            }
-            if !std::mem::replace(&mut seen[operation], true) {
-                open.extend(self.draft.operations[operation].inputs());
-            }
-        }
-        false
     }
 
     /// A product or a quotient; one with a number is put off.
@@ -387,91 +309,6 @@ impl Walk<'_> {
         }))
     }
 
-    pub(super) fn concat(&mut self, node: &NodeProto) -> Result<Value, Refused> {
-        let refused = |reason: &str| Refused::node(node, reason);
-        if node.input.len() == 1 {
-            return self.value(node, 0);
-        }
-        let dims = self.dims(&node.output[0])?;
-        let axis = node.int("axis", 0);
-        let axis = (if axis < 0 {
-            axis + dims.len() as i64
-        } else {
-            axis
-        }) as usize;
-        if let (2, Ok(Value::Past { site, keys })) = (node.input.len(), self.value(node, 0)) {
-            let mut rows = self.rows(node, 1)?;
-            if rows
-                .layout
-                .axes
-                .get(axis)
-                .is_none_or(|axis| axis[..] != [Atom::Row])
-            {
-                return Err(refused(
-                    "puts a cache beside something else than its tokens",
-                ));
-            }
-            if rows.scale != 1.0 {
-                let operand = self.of_rows(&rows);
-                let From::Operation(operation) = operand.from else {
-                    return Err(refused("reads a constant"));
-                };
-                rows.operation = operation;
-                rows.layout = operand.layout;
-                rows.scale = 1.0;
-            }
-            rows.layout.axes[axis] = vec![Atom::Key];
-            rows.joined = Some((site, keys));
-            return Ok(Value::Rows(rows));
-        }
-        let empty = |name: &&String| matches!(self.values.get(*name), Some(Value::Empty));
-        let mut node = node.clone();
-        let kept = node.input.iter().filter(|name| !empty(name)).cloned();
-        node.input = kept.collect();
-        let operands = self.operands(&node)?;
-        let plain = self.plain(&dims);
-        let [Atom::Inner { stride, .. }] = plain.axes[axis][..] else {
-            return Err(refused("joins tokens"));
-        };
-        let numbers = layout_numbers(&plain);
-        let outer = numbers / (stride * dims[axis]);
-        let mut draws = Vec::new();
-        let mut first = 0;
-        for (operand, name) in operands.into_iter().zip(&node.input) {
-            let size = self.dims(name)?[axis];
-            let inner: Vec<Dim> = operand
-                .layout
-                .inner()
-                .iter()
-                .map(|&atom| (size_of(atom), vec![step_of(atom)]))
-                .collect();
-            let run = size * stride;
-            for row in 0..outer {
-                let read = part_of(&inner, row * run, run)
-                    .ok_or_else(|| refused("joins numbers that lie apart"))?;
-                draws.push(Draw {
-                    function: Function::Copy,
-                    inputs: vec![Read {
-                        from: operand.from,
-                        first: operand.layout.first + read.0,
-                        strides: [0, 0, read.1],
-                    }],
-                    first: first + row * stride * dims[axis],
-                    dims: [1, 1, run],
-                });
-            }
-            first += run;
-        }
-        let operation = self.draft.add(Kind::Row(draws), numbers);
-        Ok(Value::Rows(Rows {
-            operation,
-            layout: plain,
-            scale: 1.0,
-            sole: true,
-            joined: None,
-        }))
-    }
-
     pub(super) fn reduction(&mut self, node: &NodeProto) -> Result<Value, Refused> {
         let refused = |reason: &str| Refused::node(node, reason);
         let rows = self.rows(node, 0)?;
@@ -552,14 +389,14 @@ impl Walk<'_> {
     }
 }
 
-fn size_of(atom: Atom) -> usize {
+pub(super) fn size_of(atom: Atom) -> usize {
     match atom {
         Atom::Inner { size, .. } => size,
         _ => 1,
     }
 }
 
-fn step_of(atom: Atom) -> usize {
+pub(super) fn step_of(atom: Atom) -> usize {
     match atom {
         Atom::Inner { stride, .. } => stride,
         _ => 0,
@@ -624,24 +461,4 @@ fn merged(dims: Vec<Dim>, operands: usize) -> Option<[Dim; 3]> {
         merged.insert(0, (1, vec![0; operands]));
     }
     merged.try_into().ok()
-}
-
-/// Where `count` numbers from place `start` on begin, and their step, where they are one run of `dims`.
-fn part_of(dims: &[Dim], start: usize, count: usize) -> Option<(usize, usize)> {
-    let (mut rest, mut first) = (start, 0);
-    let mut step = 1;
-    let mut room = 1;
-    for (size, steps) in dims.iter().rev() {
-        first += (rest % size) * steps[0];
-        if room == 1 {
-            step = steps[0];
-        }
-        rest /= size;
-        room *= size;
-    }
-    let whole = match dims.last() {
-        None => count == 1,
-        Some((size, _)) => start % size + count <= *size,
-    };
-    whole.then_some((first, step))
 }
