@@ -12,12 +12,13 @@ use preface_graph::{
 };
 
 use crate::{
-    Error,
+    Error, Options, Session,
     engine::{
         EngineKind, Lowered, TRACT,
         lowering::{self, Lowering},
     },
     image::{Description, Inputs, Kind, Layer, Parts, PrefixInputs, Writer},
+    map::open_own,
 };
 
 /// What an image is made of.
@@ -107,10 +108,11 @@ impl Source {
         self
     }
 
-    /// Writes the image to `path` for this machine's kernels; nobody sees a half-written file.
+    /// Writes the image to `path` for this machine's kernels. Nobody sees a half-written file, nor one that does not run:
+    /// two tokens are run before the file takes its name.
     ///
     /// # Errors
-    /// When tract cannot lower the graph or the file cannot be written.
+    /// When no engine runs the graph or the file cannot be written.
     pub fn write(self, path: &Path, progress: &mut dyn Progress) -> Result<Summary, Error> {
         let table = self.table()?;
         let mut writer = Writer::create(path)?;
@@ -153,7 +155,7 @@ impl Source {
             Some(_) => EngineKind::Executor,
             None => EngineKind::Plan,
         };
-        let bytes = writer.finish(Parts {
+        let parts = Parts {
             description: self.description,
             tract: TRACT,
             tokenizer: &self.tokenizer,
@@ -162,6 +164,14 @@ impl Source {
             unlowered: reason.clone(),
             embeddings,
             packed,
+        };
+        let bytes = writer.finish(parts, |path| {
+            let tried = Session::open(&open_own(path)?, Options::default())
+                .and_then(|mut session| session.try_out());
+            tried.map_err(|source| Error::NoEngineRuns {
+                reason: reason.clone().unwrap_or_else(|| "it fails".into()),
+                source: Box::new(source),
+            })
         })?;
         Ok(Summary {
             path: path.to_owned(),

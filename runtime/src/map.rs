@@ -25,6 +25,13 @@ pub(crate) fn floats(bytes: &[u8]) -> &[f32] {
     unsafe { bytes.align_to::<f32>() }.1
 }
 
+/// Opens an image that this process has just written.
+#[cfg(feature = "compile")]
+pub(crate) fn open_own(path: &Path) -> Result<Image, Error> {
+    // SAFETY: the file has a name of this process's own, and its writer is done with it.
+    unsafe { Image::open(path) }
+}
+
 impl Image {
     /// Maps the base image at `path`, and checks its size, its preamble, its index and its small tables.
     ///

@@ -322,7 +322,8 @@ impl Session {
     ///
     /// # Errors
     /// When the engine fails.
-    pub fn try_out(&mut self) -> Result<(), Error> {
+    #[cfg(feature = "compile")]
+    pub(crate) fn try_out(&mut self) -> Result<(), Error> {
         let placeholder = self.image.description().placeholder;
         let prefix = self.engine.prepare(&KeyValues::default())?;
         let text = Encoded::of_ids(&[placeholder; 2]);

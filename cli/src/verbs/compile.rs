@@ -1,18 +1,13 @@
 //! `preface compile`: lays a base model out for mapping.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
 use indicatif::ProgressBar;
 use preface_graph::Base;
-use preface_runtime::{
-    Options, Session,
-    compile::{Progress, Source, Summary},
-};
+use preface_runtime::compile::{Progress, Source, Summary};
 use serde_json::json;
 
 use crate::output::Output;
@@ -73,20 +68,7 @@ pub fn compile(
     if let Some(bar) = bar.bar {
         bar.finish_and_clear();
     }
-    if let Err(error) = try_out(path) {
-        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
-        let reason = summary.reason.as_deref().unwrap_or_default();
-        return Err(error).context(format!(
-            "the runtime cannot run this base; no image is left; the executor: {reason}"
-        ));
-    }
     Ok(summary)
-}
-
-/// Opens the image and runs two tokens: what cannot run is better known here than on a device.
-fn try_out(path: &Path) -> anyhow::Result<()> {
-    let image = crate::image::open(path)?;
-    Ok(Session::open(&image, Options::default())?.try_out()?)
 }
 
 fn report(summary: &Summary, output: &Output) -> anyhow::Result<()> {

@@ -85,9 +85,16 @@ impl Writer {
         Ok(span)
     }
 
-    /// Writes the rest, makes it durable and puts the file in its place; returns its length.
-    pub fn finish(mut self, parts: Parts<'_>) -> Result<u64, Error> {
+    /// Writes the rest, makes it durable, and puts the file in its place once `try_out` says that it runs: until then an
+    /// older file of that name stays. Returns its length.
+    pub fn finish(
+        mut self,
+        parts: Parts<'_>,
+        try_out: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<u64, Error> {
         self.checked(|writer| writer.finish_file(parts))?;
+        try_out(&self.partial)?;
+        self.checked(Self::put_in_place)?;
         Ok(self.offset)
     }
 
@@ -123,7 +130,10 @@ impl Writer {
         self.file.seek(SeekFrom::Start(0))?;
         self.file.write_all(&preamble.encode())?;
         self.file.flush()?;
-        self.file.get_ref().sync_all()?;
+        self.file.get_ref().sync_all()
+    }
+
+    fn put_in_place(&mut self) -> io::Result<()> {
         fs::rename(&self.partial, &self.path)?;
         let folder = self
             .path
@@ -179,5 +189,37 @@ impl Drop for Writer {
     fn drop(&mut self) {
         // After `finish` the name is free already.
         let _ = fs::remove_file(&self.partial);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    #[test]
+    fn what_does_not_run_leaves_the_older_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.base");
+        fs::write(&path, "an older image").unwrap();
+        let mut writer = Writer::create(&path).unwrap();
+        let embeddings = writer.weight(&[0; 64]).unwrap();
+        let parts = Parts {
+            description: testing::source().description,
+            tract: "0",
+            tokenizer: b"{}",
+            program: b"",
+            steps: None,
+            unlowered: None,
+            embeddings,
+            packed: Vec::new(),
+        };
+        let tried = writer.finish(parts, |written| {
+            assert!(written.is_file() && written != path);
+            Err(Error::NoTask)
+        });
+        assert!(matches!(tried, Err(Error::NoTask)));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "an older image");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
     }
 }
