@@ -70,14 +70,13 @@ fn show(report: &Value, title: &str, output: &Output) -> anyhow::Result<()> {
 fn describe_image(path: &Path) -> anyhow::Result<Value> {
     let image = crate::image::open(path)?;
     let base = image.description();
-    Ok(json!({
+    let mut described = json!({
         "kind": base.kind,
         "layers": base.layers,
         "hidden": base.hidden,
         "vocabulary": base.vocabulary,
         "max_positions": base.max_positions,
         "engine": image.engine().to_string(),
-        "reason": image.unlowered(),
         "packer": format!("tract {}", image.packer()),
         "architecture": image.architecture(),
         "kernels": image.kernels(),
@@ -85,7 +84,11 @@ fn describe_image(path: &Path) -> anyhow::Result<Value> {
         "tokenizer_id": base.tokenizer_id.to_string(),
         "bytes": image.len_bytes(),
         "tokenizer_bytes": image.tokenizer().len(),
-    }))
+    });
+    if let Some(reason) = image.unlowered() {
+        described["reason"] = reason.into();
+    }
+    Ok(described)
 }
 
 fn describe(manifest: &Manifest<'_>) -> Value {
