@@ -205,7 +205,9 @@ impl Program {
         if total.saturating_mul(self.max_rows) > MOST_NUMBERS {
             return Err("the program needs more room than any model".into());
         }
-        bounds.columns(self.output, hidden)?;
+        if self.output.first != 0 || self.slots.get(self.output.slot) != Some(&hidden) {
+            return Err("the hidden rows are no whole slot".into());
+        }
         for (index, step) in self.steps.iter().enumerate() {
             let checked = match step {
                 Step::Product(product) => bounds.product(product),
@@ -434,13 +436,14 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 18] = [
+        let table: [(&str, Change); 19] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
                 program.scratch = usize::MAX
             }),
-            ("are no columns", |program| program.output.slot = 2),
+            ("no whole slot", |program| program.output.slot = 1),
+            ("no whole slot", |program| program.output.first = 1),
             ("no such weight", |program| product(program).weight = 1),
             ("its bias is none", |program| {
                 product(program).bias = Some(usize::MAX)
