@@ -3,15 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../cli/src/allocations.rs"]
+#[allow(unsafe_code)]
+mod allocations;
 mod support;
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    fs,
-    path::Path,
-    process::Command,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::{fs, path::Path, process::Command};
 
 use preface_bundle::{Frame, Policy, TrustStore};
 use preface_graph::{Base, FormKind};
@@ -22,34 +19,6 @@ use support::{
     adapters::{CLASSES, adapter},
     base_folder, exports, skip,
 };
-
-struct Counting;
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-static CALLS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: every method hands its arguments on to `System` unchanged, whose contract is the same.
-#[allow(unsafe_code)]
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        CALLS.fetch_add(1, Relaxed);
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::realloc`, and all blocks come from `System`.
-        unsafe { System.realloc(block, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`, and all blocks come from `System`.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
 
 #[test]
 fn an_encoder_allocates_nothing() {
@@ -109,14 +78,14 @@ fn check(folder: &Path, texts: &[String]) {
     let (first, encoded) = &tasks[0];
     session.activate(*first).unwrap();
     session.answer_encoded(&encoded[0]).unwrap();
-    let before = CALLS.load(Relaxed);
+    let before = allocations::calls();
     for index in (0..texts.len()).rev() {
         for (handle, encoded) in &tasks {
             session.activate(*handle).unwrap();
             session.answer_encoded(&encoded[index]).unwrap();
         }
     }
-    assert_eq!(CALLS.load(Relaxed) - before, 0);
+    assert_eq!(allocations::calls() - before, 0);
 }
 
 /// A task of each form and of each kind of answer.

@@ -168,9 +168,12 @@ impl Source {
         let bytes = writer.finish(parts, |path| {
             let tried = Session::open(&open_own(path)?, Options::default())
                 .and_then(|mut session| session.try_out());
-            tried.map_err(|source| Error::NoEngineRuns {
-                reason: reason.clone().unwrap_or_else(|| "it fails".into()),
-                source: Box::new(source),
+            tried.map_err(|source| match &reason {
+                None => source,
+                Some(reason) => Error::NoEngineRuns {
+                    reason: reason.clone(),
+                    source: Box::new(source),
+                },
             })
         })?;
         Ok(Summary {

@@ -22,7 +22,7 @@ use super::super::failed;
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 
-/// Panels of fewer bytes than this are aligned so all the same.
+/// What the beginnings of the arena and of panels are multiples of, at least.
 const ALIGNMENT_BYTES: usize = 64;
 
 /// One allocation of numbers.

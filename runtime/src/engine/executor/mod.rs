@@ -34,6 +34,8 @@ pub(crate) struct Executor {
     steps: Vec<Ready>,
     /// Rows as the right operand of each kernel.
     rows: Vec<Panels>,
+    /// What the panels of which kernel hold: neighbouring products often read the same rows.
+    packed: Option<(usize, Columns, usize)>,
     kernels: Vec<Kernel>,
     attention: Option<Attention>,
     curves: Curves,
@@ -155,6 +157,7 @@ impl Executor {
             steps: steps.collect(),
             weights,
             rows,
+            packed: None,
             kernels,
             attention: attention.transpose()?,
             curves: Curves::new()?,
@@ -226,7 +229,12 @@ impl Executor {
             return Err(Error::Padding { id });
         }
         self.arena.numbers()[..input.rows.len()].copy_from_slice(input.rows);
+        self.packed = None;
         for (index, step) in program.steps.iter().enumerate() {
+            // A product writes no slot that it reads; other steps may write the one that was packed.
+            if !matches!(step, Step::Product(_)) {
+                self.packed = None;
+            }
             match step {
                 Step::Product(product) => self.product(product, index, rows)?,
                 Step::Attend(attend) => {
@@ -265,9 +273,13 @@ impl Executor {
         let weight = &self.weights[product.weight];
         let which = weight.kernels[usize::from(rows > 1)];
         let (kernel, panels) = (&mut self.kernels[which], &mut self.rows[which]);
-        let (begin, width) = self.slots[product.input.slot];
-        let from = &self.arena.numbers()[begin + product.input.first..];
-        panels.pack(from, (weight.inputs, rows), (1, width))?;
+        let wanted = Some((which, product.input, weight.inputs));
+        if self.packed != wanted {
+            let (begin, width) = self.slots[product.input.slot];
+            let from = &self.arena.numbers()[begin + product.input.first..];
+            panels.pack(from, (weight.inputs, rows), (1, width))?;
+            self.packed = wanted;
+        }
         let block = |columns: Columns| {
             let (begin, width) = self.slots[columns.slot];
             Block {

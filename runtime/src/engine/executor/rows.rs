@@ -228,7 +228,7 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// The operand's run `(first, second)` of `count` numbers, and their stride.
+    /// The operand's run `(first, second)`, and the stride of its numbers.
     #[inline(always)]
     fn run_of(
         &self,

@@ -1,5 +1,7 @@
 //! A program before its numbers have places: operations with their inputs, in the order in which they were found.
 
+use std::collections::HashMap;
+
 use crate::engine::executor::program::{Function, Mask};
 
 /// Operations, and the constants and weights that they read.
@@ -7,6 +9,8 @@ use crate::engine::executor::program::{Function, Mask};
 pub(super) struct Draft {
     pub operations: Vec<Operation>,
     pub constants: Vec<f32>,
+    /// Where runs of constants begin, by their bits.
+    places: HashMap<Vec<u32>, usize>,
     pub weights: Vec<Matrix>,
 }
 
@@ -94,19 +98,13 @@ impl Draft {
         self.operations.len() - 1
     }
 
-    /// Where `numbers` are among the constants.
+    /// Where `numbers` are among the constants; equal ones are stored once.
     pub fn constant(&mut self, numbers: &[f32]) -> usize {
-        let known = self.constants.windows(numbers.len().max(1));
-        let same = |window: &[f32]| {
-            let mut pairs = window.iter().zip(numbers);
-            pairs.all(|(one, other)| one.to_bits() == other.to_bits())
-        };
-        let known = (numbers.len() <= SHORT_RUN)
-            .then(|| known.into_iter().position(same))
-            .flatten();
-        known.unwrap_or_else(|| {
-            self.constants.extend_from_slice(numbers);
-            self.constants.len() - numbers.len()
+        let bits = numbers.iter().map(|number| number.to_bits()).collect();
+        let constants = &mut self.constants;
+        *self.places.entry(bits).or_insert_with(|| {
+            constants.extend_from_slice(numbers);
+            constants.len() - numbers.len()
         })
     }
 
@@ -118,9 +116,6 @@ impl Draft {
         })
     }
 }
-
-/// Runs of at most so many constants are looked for before they are stored again.
-const SHORT_RUN: usize = 8;
 
 impl Operation {
     /// The operations whose numbers it reads.
@@ -150,5 +145,20 @@ impl Operation {
 
     pub fn is_row(&self) -> bool {
         matches!(self.kind, Kind::Row(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_constants_are_stored_once() {
+        let mut draft = Draft::default();
+        let table: Vec<f32> = (0..100).map(|number| number as f32).collect();
+        let first = draft.constant(&table);
+        let zeros = [draft.constant(&[0.0]), draft.constant(&[-0.0])];
+        assert_eq!((first, draft.constant(&table)), (0, 0));
+        assert_eq!((zeros, draft.constants.len()), ([100, 101], 102));
     }
 }

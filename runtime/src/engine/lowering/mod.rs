@@ -158,7 +158,7 @@ struct Walk<'a> {
     draft: Draft,
     values: HashMap<String, Value>,
     counted: Option<bool>,
-    /// At which shapes are looked at.
+    /// The sizes of the first of the shapes in `facts`.
     tokens: Tokens,
 }
 
@@ -306,7 +306,7 @@ impl Walk<'_> {
         fact.ok_or_else(|| Refused::value(name, "has no known shape"))
     }
 
-    /// The sizes of `name`, at `tokens`.
+    /// The sizes of `name` at `tokens`.
     fn dims(&self, name: &str) -> Result<Vec<usize>, Refused> {
         let dims = self.fact(name)?.shapes[0].iter();
         Ok(dims.map(|&dim| usize::try_from(dim).unwrap_or(0)).collect())

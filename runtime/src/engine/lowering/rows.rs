@@ -111,7 +111,7 @@ impl Walk<'_> {
             return self.constant_operand(name);
         }
         let rows = self.rows(node, index)?;
-        if rows.joined.is_some() {
+        if rows.joined.is_some() || !rows.layout.is_rows() {
             return Err(Refused::node(node, "works on a cache"));
         }
         Ok(self.of_rows(&rows))
@@ -327,7 +327,7 @@ impl Walk<'_> {
             "ReduceSum" => Function::Sum,
             _ => Function::Largest,
         };
-        let operand = self.of_rows(&rows);
+        let operand = self.operand(node, 0)?;
         let mut axes = operand.layout.axes.clone();
         let last = axes.pop().unwrap_or_default();
         let inner = match last[..] {
