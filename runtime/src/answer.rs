@@ -2,7 +2,7 @@
 
 use preface_bundle::{AnswerKind, AnswerPlan};
 
-use crate::{Error, task::Head};
+use crate::{Error, task::RowHead};
 
 /// A label and how probable it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,7 +66,6 @@ impl<'a> Choices<'a> {
 /// Reads answers off hidden rows.
 pub(crate) struct Reader<'a> {
     pub plan: AnswerPlan,
-    pub head: &'a Head,
     pub labels: &'a [String],
     /// Room for the logits.
     pub logits: &'a mut Vec<f32>,
@@ -75,10 +74,9 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// The answer to pooled rows, `[hidden]`.
-    pub fn pooled(self, features: &[f32]) -> Result<Answer<'a>, Error> {
+    /// The answer that the logits give.
+    pub fn pooled(self) -> Result<Answer<'a>, Error> {
         let threshold = self.plan.threshold.unwrap_or(0.0);
-        self.head.logits(features, self.logits)?;
         if self.plan.kind == AnswerKind::Labels {
             let scores = self.logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp()));
             let probable = scores.enumerate().filter(|(_, score)| *score >= threshold);
@@ -101,6 +99,7 @@ impl<'a> Reader<'a> {
     /// The answer to the rows of a text, `[tokens, hidden]`, whose words begin at `words`.
     pub fn tagged(
         self,
+        head: &RowHead,
         rows: &[f32],
         hidden: usize,
         words: &[Option<usize>],
@@ -109,7 +108,7 @@ impl<'a> Reader<'a> {
         for word in words {
             let row = word.and_then(|place| rows.chunks_exact(hidden).nth(place));
             let tag = row.map(|row| {
-                self.head.logits(row, self.logits)?;
+                head.logits(row, self.logits)?;
                 Ok::<_, Error>(best(self.logits))
             });
             self.found.push(tag.transpose()?);
@@ -138,27 +137,28 @@ mod tests {
     fn with_reader<T>(
         kind: AnswerKind,
         threshold: Option<f32>,
-        read: impl FnOnce(Reader<'_>) -> T,
+        read: impl FnOnce(&RowHead, Reader<'_>) -> T,
     ) -> T {
-        let head = Head::linear(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], vec![0.0, 0.0, -3.0]);
+        let head = RowHead::linear(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], vec![0.0, 0.0, -3.0]);
         let labels = ["a", "b", "c"].map(str::to_owned);
         let plan = AnswerPlan::new(kind, Inputs::One, threshold);
-        read(Reader {
+        let mut logits = Vec::new();
+        head.logits(&[1.0, 3.0], &mut logits).unwrap();
+        let reader = Reader {
             plan,
-            head: &head,
             labels: &labels,
-            logits: &mut Vec::new(),
+            logits: &mut logits,
             found: &mut Vec::new(),
-        })
+        };
+        read(&head, reader)
     }
 
     #[test]
     fn the_greatest_logit_wins_with_its_share() {
         let expected = 3f32.exp() / (1f32.exp() + 3f32.exp() + 1f32.exp());
         for (threshold, outside) in [(None, false), (Some(0.5), false), (Some(0.95), true)] {
-            with_reader(AnswerKind::Label, threshold, |reader| {
-                let Answer::Label { best, out_of_scope } = reader.pooled(&[1.0, 3.0]).unwrap()
-                else {
+            with_reader(AnswerKind::Label, threshold, |_, reader| {
+                let Answer::Label { best, out_of_scope } = reader.pooled().unwrap() else {
                     panic!("another kind of answer");
                 };
                 assert_eq!((best.label, best.class, out_of_scope), ("b", 1, outside));
@@ -170,8 +170,8 @@ mod tests {
     #[test]
     fn every_probable_label_is_given() {
         for (threshold, expected) in [(0.0, "abc"), (0.5, "abc"), (0.74, "b"), (1.0, "")] {
-            with_reader(AnswerKind::Labels, Some(threshold), |reader| {
-                let Answer::Labels(choices) = reader.pooled(&[1.0, 3.0]).unwrap() else {
+            with_reader(AnswerKind::Labels, Some(threshold), |_, reader| {
+                let Answer::Labels(choices) = reader.pooled().unwrap() else {
                     panic!("another kind of answer");
                 };
                 let choices = || choices.iter().flatten();
@@ -186,10 +186,10 @@ mod tests {
 
     #[test]
     fn words_are_tagged_where_they_begin() {
-        with_reader(AnswerKind::Tags, None, |reader| {
+        with_reader(AnswerKind::Tags, None, |head, reader| {
             let rows = [9.0, 0.0, 0.0, 9.0, 9.0, 9.0];
             let words = [Some(1), None, Some(0), Some(2), Some(7)];
-            let Answer::Tags(tags) = reader.tagged(&rows, 2, &words).unwrap() else {
+            let Answer::Tags(tags) = reader.tagged(head, &rows, 2, &words).unwrap() else {
                 panic!("another kind of answer");
             };
             let tags: Vec<_> = tags

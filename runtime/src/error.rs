@@ -165,6 +165,16 @@ pub enum Error {
         /// How many fit.
         limit: usize,
     },
+    /// Tokens that are to be run one behind the other, on an engine or a base that cannot.
+    #[error(
+        "this image runs a text only as a whole; generating takes a decoder that the executor runs"
+    )]
+    NoPast,
+    /// An image without scores of the vocabulary.
+    #[error(
+        "this image makes no scores of the vocabulary; export the base with its language-modelling head and compile it again"
+    )]
+    NoLogits,
     /// A text with the token that pads.
     #[error("the text holds token {id}, which pads in this base and has no position; take it out")]
     Padding {

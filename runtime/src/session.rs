@@ -7,9 +7,9 @@ use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 use crate::{
     Answer, Error, Image,
     answer::{Reader, Scored},
-    engine::{Engine, EngineKind, Input, Prefix},
+    engine::{Engine, EngineKind, Input, Past},
     image::{Description, Kind},
-    task::{Form, KeyValues, Measure, Place, Task, pool},
+    task::{Form, Head, KeyValues, Measure, Place, Task, pool},
     text::{Encoded, Encoder, Overlength},
 };
 
@@ -56,7 +56,7 @@ pub struct Session {
 #[derive(Debug)]
 struct Loaded {
     task: Task,
-    prefix: Prefix,
+    past: Past,
 }
 
 /// Buffers that one run after another uses.
@@ -65,6 +65,8 @@ struct Room {
     rows: Vec<f32>,
     ids: Vec<i64>,
     types: Vec<i64>,
+    /// Rows of each text, those of its prompt among them.
+    lengths: Vec<usize>,
     features: Vec<f32>,
     logits: Vec<f32>,
     found: Vec<Scored>,
@@ -157,26 +159,60 @@ impl Session {
 
     fn add(&mut self, mut task: Task) -> Result<TaskHandle, Error> {
         task.check(self.image.description(), self.engine.kind())?;
-        let prefix = match &task.form {
+        let past = match &task.form {
             Form::Embeddings { .. } => self.engine.prepare(&KeyValues::default())?,
             Form::KeyValues(prefix) => self.engine.prepare(prefix)?,
+            Form::Ran { .. } => unreachable!("a task is added once"),
         };
-        if task.head.measure == Measure::Cosine {
-            let prototypes = self.prototypes(&task.labels)?;
-            let hidden = self.image.description().hidden;
-            task.head.set_prototypes(prototypes, hidden);
+        let past = self.ran(&mut task, past)?;
+        match &mut task.head {
+            Head::Rows(head) if head.measure == Measure::Cosine => {
+                let prototypes = self.prototypes(&task.labels)?;
+                head.set_prototypes(prototypes, self.image.description().hidden);
+            }
+            Head::Words(words) => {
+                let fits = words.fit(self.engine.vocabulary().ok_or(Error::NoLogits)?);
+                fits.map_err(|reason| Error::Task {
+                    task: task.id.clone(),
+                    reason,
+                })?;
+            }
+            Head::Rows(_) => {}
         }
         let place = self
             .tasks
             .iter()
             .position(|loaded| loaded.task.id == task.id);
         self.room.expect(task.labels.len());
-        let loaded = Loaded { task, prefix };
+        let loaded = Loaded { task, past };
         match place {
             Some(place) => self.tasks[place] = loaded,
             None => self.tasks.push(loaded),
         }
         Ok(TaskHandle(place.unwrap_or(self.tasks.len() - 1)))
+    }
+
+    /// Runs a prompt that stands before its text once and keeps its keys and values, where the base's tokens see only
+    /// those before them: the prompt then costs nothing with each text.
+    fn ran(&mut self, task: &mut Task, start: Past) -> Result<Past, Error> {
+        let Form::Embeddings {
+            tokens,
+            place: Place::BeforeText,
+            ..
+        } = task.form
+        else {
+            return Ok(start);
+        };
+        let Some(mut past) = self.engine.room(Some(tokens)) else {
+            return Ok(start);
+        };
+        past.begin(&start)?;
+        self.room.clear(self.image.description());
+        self.room
+            .push(&self.image, Some(&task.form), &Encoded::default())?;
+        self.engine.go_on(self.room.input(), &mut past)?;
+        task.form = Form::Ran { tokens };
+        Ok(past)
     }
 
     /// Makes `task` the one that answers.
@@ -191,7 +227,7 @@ impl Session {
 
     /// For each label the mean of the hidden rows that the base without a prompt gives its name, `[labels, hidden]`.
     fn prototypes(&mut self, labels: &[String]) -> Result<Vec<f32>, Error> {
-        let prefix = self.engine.prepare(&KeyValues::default())?;
+        let past = self.engine.prepare(&KeyValues::default())?;
         let hidden = self.image.description().hidden;
         let positions = self.image.description().max_positions;
         let mut prototypes = vec![0.0; labels.len() * hidden];
@@ -199,9 +235,10 @@ impl Session {
             let spoken = label.replace(['-', '_', '.'], " ");
             let name = self.encoder()?.texts(&spoken, None)?;
             name.check(positions.unwrap_or(usize::MAX))?;
-            self.room.fill(&self.image, None, &name)?;
-            let rows = self.engine.run(self.room.input(), &prefix)?;
-            pool(Pooling::Mean, rows, prototype);
+            self.room.clear(self.image.description());
+            self.room.push(&self.image, None, &name)?;
+            self.engine.run(self.room.input(), &|_| &past)?;
+            pool(Pooling::Mean, self.engine.hidden_rows(), prototype);
         }
         Ok(prototypes)
     }
@@ -282,11 +319,70 @@ impl Session {
     /// # Errors
     /// When no task is active, there are no tokens or too many, the engine fails, or its answer is no number.
     pub fn answer_encoded(&mut self, text: &Encoded) -> Result<Answer<'_>, Error> {
-        let handle = self.active.ok_or(Error::NoTask)?;
-        let Loaded { task, prefix } = self.tasks.get(handle.0).ok_or(Error::NoTask)?;
-        text.check(self.limit(task))?;
-        self.room.fill(&self.image, Some(&task.form), text)?;
-        let rows = self.engine.run(self.room.input(), prefix)?;
+        let request = (self.active.ok_or(Error::NoTask)?, text);
+        self.run(&[request])?;
+        self.read(request, 0)
+    }
+
+    /// Answers texts that were encoded before, each with a task of its own: as many at once as there is room for.
+    /// `hear` is given every answer with the number of its request, in their order. The active task stays the active
+    /// one.
+    ///
+    /// # Errors
+    /// As [`Session::answer_encoded`] for any of the requests; nothing is run where a request can be told to fail
+    /// before.
+    pub fn answer_all(
+        &mut self,
+        requests: &[(TaskHandle, &Encoded)],
+        mut hear: impl FnMut(usize, Answer<'_>),
+    ) -> Result<(), Error> {
+        for &(handle, text) in requests {
+            text.check(self.limit(&self.loaded(handle)?.task))?;
+        }
+        let most = self.engine.most_rows().unwrap_or(usize::MAX);
+        let mut first = 0;
+        while first < requests.len() {
+            let mut rows = 0;
+            let fitting = requests[first..].iter().take_while(|&&(handle, text)| {
+                rows += self.tasks[handle.0].task.form.rows_beside_text() + text.len();
+                rows <= most
+            });
+            let batch = &requests[first..first + fitting.count().max(1)];
+            self.run(batch)?;
+            let mut row = 0;
+            for (index, &request) in batch.iter().enumerate() {
+                let rows = self.room.lengths[index];
+                hear(first + index, self.read(request, row)?);
+                row += rows;
+            }
+            first += batch.len();
+        }
+        Ok(())
+    }
+
+    /// Runs the texts of `requests` at once.
+    fn run(&mut self, requests: &[(TaskHandle, &Encoded)]) -> Result<(), Error> {
+        self.room.clear(self.image.description());
+        for &(handle, text) in requests {
+            let task = &self.tasks.get(handle.0).ok_or(Error::NoTask)?.task;
+            text.check(self.limit(task))?;
+            self.room.push(&self.image, Some(&task.form), text)?;
+        }
+        let tasks = &self.tasks;
+        let past = |index: usize| {
+            let (handle, _) = requests[index];
+            &tasks[handle.0].past
+        };
+        self.engine.run(self.room.input(), &past)
+    }
+
+    /// The answer to a text whose rows, those of its prompt among them, begin at `row` of the last run's.
+    fn read(
+        &mut self,
+        (handle, text): (TaskHandle, &Encoded),
+        row: usize,
+    ) -> Result<Answer<'_>, Error> {
+        let task = &self.tasks.get(handle.0).ok_or(Error::NoTask)?.task;
         let Room {
             features,
             logits,
@@ -294,26 +390,37 @@ impl Session {
             ..
         } = &mut self.room;
         let hidden = features.len();
-        let first = hidden * task.form.rows_before_text();
-        let all = rows;
-        let rows = &rows[first..first + hidden * text.len()];
+        let beside = task.form.rows_beside_text();
+        let all = row..row + beside + text.len();
+        let first = row + task.form.rows_before_text();
+        let decodes = self.image.description().kind == Kind::Decoder;
+        let read = match task.pooling {
+            Pooling::Last if decodes && task.answer.kind != AnswerKind::Tags => all,
+            _ => first..first + text.len(),
+        };
+        let rows = &self.engine.hidden_rows()[read.start * hidden..read.end * hidden];
         let reader = Reader {
             plan: task.answer,
-            head: &task.head,
             labels: &task.labels,
             logits,
             found,
         };
-        match task.answer.kind {
-            AnswerKind::Tags => reader.tagged(rows, hidden, text.words()),
-            _ => {
-                let decodes = self.image.description().kind == Kind::Decoder;
-                let rows = match task.pooling {
-                    Pooling::Last if decodes => all,
-                    _ => rows,
-                };
+        match &task.head {
+            Head::Rows(head) if task.answer.kind == AnswerKind::Tags => {
+                reader.tagged(head, rows, hidden, text.words())
+            }
+            Head::Rows(head) => {
                 pool(task.pooling, rows, features);
-                reader.pooled(features)
+                head.logits(features, reader.logits)?;
+                reader.pooled()
+            }
+            Head::Words(words) => {
+                let row = match task.pooling {
+                    Pooling::First => read.start,
+                    _ => read.end - 1,
+                };
+                words.logits(self.engine.logits(row)?, reader.logits)?;
+                reader.pooled()
             }
         }
     }
@@ -325,15 +432,23 @@ impl Session {
     #[cfg(feature = "compile")]
     pub(crate) fn try_out(&mut self) -> Result<(), Error> {
         let placeholder = self.image.description().placeholder;
-        let prefix = self.engine.prepare(&KeyValues::default())?;
+        let past = self.engine.prepare(&KeyValues::default())?;
         let text = Encoded::of_ids(&[placeholder; 2]);
-        self.room.fill(&self.image, None, &text)?;
-        self.engine.run(self.room.input(), &prefix).map(|_| ())
+        self.room.clear(self.image.description());
+        self.room.push(&self.image, None, &text)?;
+        self.engine.run(self.room.input(), &|_| &past)?;
+        match self.engine.vocabulary() {
+            None => Ok(()),
+            Some(_) => self.engine.logits(1).map(|_| ()),
+        }
     }
 
     fn active(&self) -> Result<&Loaded, Error> {
-        let active = self.active.and_then(|handle| self.tasks.get(handle.0));
-        active.ok_or(Error::NoTask)
+        self.loaded(self.active.ok_or(Error::NoTask)?)
+    }
+
+    fn loaded(&self, task: TaskHandle) -> Result<&Loaded, Error> {
+        self.tasks.get(task.0).ok_or(Error::NoTask)
     }
 
     /// Tokens of a text that fit beside the prompt of `task`.
@@ -342,7 +457,7 @@ impl Session {
         let room = positions.saturating_sub(task.prompt_positions());
         let rows = match task.form {
             Form::Embeddings { tokens, .. } => tokens,
-            Form::KeyValues(_) => 0,
+            Form::KeyValues(_) | Form::Ran { .. } => 0,
         };
         let reserved = self.engine.most_rows();
         let reserved = reserved.map_or(room, |most| room.min(most.saturating_sub(rows)));
@@ -358,7 +473,8 @@ impl Room {
         self.rows.reserve_exact(rows * hidden);
         self.ids.reserve_exact(rows);
         self.types.reserve_exact(rows);
-        self.features.reserve_exact(hidden);
+        self.lengths.reserve_exact(rows);
+        self.features.resize(hidden, 0.0);
         self.found.reserve_exact(rows);
     }
 
@@ -370,8 +486,17 @@ impl Room {
         self.found.reserve(labels);
     }
 
-    /// Lays out the rows, ids and types of a text and of the prompt beside it.
-    fn fill(&mut self, image: &Image, form: Option<&Form>, text: &Encoded) -> Result<(), Error> {
+    /// Takes the texts out.
+    fn clear(&mut self, base: &Description) {
+        self.features.resize(base.hidden, 0.0);
+        self.rows.clear();
+        self.ids.clear();
+        self.types.clear();
+        self.lengths.clear();
+    }
+
+    /// Lays out the rows, ids and types of one more text and of the prompt beside it.
+    fn push(&mut self, image: &Image, form: Option<&Form>, text: &Encoded) -> Result<(), Error> {
         let Description {
             hidden,
             placeholder,
@@ -386,19 +511,18 @@ impl Room {
             Place::BeforeText => slots,
             Place::AfterText => 0,
         };
-        let sequence = slots + text.len();
-        self.features.resize(hidden, 0.0);
-        self.rows.clear();
+        let before = self.ids.len();
+        let sequence = before + slots + text.len();
+        self.lengths.push(slots + text.len());
         self.rows.resize(sequence * hidden, 0.0);
-        self.ids.clear();
         self.ids.resize(sequence, placeholder.into());
-        self.types.clear();
         self.types.resize(sequence, 0);
         let start = match place {
-            Place::BeforeText => 0,
-            Place::AfterText => text.len() * hidden,
+            Place::BeforeText => before * hidden,
+            Place::AfterText => (before + text.len()) * hidden,
         };
         self.rows[start..start + prompt.len()].copy_from_slice(prompt);
+        let first = before + first;
         let rows = self.rows.chunks_exact_mut(hidden).skip(first);
         for (row, &id) in rows.zip(text.ids()) {
             image.embedding(id, row)?;
@@ -415,6 +539,7 @@ impl Room {
             rows: &self.rows,
             ids: &self.ids,
             types: &self.types,
+            lengths: &self.lengths,
         }
     }
 }
@@ -426,7 +551,7 @@ mod tests {
     use super::*;
     use crate::{
         Choice,
-        task::{Head, LayerKeyValues},
+        task::{LayerKeyValues, RowHead},
         testing::{HIDDEN, POSITIONS, WORDS, image, numbers},
         text::Template,
     };
@@ -437,7 +562,7 @@ mod tests {
             base_id: base.base_id,
             tokenizer_id: base.tokenizer_id,
             form,
-            head: Head::linear(numbers(70, 3 * HIDDEN), numbers(71, 3)),
+            head: Head::Rows(RowHead::linear(numbers(70, 3 * HIDDEN), numbers(71, 3))),
             answer: AnswerPlan::of_head(HeadKind::Linear),
             labels: ["a", "b", "c"].map(str::to_owned).to_vec(),
             template: Template::parse("{text}").unwrap(),
@@ -556,7 +681,10 @@ mod tests {
             let base = session.description().clone();
             for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut damaged = task("t", embeddings(&image, &[1]), &base);
-                damaged.head.bias_mut()[1] = number;
+                let Head::Rows(head) = &mut damaged.head else {
+                    unreachable!("the head is linear")
+                };
+                head.bias_mut()[1] = number;
                 let handle = session.add(damaged).unwrap();
                 session.activate(handle).unwrap();
                 let error = session.answer("heat", None).unwrap_err();
@@ -735,7 +863,8 @@ mod tests {
                     prompt.rows_before_text(),
                     usize::from(place == Place::BeforeText)
                 );
-                room.fill(&image, Some(&prompt), &text).unwrap();
+                room.clear(image.description());
+                room.push(&image, Some(&prompt), &text).unwrap();
                 assert_eq!(room.rows, rows(&order), "{place:?}");
                 assert_eq!(
                     (&room.ids[..], &room.types[..]),
@@ -752,7 +881,7 @@ mod tests {
             let base = session.description().clone();
             let labels = ["turn_on", "light-off", "heat.heat"];
             let spoken = Task {
-                head: Head::label_text(vec![0.0; 3]),
+                head: Head::Rows(RowHead::label_text(vec![0.0; 3])),
                 labels: labels.map(str::to_owned).to_vec(),
                 pooling: Pooling::Mean,
                 ..task("spoken", nothing(), &base)

@@ -39,6 +39,8 @@ pub(crate) enum Form {
     },
     /// Keys and values before those of the text.
     KeyValues(KeyValues),
+    /// Rows before those of the text that were run once: their keys and values are kept.
+    Ran { tokens: usize },
 }
 
 /// Where the rows of a prompt stand.
@@ -80,18 +82,112 @@ pub(crate) enum Measure {
 /// What the cosines of a label-text head are multiplied by.
 const SHARPNESS: f32 = 20.0;
 
+/// What turns the base's output into a logit for each label.
+#[derive(Clone, Debug)]
+pub(crate) enum Head {
+    Rows(RowHead),
+    Words(Words),
+}
+
+impl Head {
+    fn of_bundle(bundle: &VerifiedBundle<'_>, manifest: &Manifest<'_>) -> Result<Self, String> {
+        let bias = bundle.tensor(Role::HeadBias);
+        let bias = bias.map(|bias| numbers(&bias)).transpose()?;
+        let bias = bias.unwrap_or_else(|| vec![0.0; manifest.head.classes.into()]);
+        match manifest.head.kind {
+            HeadKind::Linear | HeadKind::TokenLinear => {
+                let weight = bundle.tensor(Role::HeadWeight);
+                let weight = weight.ok_or("its head has no weight")?;
+                Ok(Self::Rows(RowHead::linear(numbers(&weight)?, bias)))
+            }
+            HeadKind::FactoredLinear => {
+                let factors: Vec<_> = bundle.tensors_of(Role::HeadFactor).collect();
+                let [first, second] = &factors[..] else {
+                    return Err("its head has not two factors".into());
+                };
+                Ok(Self::Rows(RowHead::linear(product(first, second)?, bias)))
+            }
+            HeadKind::LabelText => Ok(Self::Rows(RowHead::label_text(bias))),
+            HeadKind::Verbaliser if manifest.pooling == Some(Pooling::Mean) => Err(
+                "its verbaliser reads the mean of all tokens; train it with --pooling last".into(),
+            ),
+            HeadKind::Verbaliser => Words::of_bundle(manifest).map(Self::Words),
+            kind => Err(format!(
+                "its head is {}, which this runtime does not serve; train it with a linear, factored-linear, label-text, token-linear or verbaliser head",
+                kind.name()
+            )),
+        }
+    }
+
+    /// Whether it has all that its labels need for rows of `hidden` numbers.
+    fn fits(&self, classes: usize, hidden: usize) -> bool {
+        match self {
+            Self::Rows(head) => head.fits(classes, hidden),
+            Self::Words(Words(words)) => words.len() == classes,
+        }
+    }
+}
+
+/// The base's own logits at the tokens that speak for each label (Schick and Schuetze 2021, section 3): a label of
+/// several tokens has the mean of theirs.
+#[derive(Clone, Debug)]
+pub(crate) struct Words(Vec<Vec<u32>>);
+
+impl Words {
+    fn of_bundle(manifest: &Manifest<'_>) -> Result<Self, String> {
+        let words = manifest.verbaliser.ok_or("its verbaliser has no tokens")?;
+        Ok(Self(words.iter().map(Iterator::collect).collect()))
+    }
+
+    /// Writes the logit of each label, of `scores` `[vocabulary]`, to `logits`.
+    ///
+    /// # Errors
+    /// [`Error::NotANumber`] where one is infinite or no number.
+    pub fn logits(&self, scores: &[f32], logits: &mut Vec<f32>) -> Result<(), Error> {
+        logits.clear();
+        logits.extend(self.0.iter().map(|ids| {
+            let scores = ids.iter().filter_map(|&id| scores.get(id as usize));
+            scores.sum::<f32>() / ids.len() as f32
+        }));
+        finite(logits)
+    }
+
+    /// Whether all tokens are among the `vocabulary`.
+    ///
+    /// # Errors
+    /// The one that is not.
+    pub fn fit(&self, vocabulary: usize) -> Result<(), String> {
+        let beyond = |&&id: &&u32| usize::try_from(id).is_ok_and(|id| id >= vocabulary);
+        match self.0.iter().flatten().find(beyond) {
+            None => Ok(()),
+            Some(id) => Err(format!(
+                "token {id} of its verbaliser is outside the vocabulary of {vocabulary}"
+            )),
+        }
+    }
+}
+
+/// # Errors
+/// [`Error::NotANumber`] where there is no logit, or one is infinite or no number.
+fn finite(logits: &[f32]) -> Result<(), Error> {
+    match !logits.is_empty() && logits.iter().all(|logit| logit.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::NotANumber),
+    }
+}
+
 /// What turns features into a logit for each label.
 #[derive(Clone, Debug)]
-pub(crate) struct Head {
+pub(crate) struct RowHead {
     pub measure: Measure,
     /// A vector for each label, `[classes, hidden]`; of label text unit vectors times [`SHARPNESS`], and none before
-    /// [`Head::set_prototypes`].
+    /// [`RowHead::set_prototypes`].
     weight: Vec<f32>,
     /// `[classes]`.
     bias: Vec<f32>,
 }
 
-impl Head {
+impl RowHead {
     /// `logits = weight features + bias`.
     pub fn linear(weight: Vec<f32>, bias: Vec<f32>) -> Self {
         Self {
@@ -107,31 +203,6 @@ impl Head {
             measure: Measure::Cosine,
             weight: Vec::new(),
             bias,
-        }
-    }
-
-    fn of_bundle(bundle: &VerifiedBundle<'_>, manifest: &Manifest<'_>) -> Result<Self, String> {
-        let bias = bundle.tensor(Role::HeadBias);
-        let bias = bias.map(|bias| numbers(&bias)).transpose()?;
-        let bias = bias.unwrap_or_else(|| vec![0.0; manifest.head.classes.into()]);
-        match manifest.head.kind {
-            HeadKind::Linear | HeadKind::TokenLinear => {
-                let weight = bundle.tensor(Role::HeadWeight);
-                let weight = weight.ok_or("its head has no weight")?;
-                Ok(Self::linear(numbers(&weight)?, bias))
-            }
-            HeadKind::FactoredLinear => {
-                let factors: Vec<_> = bundle.tensors_of(Role::HeadFactor).collect();
-                let [first, second] = &factors[..] else {
-                    return Err("its head has not two factors".into());
-                };
-                Ok(Self::linear(product(first, second)?, bias))
-            }
-            HeadKind::LabelText => Ok(Self::label_text(bias)),
-            kind => Err(format!(
-                "its head is {}: it reads logits over the vocabulary, which this runtime does not compute; train it with a linear, factored-linear, label-text or token-linear head",
-                kind.name()
-            )),
         }
     }
 
@@ -159,10 +230,7 @@ impl Head {
             rows.zip(&self.bias)
                 .map(|(row, bias)| scale * inner(row, features) + bias),
         );
-        match !logits.is_empty() && logits.iter().all(|logit| logit.is_finite()) {
-            true => Ok(()),
-            false => Err(Error::NotANumber),
-        }
+        finite(logits)
     }
 
     /// Whether it has a vector of `hidden` numbers for each of `classes` labels, or will have.
@@ -263,7 +331,7 @@ impl Task {
     /// Positions that the prompt takes from the text.
     pub fn prompt_positions(&self) -> usize {
         match self.form {
-            Form::Embeddings { tokens, .. } => tokens,
+            Form::Embeddings { tokens, .. } | Form::Ran { tokens } => tokens,
             Form::KeyValues(KeyValues {
                 tokens,
                 counted: true,
@@ -329,6 +397,14 @@ impl Form {
         }
     }
 
+    /// Rows that stand before or behind the text's.
+    pub fn rows_beside_text(&self) -> usize {
+        match self {
+            Self::Embeddings { tokens, .. } => *tokens,
+            Self::KeyValues(_) | Self::Ran { .. } => 0,
+        }
+    }
+
     fn of_bundle(bundle: &VerifiedBundle<'_>, manifest: &Manifest<'_>) -> Result<Self, String> {
         match (manifest.form, manifest.positions) {
             (BundleForm::Embeddings { tokens, .. }, positions) => {
@@ -358,7 +434,7 @@ impl Form {
             Self::Embeddings { tokens, rows, .. } if rows.len() != tokens * base.hidden => {
                 Some(format!("its prompt is not rows of {}", base.hidden))
             }
-            Self::Embeddings { .. } => None,
+            Self::Embeddings { .. } | Self::Ran { .. } => None,
             Self::KeyValues(prefix) => prefix.misfit(base, engine),
         }
     }
@@ -463,7 +539,7 @@ mod tests {
 
     #[test]
     fn likeness_does_not_depend_on_length() {
-        let mut head = Head::label_text(vec![0.0, 0.5, 0.0]);
+        let mut head = RowHead::label_text(vec![0.0, 0.5, 0.0]);
         head.set_prototypes(vec![3.0, 4.0, -3.0, -4.0, 4.0, -3.0], 2);
         let mut logits = Vec::new();
         for length in [0.001, 1.0, 1000.0] {
@@ -480,7 +556,7 @@ mod tests {
     #[test]
     fn logits_that_are_no_numbers_are_refused() {
         for number in [f32::NAN, f32::INFINITY] {
-            let head = Head::linear(vec![1.0, 2.0], vec![0.0, number]);
+            let head = RowHead::linear(vec![1.0, 2.0], vec![0.0, number]);
             let error = head.logits(&[1.0], &mut Vec::new());
             assert!(matches!(error, Err(Error::NotANumber)));
         }

@@ -64,15 +64,16 @@ pub(crate) enum Engine {
     Plan(Box<plan::Plan>),
 }
 
-/// A task's prefix as the engine that prepared it consumes it.
+/// What stands before a text, as the engine that prepared it consumes it: a prefix, or keys and values of tokens that
+/// were run before.
 #[derive(Debug)]
-pub(crate) enum Prefix {
-    Executor(executor::Prefix),
+pub(crate) enum Past {
+    Executor(executor::Past),
     #[cfg(feature = "plan")]
     Plan(plan::Prefix),
 }
 
-/// One text as rows.
+/// Texts as rows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Input<'a> {
     /// Prompt rows and embedding rows, `[sequence, hidden]`.
@@ -81,6 +82,8 @@ pub(crate) struct Input<'a> {
     pub ids: &'a [i64],
     /// Token types of the same rows, `[sequence]`, 0 in a prompt's slots.
     pub types: &'a [i64],
+    /// Rows of each text, one text behind the other; they add up to all.
+    pub lengths: &'a [usize],
 }
 
 impl Engine {
@@ -118,7 +121,7 @@ impl Engine {
         }
     }
 
-    /// Rows of a text and of its prompt that fit; `None` where the engine sets no bound.
+    /// Rows of texts and of their prompts that fit a run; `None` where the engine sets no bound.
     pub fn most_rows(&self) -> Option<usize> {
         match self {
             Self::Executor(executor) => Some(executor.most_rows()),
@@ -128,22 +131,119 @@ impl Engine {
     }
 
     /// Lays a prefix out as this engine consumes it; that of a task without one has no layers.
-    pub fn prepare(&self, prefix: &KeyValues) -> Result<Prefix, Error> {
+    pub fn prepare(&self, prefix: &KeyValues) -> Result<Past, Error> {
         match self {
-            Self::Executor(executor) => executor.prepare(prefix).map(Prefix::Executor),
+            Self::Executor(executor) => executor.prepare(prefix).map(Past::Executor),
             #[cfg(feature = "plan")]
-            Self::Plan(plan) => plan.prepare(prefix).map(Prefix::Plan),
+            Self::Plan(plan) => plan.prepare(prefix).map(Past::Plan),
         }
     }
 
-    /// Runs the program and returns its hidden rows, `[sequence, hidden]`.
-    pub fn run(&mut self, input: Input<'_>, prefix: &Prefix) -> Result<&[f32], Error> {
-        match (self, prefix) {
-            (Self::Executor(executor), Prefix::Executor(prefix)) => executor.run(input, prefix),
+    /// Runs texts, each behind `past` of its number. [`Engine::hidden_rows`] are then theirs.
+    pub fn run<'p>(
+        &mut self,
+        input: Input<'_>,
+        past: &dyn Fn(usize) -> &'p Past,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Executor(executor) => executor.run(input, &|text| past(text).of_executor()),
             #[cfg(feature = "plan")]
-            (Self::Plan(plan), Prefix::Plan(prefix)) => plan.run(input, prefix),
+            Self::Plan(plan) => plan.run(input, &|text| past(text).of_plan()),
+        }
+    }
+
+    /// Runs the only text of `input` behind `past`, which becomes what stands before the next.
+    ///
+    /// # Errors
+    /// [`Error::NoPast`] where [`Engine::room`] has none; else as [`Engine::run`], and `past` is as it was.
+    pub fn go_on(&mut self, input: Input<'_>, past: &mut Past) -> Result<(), Error> {
+        match (self, past) {
+            (Self::Executor(executor), Past::Executor(past)) => executor.go_on(input, past),
             #[cfg(feature = "plan")]
-            _ => unreachable!("a session lays prefixes out with the engine that runs them"),
+            _ => Err(Error::NoPast),
+        }
+    }
+
+    /// Room for `tokens` tokens that are run one behind the other, or for as many as a run may see; `None` where this
+    /// engine or this base runs a text only as a whole.
+    pub fn room(&self, tokens: Option<usize>) -> Option<Past> {
+        match self {
+            Self::Executor(executor) => executor.room(tokens).map(Past::Executor),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => None,
+        }
+    }
+
+    /// The hidden rows of the last run, `[rows, hidden]`.
+    pub fn hidden_rows(&self) -> &[f32] {
+        match self {
+            Self::Executor(executor) => executor.hidden_rows(),
+            #[cfg(feature = "plan")]
+            Self::Plan(plan) => plan.hidden_rows(),
+        }
+    }
+
+    /// Scores of the vocabulary, `[vocabulary]`, for row `row` of the last run.
+    ///
+    /// # Errors
+    /// [`Error::NoLogits`] where the base or this engine has none.
+    pub fn logits(&mut self, row: usize) -> Result<&mut [f32], Error> {
+        match self {
+            Self::Executor(executor) => executor.logits(row),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => Err(Error::NoLogits),
+        }
+    }
+
+    /// Scores that [`Engine::logits`] gives; `None` where it gives none.
+    pub fn vocabulary(&self) -> Option<usize> {
+        match self {
+            Self::Executor(executor) => executor.vocabulary(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => None,
+        }
+    }
+}
+
+impl Past {
+    fn of_executor(&self) -> &executor::Past {
+        match self {
+            Self::Executor(past) => past,
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => {
+                unreachable!("a session lays out pasts with the engine that runs them")
+            }
+        }
+    }
+
+    #[cfg(feature = "plan")]
+    fn of_plan(&self) -> &plan::Prefix {
+        match self {
+            Self::Plan(prefix) => prefix,
+            Self::Executor(_) => {
+                unreachable!("a session lays out pasts with the engine that runs them")
+            }
+        }
+    }
+
+    /// Makes this what `other` is, and keeps its room.
+    ///
+    /// # Errors
+    /// When there is too little.
+    pub fn begin(&mut self, other: &Self) -> Result<(), Error> {
+        match (self, other) {
+            (Self::Executor(past), Self::Executor(other)) => past.begin(other),
+            #[cfg(feature = "plan")]
+            _ => Err(Error::NoPast),
+        }
+    }
+
+    /// Tokens that were run, those of a prefix not counted.
+    pub fn ran(&self) -> usize {
+        match self {
+            Self::Executor(past) => past.ran(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => 0,
         }
     }
 }

@@ -25,7 +25,8 @@ pub(crate) struct Plan {
     inputs: Vec<(Role, DatumType)>,
     hidden: usize,
     layers: Vec<Layer>,
-    output: Option<Tensor>,
+    /// The hidden rows of the last run.
+    made: Vec<f32>,
 }
 
 /// Keys, values and gate of every layer.
@@ -87,7 +88,7 @@ impl Plan {
             inputs,
             hidden: description.hidden,
             layers: description.layers.clone(),
-            output: None,
+            made: Vec::new(),
         })
     }
 
@@ -95,14 +96,40 @@ impl Plan {
         laid_out(prefix, &self.layers).map_err(failed("laying a prefix out"))
     }
 
-    pub fn run(&mut self, input: Input<'_>, prefix: &Prefix) -> Result<&[f32], Error> {
-        match self.output(input, prefix) {
-            Ok(output) => rows(self.output.insert(output)).map_err(failed("reading hidden rows")),
-            Err(error) => {
-                self.state.reset_turn().map_err(failed("starting afresh"))?;
-                Err(failed("running the program")(error))
+    /// Runs texts one after the other, each behind `prefix` of its number.
+    pub fn run<'p>(
+        &mut self,
+        input: Input<'_>,
+        prefix: &dyn Fn(usize) -> &'p Prefix,
+    ) -> Result<(), Error> {
+        self.made.clear();
+        let mut first = 0;
+        for (index, &rows) in input.lengths.iter().enumerate() {
+            let text = first..first + rows;
+            first += rows;
+            let text = Input {
+                rows: &input.rows[text.start * self.hidden..text.end * self.hidden],
+                ids: &input.ids[text.clone()],
+                types: &input.types[text],
+                lengths: &[rows],
+            };
+            match self.output(text, prefix(index)) {
+                Ok(output) => {
+                    let made = floats(&output).map_err(failed("reading hidden rows"))?;
+                    self.made.extend_from_slice(made);
+                }
+                Err(error) => {
+                    self.state.reset_turn().map_err(failed("starting afresh"))?;
+                    return Err(failed("running the program")(error));
+                }
             }
         }
+        Ok(())
+    }
+
+    /// The hidden rows of the last run, `[rows, hidden]`.
+    pub fn hidden_rows(&self) -> &[f32] {
+        &self.made
     }
 
     fn output(&mut self, input: Input<'_>, prefix: &Prefix) -> TractResult<Tensor> {
@@ -266,7 +293,7 @@ fn laid_out(prefix: &KeyValues, layers: &[Layer]) -> TractResult<Prefix> {
     Ok(Prefix(layers.collect::<TractResult<_>>()?))
 }
 
-fn rows(output: &Tensor) -> TractResult<&[f32]> {
+fn floats(output: &Tensor) -> TractResult<&[f32]> {
     output.try_as_plain_ram()?.as_slice()
 }
 
@@ -305,8 +332,19 @@ mod tests {
             rows,
             ids,
             types: ids,
+            lengths: LENGTHS[ids.len()..].split_at(1).0,
         }
     }
+
+    const LENGTHS: [usize; 33] = {
+        let mut lengths = [0; 33];
+        let mut rows = 0;
+        while rows < 33 {
+            lengths[rows] = rows;
+            rows += 1;
+        }
+        lengths
+    };
 
     fn prefix(tokens: usize) -> KeyValues {
         let layer = |seed| LayerKeyValues {
@@ -330,14 +368,12 @@ mod tests {
         for (sequence, tokens) in [(1, 0), (1, 3), (7, 0), (7, 1), (2, 16), (20, 5)] {
             let rows = numbers(9, sequence * HIDDEN);
             let prepared = plan.prepare(&prefix(tokens)).unwrap();
-            let mapped = plan
-                .run(input(&rows, &ZEROS[..sequence]), &prepared)
-                .unwrap()
-                .to_vec();
+            let text = input(&rows, &ZEROS[..sequence]);
+            plan.run(text, &|_| &prepared).unwrap();
             let expected = plain(&rows, &prefix(tokens));
             assert_eq!(
-                mapped,
-                super::rows(&expected).unwrap(),
+                plan.hidden_rows(),
+                super::floats(&expected).unwrap(),
                 "{sequence} rows, {tokens} tokens"
             );
         }
@@ -351,11 +387,13 @@ mod tests {
         let none = plan.prepare(&KeyValues::default()).unwrap();
         let rows = numbers(9, 3 * HIDDEN);
         let text = input(&rows, &ZEROS[..3]);
-        let good = plan.run(text, &none).unwrap().to_vec();
+        plan.run(text, &|_| &none).unwrap();
+        let good = plan.hidden_rows().to_vec();
         let mut odd = plan.prepare(&prefix(2)).unwrap();
         odd.0.pop();
-        plan.run(text, &odd).unwrap_err();
-        assert_eq!(plan.run(text, &none).unwrap(), good);
+        plan.run(text, &|_| &odd).unwrap_err();
+        plan.run(text, &|_| &none).unwrap();
+        assert_eq!(plan.hidden_rows(), good);
     }
 
     #[test]

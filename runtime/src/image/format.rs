@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Description, FLOAT_BYTES};
-use crate::{Error, engine::executor::program::Program};
+use crate::{
+    Error,
+    engine::executor::program::{Program, Sizes},
+};
 
 /// The start of every base image of this format.
 pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v002\n";
@@ -329,12 +332,13 @@ impl Index {
         let weights = self.packed.iter().map(|packed| (packed.k, packed.mn));
         let layers = self.description.layers.iter();
         let layers = layers.map(|layer| (layer.kv_heads, layer.head_dim));
-        steps.check(
-            &weights.collect::<Vec<_>>(),
+        steps.check(&Sizes {
+            weights: &weights.collect::<Vec<_>>(),
             constants,
-            &layers.collect::<Vec<_>>(),
-            self.description.hidden,
-        )
+            layers: &layers.collect::<Vec<_>>(),
+            hidden: self.description.hidden,
+            vocabulary: self.description.vocabulary,
+        })
     }
 }
 

@@ -185,6 +185,11 @@ impl Image {
         Ok(())
     }
 
+    /// The embedding rows, `[vocabulary, hidden]`.
+    pub(crate) fn table(&self) -> &[f32] {
+        floats(self.bytes(&self.inner.index.embeddings.span))
+    }
+
     /// What the executor runs; `None` where the image is the plan's.
     pub(crate) fn steps(&self) -> Option<&Program> {
         self.inner.index.steps.as_ref()

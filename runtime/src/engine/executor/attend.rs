@@ -1,14 +1,15 @@
-//! Attention over a prefix and a text, a head and a block of queries at a time.
+//! Attention over what stands before a text and over the text, a head and a block of queries at a time.
 
 use tract_data::internal::Tensor;
 use tract_linalg::{Func, reduce::MapReduce};
 
 use super::{
     super::failed,
-    LayerPrefix,
     kernels::{Arena, Block, Kernel, Panels, Sums},
     no_kernel,
+    past::{Half, Layer},
     program::{Attend, Mask},
+    rows::{inner, wide},
 };
 use crate::Error;
 
@@ -24,20 +25,57 @@ pub(super) struct Attention {
     right: Panels,
     /// One head's keys or values with those of the prefix before them.
     joined: Vec<f32>,
+    /// One query, and the mixture of values that answers it.
+    single: [Vec<f32>; 2],
     /// Where scores go in the arena: [`QUERIES`] runs of as many numbers as there are keys.
     scores: usize,
     most_keys: usize,
     exponents: Box<dyn MapReduce<f32, f32>>,
 }
 
-/// Where a step's numbers lie in the arena, and how many rows there are.
+/// A text, and what its tokens see.
 pub(super) struct Scene<'a> {
     pub arena: &'a mut Arena,
+    /// Where each slot begins in the arena, and the numbers of one of its rows.
     pub slots: &'a [(usize, usize)],
+    /// The text's first row.
+    pub first: usize,
+    /// How many it has.
     pub rows: usize,
-    pub prefix: Option<&'a LayerPrefix>,
+    pub keys: Keys<'a>,
     /// The step's scale as the kernels take it.
     pub scale: &'a Tensor,
+}
+
+/// Where a text's keys and values are.
+#[derive(Clone, Copy)]
+pub(super) enum Keys<'a> {
+    /// In the slots, behind those of a past.
+    Joined(Option<&'a Layer>),
+    /// All in one past, the text's own the last.
+    Stored(&'a Layer),
+}
+
+impl<'a> Keys<'a> {
+    fn layer(self) -> Option<&'a Layer> {
+        match self {
+            Self::Joined(layer) => layer,
+            Self::Stored(layer) => Some(layer),
+        }
+    }
+
+    /// All of them, for a text of `rows` rows.
+    fn count(self, rows: usize) -> usize {
+        let before = self.layer().map_or(0, Layer::tokens);
+        match self {
+            Self::Joined(_) => before + rows,
+            Self::Stored(_) => before,
+        }
+    }
+
+    fn prefix(self) -> usize {
+        self.layer().map_or(0, Layer::prefix)
+    }
 }
 
 impl Attention {
@@ -51,6 +89,7 @@ impl Attention {
             values: Panels::new(&kernel.left, most_keys, head_dim)?,
             right: Panels::new(&kernel.right, depth, QUERIES)?,
             joined: vec![0.0; head_dim * most_keys],
+            single: [vec![0.0; head_dim], vec![0.0; head_dim]],
             kernel,
             scores,
             most_keys,
@@ -59,26 +98,29 @@ impl Attention {
     }
 
     pub fn run(&mut self, step: &Attend, mut scene: Scene<'_>) -> Result<(), Error> {
-        let before = scene.prefix.map_or(0, |prefix| prefix.tokens);
-        let keys = before + scene.rows;
+        let keys = scene.keys.count(scene.rows);
         if keys > self.most_keys {
             let limit = self.most_keys;
             return Err(Error::Room { rows: keys, limit });
         }
         let shared = step.heads / step.kv_heads;
         for head in 0..step.heads {
+            if let (1, Keys::Stored(layer)) = (scene.rows, scene.keys) {
+                self.query(step, &mut scene, head, layer)?;
+                continue;
+            }
             if head % shared == 0 {
                 self.pack_head(step, &mut scene, head / shared)?;
             }
             for first in (0..scene.rows).step_by(QUERIES) {
                 let queries = QUERIES.min(scene.rows - first);
-                self.queries(step, &mut scene, head, first, queries)?;
+                self.queries(step, &mut scene, head, (first, queries))?;
             }
         }
         Ok(())
     }
 
-    /// Packs one head's keys and values, those of the prefix first.
+    /// Packs one head's keys and values, those of the past first.
     fn pack_head(
         &mut self,
         step: &Attend,
@@ -86,49 +128,49 @@ impl Attention {
         head: usize,
     ) -> Result<(), Error> {
         let length = step.head_dim;
-        let before = scene.prefix.map_or(0, |prefix| prefix.tokens);
-        let keys = before + scene.rows;
-        for (at, is_key) in [(step.key, true), (step.value, false)] {
+        let keys = scene.keys.count(scene.rows);
+        for half in [Half::Keys, Half::Values] {
+            let at = step.half(half);
             let (begin, width) = scene.slots[at.slot];
-            let start = begin + at.first + head * at.step;
-            let text = &scene.arena.numbers()[start..];
-            let (from, width) = match scene.prefix {
-                None => (text, width),
-                Some(prefix) => {
-                    let stored = if is_key { &prefix.keys } else { &prefix.values };
-                    let (prefix_rows, text_rows) = self.joined.split_at_mut(before * length);
-                    let stored = stored.chunks_exact(before * length).nth(head);
-                    prefix_rows.copy_from_slice(stored.unwrap_or_default());
-                    let rows = text_rows.chunks_exact_mut(length).take(scene.rows);
-                    for (row, text) in rows.zip(text.chunks(width)) {
-                        row.copy_from_slice(&text[..length]);
+            let start = begin + scene.first * width + at.first + head * at.step;
+            let text = &scene.arena.view()[start..];
+            let (from, width) = match scene.keys {
+                Keys::Stored(layer) => (layer.head(half, head), length),
+                Keys::Joined(layer) => match layer.filter(|layer| layer.tokens() > 0) {
+                    None => (text, width),
+                    Some(layer) => {
+                        let past = layer.head(half, head);
+                        let (before, own) = self.joined.split_at_mut(past.len());
+                        before.copy_from_slice(past);
+                        let rows = own.chunks_exact_mut(length).take(scene.rows);
+                        for (row, text) in rows.zip(text.chunks(width)) {
+                            row.copy_from_slice(&text[..length]);
+                        }
+                        (&self.joined[..], length)
                     }
-                    (&self.joined[..], length)
-                }
+                },
             };
-            match is_key {
-                true => self.keys.pack(from, (length, keys), (1, width))?,
-                false => self.values.pack(from, (keys, length), (width, 1))?,
+            match half {
+                Half::Keys => self.keys.pack(from, (length, keys), (1, width))?,
+                Half::Values => self.values.pack(from, (keys, length), (width, 1))?,
             }
         }
         Ok(())
     }
 
-    /// Answers `queries` rows from `first` on for one head.
+    /// Answers `queries` of the text's rows from `first` on for one head.
     fn queries(
         &mut self,
         step: &Attend,
         scene: &mut Scene<'_>,
         head: usize,
-        first: usize,
-        queries: usize,
+        (first, queries): (usize, usize),
     ) -> Result<(), Error> {
-        let before = scene.prefix.map_or(0, |prefix| prefix.tokens);
-        let gate = scene.prefix.map_or(0.0, |prefix| prefix.gate);
-        let keys = before + scene.rows;
+        let keys = scene.keys.count(scene.rows);
         let (begin, width) = scene.slots[step.query.slot];
-        let start = begin + first * width + step.query.first + head * step.query.step;
-        let from = &scene.arena.numbers()[start..];
+        let row = scene.first + first;
+        let start = begin + row * width + step.query.first + head * step.query.step;
+        let from = &scene.arena.view()[start..];
         self.right
             .pack(from, (step.head_dim, queries), (1, width))?;
         let scores = Block {
@@ -147,20 +189,13 @@ impl Attention {
         let region = self.scores..self.scores + queries * keys;
         let numbers = &mut scene.arena.numbers()[region];
         for (row, scores) in (first..).zip(numbers.chunks_exact_mut(keys)) {
-            if let Some(cap) = step.cap {
-                scores
-                    .iter_mut()
-                    .for_each(|score| *score = cap * (*score / cap).tanh());
-            }
-            scores[..before].iter_mut().for_each(|score| *score += gate);
-            hide(&mut scores[before..], step.mask, row);
-            self.softmax(scores)?;
+            self.weigh(step, (scene.keys, scene.rows), row, scores)?;
         }
-        let numbers = &scene.arena.numbers()[self.scores..];
+        let numbers = &scene.arena.view()[self.scores..];
         self.right.pack(numbers, (keys, queries), (1, keys))?;
         let (begin, width) = scene.slots[step.output.slot];
         let output = Block {
-            first: begin + first * width + step.output.first + head * step.value_dim,
+            first: begin + row * width + step.output.first + head * step.value_dim,
             step: width,
         };
         let sums = Sums {
@@ -175,6 +210,66 @@ impl Attention {
             .multiply(scene.arena, (step.value_dim, queries), &sums)
     }
 
+    /// Answers the only row of a text for one head, where all keys and values are in a past: nothing is packed.
+    fn query(
+        &mut self,
+        step: &Attend,
+        scene: &mut Scene<'_>,
+        head: usize,
+        layer: &Layer,
+    ) -> Result<(), Error> {
+        let length = step.head_dim;
+        let shared = head / (step.heads / step.kv_heads);
+        let [keys, values] = [Half::Keys, Half::Values].map(|half| layer.head(half, shared));
+        let (begin, width) = scene.slots[step.query.slot];
+        let start = begin + scene.first * width + step.query.first + head * step.query.step;
+        let [query, _] = &mut self.single;
+        let numbers = &scene.arena.view()[start..start + length];
+        for (into, number) in query[..length].iter_mut().zip(numbers) {
+            *into = number * step.scale;
+        }
+        let region = self.scores..self.scores + layer.tokens();
+        let scores = &mut scene.arena.numbers()[region];
+        wide(|| {
+            let keys = keys.chunks_exact(length).zip(scores.iter_mut());
+            keys.for_each(|(key, score)| *score = inner(&query[..length], key));
+        });
+        self.weigh(step, (scene.keys, 1), 0, scores)?;
+        let mixed = &mut self.single[1][..length];
+        mixed.fill(0.0);
+        wide(|| {
+            for (value, weight) in values.chunks_exact(length).zip(&*scores) {
+                let pairs = mixed.iter_mut().zip(value);
+                pairs.for_each(|(sum, number)| *sum += weight * number);
+            }
+        });
+        let (begin, width) = scene.slots[step.output.slot];
+        let start = begin + scene.first * width + step.output.first + head * step.value_dim;
+        scene.arena.numbers()[start..start + length].copy_from_slice(mixed);
+        Ok(())
+    }
+
+    /// Makes weights of the scores of row `row` of a text of `rows`.
+    fn weigh(
+        &self,
+        step: &Attend,
+        (keys, rows): (Keys<'_>, usize),
+        row: usize,
+        scores: &mut [f32],
+    ) -> Result<(), Error> {
+        if let Some(cap) = step.cap {
+            scores
+                .iter_mut()
+                .for_each(|score| *score = cap * (*score / cap).tanh());
+        }
+        let (before, own) = scores.split_at_mut(keys.prefix());
+        let gate = keys.layer().map_or(0.0, Layer::gate);
+        before.iter_mut().for_each(|score| *score += gate);
+        let earlier = own.len() - rows;
+        hide(own, step.mask, earlier + row);
+        self.softmax(scores)
+    }
+
     fn softmax(&self, scores: &mut [f32]) -> Result<(), Error> {
         let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum = self.exponents.run_with_params(scores, largest);
@@ -187,14 +282,14 @@ impl Attention {
 /// So far below every score that its exponential is zero beside theirs.
 const HIDDEN: f32 = -1e30;
 
-/// Takes the tokens out that `row` does not see.
-fn hide(scores: &mut [f32], mask: Mask, row: usize) {
+/// Takes the tokens out that token `place` does not see.
+fn hide(scores: &mut [f32], mask: Mask, place: usize) {
     if let Some(before) = mask.before {
-        let hidden = row.saturating_sub(before).min(scores.len());
+        let hidden = place.saturating_sub(before).min(scores.len());
         scores[..hidden].fill(HIDDEN);
     }
     if let Some(after) = mask.after {
-        let visible = (row + after + 1).min(scores.len());
+        let visible = (place + after + 1).min(scores.len());
         scores[visible..].fill(HIDDEN);
     }
 }

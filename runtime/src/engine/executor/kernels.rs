@@ -42,6 +42,11 @@ impl Arena {
         self.0.len()
     }
 
+    pub fn view(&self) -> &[f32] {
+        // SAFETY: the tensor holds 32-bit floats, as `new` made it.
+        unsafe { self.0.as_slice_unchecked::<f32>() }
+    }
+
     pub fn numbers(&mut self) -> &mut [f32] {
         // SAFETY: the tensor holds 32-bit floats, as `new` made it.
         unsafe { self.0.as_slice_mut_unchecked::<f32>() }

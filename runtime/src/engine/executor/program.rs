@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::past::Half;
+
 /// The steps that turn a text's embedding rows into its hidden rows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Program {
@@ -22,6 +24,21 @@ pub(crate) struct Program {
     pub steps: Vec<Step>,
     /// Where the hidden rows are in the end.
     pub output: Columns,
+    /// What makes a score for each token of the vocabulary of a hidden row; `None` where the base has no such head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<Logits>,
+}
+
+/// The steps that turn one hidden row into scores of the vocabulary. They have slots and scratch space of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Logits {
+    /// As of [`Program`], for one row; the first holds the hidden row.
+    pub slots: Vec<usize>,
+    pub scratch: usize,
+    pub steps: Vec<Step>,
+    pub output: Columns,
+    /// How many scores.
+    pub vocabulary: usize,
 }
 
 /// Columns of a slot, from `first` on.
@@ -35,6 +52,7 @@ pub(crate) struct Columns {
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
     Product(Product),
+    Tied(Tied),
     Attend(Attend),
     Rows(Vec<RowStep>),
 }
@@ -48,6 +66,15 @@ pub(crate) struct Product {
     pub bias: Option<usize>,
     pub input: Columns,
     pub residual: Option<Columns>,
+    pub output: Columns,
+}
+
+/// `output = table input + bias` with the embedding table `[vocabulary, hidden]`, of one row.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Tied {
+    /// Where the bias begins among the constants.
+    pub bias: Option<usize>,
+    pub input: Columns,
     pub output: Columns,
 }
 
@@ -179,62 +206,105 @@ impl Function {
     }
 }
 
+impl Attend {
+    /// Where the heads of the keys or values lie.
+    pub fn half(&self, half: Half) -> Heads {
+        match half {
+            Half::Keys => self.key,
+            Half::Values => self.value,
+        }
+    }
+}
+
 impl Program {
     /// Whether every step stays within slots, scratch space, weights and constants.
     ///
     /// # Errors
     /// What does not.
-    pub fn check(
-        &self,
-        weights: &[(usize, usize)],
-        constants: usize,
-        layers: &[(usize, usize)],
-        hidden: usize,
-    ) -> Result<(), String> {
-        let bounds = Bounds {
-            program: self,
-            weights,
-            constants,
-            layers,
-        };
+    pub fn check(&self, base: &Sizes<'_>) -> Result<(), String> {
+        let hidden = base.hidden;
         if self.slots.first() != Some(&hidden) || self.max_rows == 0 {
             return Err("the program has no slot for embedding rows".into());
-        }
-        let widths = self.slots.iter().chain([&self.scratch]);
-        let total = widths.fold(0usize, |sum, &width| sum.saturating_add(width));
-        if total.saturating_mul(self.max_rows) > MOST_NUMBERS {
-            return Err("the program needs more room than any model".into());
         }
         if self.output.first != 0 || self.slots.get(self.output.slot) != Some(&hidden) {
             return Err("the hidden rows are no whole slot".into());
         }
-        for (index, step) in self.steps.iter().enumerate() {
-            let checked = match step {
-                Step::Product(product) => bounds.product(product),
-                Step::Attend(attend) => bounds.attend(attend),
-                Step::Rows(steps) => steps.iter().try_for_each(|step| bounds.row(step)),
-            };
-            checked.map_err(|reason| format!("step {index} of the program: {reason}"))?;
+        let bounds = Bounds {
+            base,
+            slots: &self.slots,
+            scratch: self.scratch,
+            rows: self.max_rows,
+        };
+        bounds.steps(&self.steps, "the program")?;
+        self.logits
+            .as_ref()
+            .map_or(Ok(()), |logits| logits.check(base))
+    }
+}
+
+impl Logits {
+    fn check(&self, base: &Sizes<'_>) -> Result<(), String> {
+        if self.slots.first() != Some(&base.hidden) {
+            return Err("the logits have no slot for a hidden row".into());
         }
-        Ok(())
+        if self.vocabulary == 0 {
+            return Err("there are logits of no token".into());
+        }
+        let bounds = Bounds {
+            base,
+            slots: &self.slots,
+            scratch: self.scratch,
+            rows: 1,
+        };
+        bounds.columns(self.output, self.vocabulary)?;
+        bounds.steps(&self.steps, "the logits")
     }
 }
 
 /// An arena of more numbers than this is refused.
 const MOST_NUMBERS: usize = 1 << 36;
 
-struct Bounds<'a> {
-    program: &'a Program,
+/// What steps must stay within.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes<'a> {
     /// Inputs and outputs of each weight.
-    weights: &'a [(usize, usize)],
-    constants: usize,
+    pub weights: &'a [(usize, usize)],
+    pub constants: usize,
     /// Heads of keys and their length, by layer.
-    layers: &'a [(usize, usize)],
+    pub layers: &'a [(usize, usize)],
+    pub hidden: usize,
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+}
+
+struct Bounds<'a> {
+    base: &'a Sizes<'a>,
+    slots: &'a [usize],
+    scratch: usize,
+    rows: usize,
 }
 
 impl Bounds<'_> {
+    fn steps(&self, steps: &[Step], of: &str) -> Result<(), String> {
+        let widths = self.slots.iter().chain([&self.scratch]);
+        let total = widths.fold(0usize, |sum, &width| sum.saturating_add(width));
+        if total.saturating_mul(self.rows) > MOST_NUMBERS {
+            return Err(format!("{of} needs more room than any model"));
+        }
+        for (index, step) in steps.iter().enumerate() {
+            let checked = match step {
+                Step::Product(product) => self.product(product),
+                Step::Tied(tied) => self.tied(tied),
+                Step::Attend(attend) => self.attend(attend),
+                Step::Rows(steps) => steps.iter().try_for_each(|step| self.row(step)),
+            };
+            checked.map_err(|reason| format!("step {index} of {of}: {reason}"))?;
+        }
+        Ok(())
+    }
+
     fn columns(&self, columns: Columns, count: usize) -> Result<(), String> {
-        let width = self.program.slots.get(columns.slot);
+        let width = self.slots.get(columns.slot);
         let end = columns.first.checked_add(count);
         match width.is_some_and(|&width| end.is_some_and(|end| end <= width)) {
             true => Ok(()),
@@ -243,19 +313,37 @@ impl Bounds<'_> {
     }
 
     fn product(&self, product: &Product) -> Result<(), String> {
-        let weight = self.weights.get(product.weight);
+        let weight = self.base.weights.get(product.weight);
         let &(inputs, outputs) = weight.ok_or("there is no such weight")?;
         self.columns(product.input, inputs)?;
         self.columns(product.output, outputs)?;
         if let Some(residual) = product.residual {
             self.columns(residual, outputs)?;
         }
-        let bias = product
-            .bias
-            .map_or(Some(0), |bias| bias.checked_add(outputs));
-        match bias.is_some_and(|end| end <= self.constants)
-            && product.input.slot != product.output.slot
-        {
+        self.apart(product.bias, outputs, [product.input, product.output])
+    }
+
+    fn tied(&self, tied: &Tied) -> Result<(), String> {
+        let Sizes {
+            hidden, vocabulary, ..
+        } = *self.base;
+        if self.rows != 1 {
+            return Err("the embedding table multiplies one row".into());
+        }
+        self.columns(tied.input, hidden)?;
+        self.columns(tied.output, vocabulary)?;
+        self.apart(tied.bias, vocabulary, [tied.input, tied.output])
+    }
+
+    /// Whether the bias of `outputs` numbers is there, and the output is in another slot than the input.
+    fn apart(
+        &self,
+        bias: Option<usize>,
+        outputs: usize,
+        [input, output]: [Columns; 2],
+    ) -> Result<(), String> {
+        let end = bias.map_or(Some(0), |bias| bias.checked_add(outputs));
+        match end.is_some_and(|end| end <= self.base.constants) && input.slot != output.slot {
             true => Ok(()),
             false => Err("its bias is none, or it reads what it writes".into()),
         }
@@ -275,7 +363,7 @@ impl Bounds<'_> {
         {
             return Err(format!("{heads} heads on {kv_heads}"));
         }
-        if self.layers.get(attend.layer) != Some(&(kv_heads, head_dim)) {
+        if self.base.layers.get(attend.layer) != Some(&(kv_heads, head_dim)) {
             return Err(format!("layer {} has other heads", attend.layer));
         }
         let many = |at: Heads, count: usize, length: usize| {
@@ -330,18 +418,14 @@ impl Bounds<'_> {
 
     fn operand(&self, operand: &Operand, dims: [usize; 3]) -> Result<(), String> {
         let end = operand.first.saturating_add(reach(operand, dims));
-        let rows = self.program.max_rows;
+        let rows = self.rows;
         let room = match operand.source {
-            Source::Slot(slot) => *self
-                .program
-                .slots
-                .get(slot)
-                .ok_or("there is no such slot")?,
-            Source::Scratch => self.program.scratch,
-            Source::Constant | Source::Type(_) => self.constants,
+            Source::Slot(slot) => *self.slots.get(slot).ok_or("there is no such slot")?,
+            Source::Scratch => self.scratch,
+            Source::Constant | Source::Type(_) => self.base.constants,
             Source::Position(width) => {
                 let behind = (rows - 1).saturating_mul(width);
-                self.constants.saturating_sub(behind)
+                self.base.constants.saturating_sub(behind)
             }
         };
         match end <= room {
@@ -412,6 +496,17 @@ mod tests {
                 }),
             ],
             output: columns(0),
+            logits: Some(Logits {
+                slots: vec![4, 9],
+                scratch: 0,
+                steps: vec![Step::Tied(Tied {
+                    bias: Some(3),
+                    input: columns(0),
+                    output: columns(1),
+                })],
+                output: columns(1),
+                vocabulary: 9,
+            }),
         }
     }
 
@@ -436,7 +531,16 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 19] = [
+        fn logits(program: &mut Program) -> &mut Logits {
+            program.logits.as_mut().unwrap()
+        }
+        fn tied(program: &mut Program) -> &mut Tied {
+            match &mut logits(program).steps[0] {
+                Step::Tied(tied) => tied,
+                _ => unreachable!(),
+            }
+        }
+        let table: [(&str, Change); 25] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
@@ -470,8 +574,26 @@ mod tests {
             ("has other heads", |program| attend(program).layer = 1),
             ("3 heads on 2", |program| attend(program).heads = 3),
             ("0 heads on 2", |program| attend(program).heads = 0),
+            ("multiplies one row", |program| {
+                let step = logits(program).steps[0].clone();
+                program.steps.push(step)
+            }),
+            ("no slot for a hidden row", |program| {
+                logits(program).slots[0] = 5
+            }),
+            ("of no token", |program| logits(program).vocabulary = 0),
+            ("are no columns", |program| logits(program).vocabulary = 10),
+            ("are no columns", |program| tied(program).output.first = 1),
+            ("its bias is none", |program| tied(program).bias = Some(30)),
         ];
-        let check = |program: &Program| program.check(&[(4, 6)], 4 * 8, &[(2, 2)], 4);
+        let sizes = Sizes {
+            weights: &[(4, 6)],
+            constants: 4 * 8,
+            layers: &[(2, 2)],
+            hidden: 4,
+            vocabulary: 9,
+        };
+        let check = |program: &Program| program.check(&sizes);
         assert_eq!(check(&program()), Ok(()));
         for (text, change) in table {
             let mut program = program();

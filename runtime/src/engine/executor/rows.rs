@@ -3,7 +3,7 @@
 use tract_linalg::{Func, element_wise::ElementWise};
 
 #[cfg(target_arch = "x86_64")]
-use super::avx512::wide;
+pub(super) use super::avx512::wide;
 use super::{
     super::failed,
     program::{Function, Operand, RowStep, Source},
@@ -20,7 +20,7 @@ pub(super) struct Curves {
 
 /// Does `work` with the vectors that every processor of this architecture has.
 #[cfg(not(target_arch = "x86_64"))]
-fn wide<T>(work: impl FnOnce() -> T) -> T {
+pub(super) fn wide<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
@@ -53,7 +53,7 @@ impl Curves {
         })
     }
 
-    /// Does `steps` for every row of a text, whose rows have `types` and whose first position is `position`.
+    /// Does `steps` for every row of a text, whose rows have `types`, the first of them at `(row, position)`.
     ///
     /// # Errors
     /// When a row has a token type that the base has no row for.
@@ -62,12 +62,12 @@ impl Curves {
         steps: &[RowStep],
         memory: &mut Memory<'_>,
         types: &[i64],
-        position: usize,
+        (first, position): (usize, usize),
     ) -> Result<(), Error> {
         let chain = || {
             for (index, &kind) in types.iter().enumerate() {
                 let row = Row {
-                    index,
+                    index: first + index,
                     position: position + index,
                     kind: usize::try_from(kind).unwrap_or(usize::MAX),
                 };
@@ -163,6 +163,24 @@ fn power(run: &mut [f32], exponent: f32) {
 
 /// Numbers that are added up side by side.
 const LANES: usize = 16;
+
+/// The inner product of two vectors.
+#[inline(always)]
+pub(super) fn inner(one: &[f32], other: &[f32]) -> f32 {
+    let (ones, rest) = one.as_chunks::<LANES>();
+    let (others, other_rest) = other.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for (one, other) in ones.iter().zip(others) {
+        for (lane, (one, other)) in lanes.iter_mut().zip(one.iter().zip(other)) {
+            *lane += one * other;
+        }
+    }
+    let rest = rest.iter().zip(other_rest);
+    lanes
+        .into_iter()
+        .chain(rest.map(|(one, other)| one * other))
+        .sum()
+}
 
 /// The sum of `map` over a run.
 #[inline(always)]

@@ -36,13 +36,22 @@ pub(super) enum Kind {
     /// The embedding rows.
     Rows,
     Product {
-        weight: usize,
+        weight: Weight,
         bias: Option<usize>,
         input: Part,
         residual: Option<Part>,
     },
     Attend(Box<Attention>),
     Row(Vec<Draw>),
+}
+
+/// What a product multiplies by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weight {
+    /// Of [`Draft::weights`].
+    Packed(usize),
+    /// The embedding table, whose rows are the vocabulary.
+    Table,
 }
 
 /// Numbers of an operation's row, from `first` on.

@@ -26,7 +26,10 @@ use preface_graph::{
     wiring::Wiring,
 };
 
-use super::executor::{kernels::kernels_for_weights, program::Program};
+use super::executor::{
+    kernels::kernels_for_weights,
+    program::{Logits, Program},
+};
 use crate::{
     Error,
     image::{Dtype, Packed, Span},
@@ -153,6 +156,8 @@ struct Rows {
 struct Walk<'a> {
     base: &'a Base,
     wiring: &'a Wiring<'a>,
+    /// Whether what stands behind the hidden rows is walked.
+    in_logits: bool,
     statics: Statics<'a>,
     facts: Facts,
     draft: Draft,
@@ -202,6 +207,7 @@ fn lower_for(base: &Base, rows: usize) -> Result<Lowering, Refused> {
     let mut walk = Walk {
         base,
         wiring: &wiring,
+        in_logits: false,
         statics: Statics::new(base, &graph, &wiring, &dynamic, rows),
         facts: Facts::of(&graph, &sizes),
         draft: Draft::default(),
@@ -210,16 +216,34 @@ fn lower_for(base: &Base, rows: usize) -> Result<Lowering, Refused> {
         tokens,
     };
     walk.begin();
-    for node in &graph.node {
-        let reads_text = node.input.iter().any(|input| dynamic.contains(input));
-        if reads_text && node.op_type() != "Shape" {
-            walk.node(node)?;
-        }
-    }
-    walk.finish()
+    let reads_text = |node: &&NodeProto| {
+        let reads = node.input.iter().any(|input| dynamic.contains(input));
+        reads && node.op_type() != "Shape"
+    };
+    let needed = needed(&graph, &base.description.hidden_rows);
+    let (body, behind): (Vec<_>, Vec<_>) = graph
+        .node
+        .iter()
+        .filter(reads_text)
+        .partition(|node| node.output.iter().any(|output| needed.contains(&**output)));
+    body.into_iter().try_for_each(|node| walk.node(node))?;
+    let output = walk.hidden_rows()?;
+    let logits = walk.logits(&behind, output);
+    walk.finish(output, logits)
 }
 
-/// The graph from embedding rows to hidden rows.
+/// The values that `name` is made of, itself among them.
+fn needed<'a>(graph: &'a GraphProto, name: &'a str) -> HashSet<&'a str> {
+    let mut needed = HashSet::from([name]);
+    for node in graph.node.iter().rev() {
+        if node.output.iter().any(|output| needed.contains(&**output)) {
+            needed.extend(node.input.iter().map(String::as_str));
+        }
+    }
+    needed
+}
+
+/// The graph from embedding rows to hidden rows and to the logits, where the base has them.
 fn cut(base: &Base) -> Result<GraphProto, Refused> {
     let description = &base.description;
     let mut graph = base.model.graph.clone().unwrap_or_default();
@@ -228,7 +252,13 @@ fn cut(base: &Base) -> Result<GraphProto, Refused> {
     let hidden = description.hidden.to_string();
     let dims = ["1", "sequence", &hidden];
     let rows = |name: &str| ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
-    splice::prune(&mut graph, vec![rows(&description.hidden_rows)]);
+    let logits = description.logits.iter().map(|logits| {
+        let vocabulary = logits.vocabulary.to_string();
+        let dims = ["1", "sequence", &vocabulary];
+        ValueInfoProto::tensor(&logits.value, data_type::FLOAT, &dims)
+    });
+    let outputs = [rows(&description.hidden_rows)].into_iter().chain(logits);
+    splice::prune(&mut graph, outputs.collect());
     graph.input.push(rows(&description.embedding_rows));
     Ok(graph)
 }
@@ -273,7 +303,8 @@ impl Walk<'_> {
         }
     }
 
-    fn finish(mut self) -> Result<Lowering, Refused> {
+    /// The hidden rows as a whole operation.
+    fn hidden_rows(&mut self) -> Result<Part, Refused> {
         let name = self.base.description.hidden_rows.clone();
         let rows = self.rows_named(&name)?;
         let output = self.run(&rows)?;
@@ -282,13 +313,43 @@ impl Walk<'_> {
             true => output,
             false => self.copied(&rows),
         };
+        let rows = Rows {
+            operation: output.operation,
+            layout: self.plain(&self.dims(&name)?),
+            scale: 1.0,
+            sole: false,
+            joined: None,
+        };
+        self.values.insert(name, Value::Rows(rows));
+        Ok(output)
+    }
+
+    /// The steps behind the hidden rows `from`, made by `nodes`; `None` where the base has no logits, or steps for a
+    /// hidden row alone do not make them.
+    fn logits(&mut self, nodes: &[&NodeProto], from: Part) -> Option<Logits> {
+        let value = &self.base.description.logits.as_ref()?.value;
+        let weights = self.draft.weights.len();
+        self.in_logits = true;
+        let lowered = nodes.iter().try_for_each(|node| self.node(node));
+        let output = lowered.and_then(|()| self.run(&self.rows_named(value)?));
+        let logits = output
+            .ok()
+            .and_then(|output| schedule::logits(&self.draft, from.operation, output));
+        if logits.is_none() {
+            self.draft.weights.truncate(weights);
+        }
+        logits
+    }
+
+    fn finish(mut self, output: Part, logits: Option<Logits>) -> Result<Lowering, Refused> {
         let frame = schedule::Frame {
             output,
             max_rows: self.statics.rows,
             counted: self.counted.unwrap_or(false),
             padding: self.statics.padding,
+            logits,
         };
-        let program = schedule::program(&self.draft, &frame);
+        let program = schedule::program(&self.draft, frame);
         let weights = std::mem::take(&mut self.draft.weights).into_iter();
         let weights = weights.map(|matrix| {
             let numbers = self.statics.at(&matrix.name, statics::At::Short)?;

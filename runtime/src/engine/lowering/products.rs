@@ -4,7 +4,7 @@ use preface_graph::onnx::NodeProto;
 
 use super::{
     Refused, Value, Walk,
-    draft::{Kind, Matrix, Part},
+    draft::{Kind, Matrix, Part, Weight},
     layout_numbers,
     statics::Static,
 };
@@ -42,12 +42,15 @@ impl Walk<'_> {
             return Err(refused("multiplies something else than whole rows"));
         }
         let input = self.run(&rows)?;
-        let weight = self.draft.weight(Matrix {
-            name: right.to_owned(),
-            inputs,
-            outputs,
-            turned,
-        });
+        let weight = match self.is_table(right, turned) {
+            true => Weight::Table,
+            false => Weight::Packed(self.draft.weight(Matrix {
+                name: right.to_owned(),
+                inputs,
+                outputs,
+                turned,
+            })),
+        };
         let bias = match node.input(2).filter(|_| node.op_type() == "Gemm") {
             None => None,
             Some(name) => Some(
@@ -67,6 +70,17 @@ impl Walk<'_> {
         rows.scale = 1.0;
         rows.sole = true;
         Ok(Value::Rows(rows))
+    }
+
+    /// Whether the logits multiply by the embedding table, `turned` as it lies.
+    fn is_table(&self, name: &str, turned: bool) -> bool {
+        let table = &self.base.description.embedding_table;
+        let transposed = self.wiring.producer(name).is_some_and(|node| {
+            node.op_type() == "Transpose"
+                && node.input(0) == Some(table)
+                && node.ints("perm").is_none_or(|perm| perm == [1, 0])
+        });
+        self.in_logits && (turned && name == table || !turned && transposed)
     }
 
     /// Where a bias of `outputs` numbers is among the constants.
@@ -105,20 +119,26 @@ impl Walk<'_> {
         let numbers = self.draft.operations[rows.operation].numbers;
         let whole = rows.sole && rows.scale == 1.0 && rows.layout.is_run(numbers);
         let same_shape = self.fact(names[0])?.same_shape(self.fact(&node.output[0])?);
-        let Kind::Product { bias, residual, .. } = &self.draft.operations[rows.operation].kind
+        let Kind::Product {
+            weight,
+            bias,
+            residual,
+            ..
+        } = &self.draft.operations[rows.operation].kind
         else {
             return Ok(None);
         };
         if !whole || !same_shape || residual.is_some() {
             return Ok(None);
         }
+        let takes_residual = *weight != Weight::Table;
         let has_bias = bias.is_some();
         let (mut new_bias, mut new_residual) = (None, None);
         if !self.is_dynamic(names[1]) {
             if !has_bias {
                 new_bias = self.bias(names[1], numbers)?;
             }
-        } else {
+        } else if takes_residual {
             let added = self.rows(node, other)?;
             let fits = added.scale == 1.0
                 && added.layout.is_rows()

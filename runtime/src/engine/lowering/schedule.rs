@@ -1,8 +1,8 @@
 //! Gives a draft its order and its numbers their places.
 
-use super::draft::{Draft, From, Kind, Part, Read};
+use super::draft::{Draft, From, Kind, Part, Read, Weight};
 use crate::engine::executor::program::{
-    Attend, Columns, Heads, Operand, Product, Program, RowStep, Source, Step,
+    Attend, Columns, Heads, Logits, Operand, Product, Program, RowStep, Source, Step, Tied,
 };
 
 /// What a program has beside its steps.
@@ -11,21 +11,16 @@ pub(super) struct Frame {
     pub max_rows: usize,
     pub counted: bool,
     pub padding: Option<u32>,
+    pub logits: Option<Logits>,
 }
 
 /// Operations that are done together: one that is no row's own, or a chain of those that are.
 type Stage = Vec<usize>;
 
 /// The program of `draft`.
-pub(super) fn program(draft: &Draft, frame: &Frame) -> Program {
-    let stages = stages(draft, frame.output.operation);
-    let mut places = Places::new(draft, &stages, frame.output.operation);
-    let mut steps = Vec::new();
-    for (at, stage) in stages.iter().enumerate() {
-        places.make(draft, stage);
-        steps.push(places.step(draft, stage));
-        places.release(at);
-    }
+pub(super) fn program(draft: &Draft, frame: Frame) -> Program {
+    let (places, steps) =
+        steps(draft, 0, frame.output.operation).expect("operation 0 needs nothing");
     Program {
         output: places.columns(frame.output),
         slots: places.widths,
@@ -34,23 +29,50 @@ pub(super) fn program(draft: &Draft, frame: &Frame) -> Program {
         counted: frame.counted,
         padding: frame.padding,
         steps,
+        logits: frame.logits,
     }
 }
 
-/// The operations that `output` needs, in an order in which each finds its inputs made.
-fn stages(draft: &Draft, output: usize) -> Vec<Stage> {
+/// What makes the scores `output` of the numbers of operation `from`; `None` where they need more than those.
+pub(super) fn logits(draft: &Draft, from: usize, output: Part) -> Option<Logits> {
+    let (places, steps) = steps(draft, from, output.operation)?;
+    Some(Logits {
+        output: places.columns(output),
+        slots: places.widths,
+        scratch: places.most_scratch,
+        steps,
+        vocabulary: draft.operations[output.operation].numbers,
+    })
+}
+
+/// The steps from operation `from` to `output`; `None` where that needs more than `from` makes.
+fn steps(draft: &Draft, from: usize, output: usize) -> Option<(Places, Vec<Step>)> {
+    let stages = stages(draft, from, output)?;
+    let mut places = Places::new(draft, &stages, from, output);
+    let mut steps = Vec::new();
+    for (at, stage) in stages.iter().enumerate() {
+        places.make(draft, stage);
+        steps.push(places.step(draft, stage));
+        places.release(at);
+    }
+    Some((places, steps))
+}
+
+/// The operations between `from` and `output`, in an order in which each finds its inputs made.
+fn stages(draft: &Draft, from: usize, output: usize) -> Option<Vec<Stage>> {
     let mut needed = vec![false; draft.operations.len()];
     let mut open = vec![output];
     while let Some(operation) = open.pop() {
-        if !std::mem::replace(&mut needed[operation], true) {
+        if operation != from && !std::mem::replace(&mut needed[operation], true) {
             open.extend(draft.operations[operation].inputs());
         }
     }
-    let mut done = vec![false; needed.len()];
-    let mut stages = Vec::new();
-    if let Some(first) = done.first_mut() {
-        *first = true;
+    if needed[0] {
+        return None;
     }
+    let mut done = vec![false; needed.len()];
+    done[from] = true;
+    let mut stages = Vec::new();
     loop {
         let ready = |done: &[bool], operation: usize| {
             needed[operation]
@@ -83,7 +105,7 @@ fn stages(draft: &Draft, output: usize) -> Vec<Stage> {
             .zip(&done)
             .any(|(&needed, &done)| needed && !done)
         {
-            return stages;
+            return Some(stages);
         }
     }
 }
@@ -108,7 +130,7 @@ struct Places {
 }
 
 impl Places {
-    fn new(draft: &Draft, stages: &[Stage], output: usize) -> Self {
+    fn new(draft: &Draft, stages: &[Stage], from: usize, output: usize) -> Self {
         let count = draft.operations.len();
         let (mut last, mut lasting) = (vec![0; count], vec![false; count]);
         let mut made = vec![usize::MAX; count];
@@ -127,12 +149,12 @@ impl Places {
         last[output] = usize::MAX;
         lasting[output] = true;
         let mut places = vec![None; count];
-        places[0] = Some(Place::Slot(0));
+        places[from] = Some(Place::Slot(0));
         Self {
             places,
             last,
             lasting,
-            widths: vec![draft.operations[0].numbers],
+            widths: vec![draft.operations[from].numbers],
             free: vec![false],
             most_scratch: 0,
         }
@@ -200,13 +222,20 @@ impl Places {
                 bias,
                 input,
                 residual,
-            } => Step::Product(Product {
-                weight: *weight,
-                bias: *bias,
-                input: self.columns(*input),
-                residual: residual.map(|part| self.columns(part)),
-                output: self.columns(output),
-            }),
+            } => match *weight {
+                Weight::Packed(weight) => Step::Product(Product {
+                    weight,
+                    bias: *bias,
+                    input: self.columns(*input),
+                    residual: residual.map(|part| self.columns(part)),
+                    output: self.columns(output),
+                }),
+                Weight::Table => Step::Tied(Tied {
+                    bias: *bias,
+                    input: self.columns(*input),
+                    output: self.columns(output),
+                }),
+            },
             Kind::Attend(attention) => {
                 let [query, key, value] = attention.operands.map(|(part, step)| {
                     let Columns { slot, first } = self.columns(part);
