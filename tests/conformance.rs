@@ -8,7 +8,7 @@ mod support;
 
 use std::{path::Path, process::Command};
 
-use preface_graph::Base;
+use preface_graph::{Base, Kind};
 use preface_trainer::{
     adapter::{Adapter, Card},
     data::{Dataset, Example, Target},
@@ -109,6 +109,31 @@ fn every_export_gives_the_same_scores_on_both_engines() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn every_export_with_logits_gives_the_same_words() {
+    let Some(exports) = exports() else {
+        return skip("the exports of ../shared");
+    };
+    let mut spoke = 0;
+    let mut wrong = Vec::new();
+    for export in exports {
+        let base = Base::open(export.folder()).unwrap();
+        if base.description.kind != Kind::Decoder || spoken(&base).is_empty() {
+            continue;
+        }
+        let texts: &[&str] = match export.name.starts_with("stories") {
+            true => &["Once upon a time", "the dog was happy"],
+            false => &["w5 w9 w17 w40", "w3 w88"],
+        };
+        spoke += 1;
+        if let Err(reason) = compare(export.folder(), "auto", texts, spoken) {
+            wrong.push(format!("{}: {reason}", export.name));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(spoke > 10, "{spoke} decoders");
+}
+
 /// A prompt in every way in which one enters a base: both forms, behind the text, and gated in the upper layers.
 fn forms(base: &Base) -> Vec<Form> {
     let described = &base.description;
@@ -140,6 +165,24 @@ fn forms(base: &Base) -> Vec<Form> {
 fn linear(base: &Base) -> Vec<Adapter> {
     let forms = forms(base).into_iter();
     forms.map(|form| adapter(base, &form, json!({}))).collect()
+}
+
+/// The base's own logits behind every form, read as words for the labels; none where the base has none.
+fn spoken(base: &Base) -> Vec<Adapter> {
+    let described = &base.description;
+    let logits = described.logits.as_ref();
+    if logits.is_none_or(|logits| logits.projection.is_none()) {
+        return Vec::new();
+    }
+    let words = json!({
+        "head": {"kind": "verbaliser", "classes": CLASSES, "hidden": 0},
+        "verbaliser": [[5], [17, 40], [9, 88, 3]],
+        "pooling": "last",
+    });
+    let forms = forms(base).into_iter();
+    forms
+        .map(|form| adapter(base, &form, words.clone()))
+        .collect()
 }
 
 /// Every head that the runtime has, and every answer, on one form.

@@ -12,7 +12,7 @@ use std::{fs, path::Path, process::Command};
 
 use preface_bundle::{Frame, Policy, TrustStore};
 use preface_graph::{Base, FormKind};
-use preface_runtime::{Encoded, EngineKind, Image, Options, Session, TaskHandle, bundle};
+use preface_runtime::{Answer, Encoded, EngineKind, Image, Options, Session, TaskHandle, bundle};
 use preface_trainer::form::Form;
 use serde_json::{Value, json};
 use support::{
@@ -86,6 +86,50 @@ fn check(folder: &Path, texts: &[String]) {
         }
     }
     assert_eq!(allocations::calls() - before, 0);
+    together(&mut session, &tasks);
+}
+
+/// Answers the texts of all tasks at once: what each alone is answered, and nothing is allocated.
+fn together(session: &mut Session, tasks: &[(TaskHandle, Vec<Encoded>)]) {
+    let mut requests = Vec::new();
+    for index in 0..tasks[0].1.len() {
+        requests.extend(tasks.iter().map(|(handle, texts)| (*handle, &texts[index])));
+    }
+    let mut alone = Vec::new();
+    for &(handle, text) in &requests {
+        session.activate(handle).unwrap();
+        alone.push(scores(&session.answer_encoded(text).unwrap()));
+    }
+    let mut found = vec![Vec::new(); requests.len()];
+    let hear = |index: usize, answer: Answer<'_>| found[index] = scores(&answer);
+    session.answer_all(&requests, hear).unwrap();
+    for (found, alone) in found.iter().zip(&alone) {
+        assert_eq!(found.len(), alone.len());
+        let pairs = found.iter().zip(alone);
+        assert!(
+            pairs
+                .into_iter()
+                .all(|((class, score), (expected, other))| {
+                    class == expected && (score - other).abs() < 1e-5
+                })
+        );
+    }
+    let before = allocations::calls();
+    let mut heard = 0;
+    session.answer_all(&requests, |_, _| heard += 1).unwrap();
+    assert_eq!((heard, allocations::calls() - before), (requests.len(), 0));
+}
+
+/// Classes and scores of an answer.
+fn scores(answer: &Answer<'_>) -> Vec<(usize, f32)> {
+    match answer {
+        Answer::Label { best, .. } => vec![(best.class, best.score)],
+        Answer::Labels(choices) | Answer::Tags(choices) => {
+            let choices = choices.iter().flatten();
+            choices.map(|choice| (choice.class, choice.score)).collect()
+        }
+        other => panic!("another kind of answer: {other:?}"),
+    }
 }
 
 /// A task of each form and of each kind of answer.

@@ -30,6 +30,8 @@ pub enum Answer<'a> {
     Labels(Choices<'a>),
     /// A label for each word; `None` for one that the tokenizer drops.
     Tags(Choices<'a>),
+    /// What the base goes on with.
+    Text(&'a str),
 }
 
 /// Several choices, kept in the session's room.

@@ -170,6 +170,18 @@ pub enum Error {
         "this image runs a text only as a whole; generating takes a decoder that the executor runs"
     )]
     NoPast,
+    /// A task that gives labels where text is to be generated.
+    #[error("task {task} answers with labels; it generates no text")]
+    NoText {
+        /// The task.
+        task: String,
+    },
+    /// A task that generates text among texts that are answered together.
+    #[error("task {task} generates text, one text at a time; it does not answer several together")]
+    Generates {
+        /// The task.
+        task: String,
+    },
     /// An image without scores of the vocabulary.
     #[error(
         "this image makes no scores of the vocabulary; export the base with its language-modelling head and compile it again"

@@ -1,15 +1,19 @@
 //! Tasks on a mapped base: load, activate, answer.
 
+mod generate;
+
 use std::{cell::OnceCell, panic::resume_unwind, thread};
 
 use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
+
+use generate::Generation;
 
 use crate::{
     Answer, Error, Image,
     answer::{Reader, Scored},
     engine::{Engine, EngineKind, Input, Past},
     image::{Description, Kind},
-    task::{Form, Head, KeyValues, Measure, Place, Task, pool},
+    task::{Form, Head, KeyValues, Limits, Measure, Place, Task, pool},
     text::{Encoded, Encoder, Overlength},
 };
 
@@ -50,6 +54,8 @@ pub struct Session {
     tasks: Vec<Loaded>,
     active: Option<TaskHandle>,
     room: Room,
+    /// There where a task generates text.
+    generation: Option<Generation>,
 }
 
 /// A task as the engine consumes it.
@@ -102,6 +108,7 @@ impl Session {
             tasks: Vec::new(),
             active: None,
             room,
+            generation: None,
         })
     }
 
@@ -176,6 +183,10 @@ impl Session {
                     task: task.id.clone(),
                     reason,
                 })?;
+            }
+            Head::Text(Limits { most_tokens, .. }) => {
+                let most = *most_tokens;
+                self.make_room_to_generate(most)?;
             }
             Head::Rows(_) => {}
         }
@@ -320,6 +331,9 @@ impl Session {
     /// When no task is active, there are no tokens or too many, the engine fails, or its answer is no number.
     pub fn answer_encoded(&mut self, text: &Encoded) -> Result<Answer<'_>, Error> {
         let request = (self.active.ok_or(Error::NoTask)?, text);
+        if self.active()?.task.answer.kind == AnswerKind::Text {
+            return self.said(text).map(Answer::Text);
+        }
         self.run(&[request])?;
         self.read(request, 0)
     }
@@ -329,15 +343,21 @@ impl Session {
     /// one.
     ///
     /// # Errors
-    /// As [`Session::answer_encoded`] for any of the requests; nothing is run where a request can be told to fail
-    /// before.
+    /// As [`Session::answer_encoded`] for any of the requests, and where a task generates text; nothing is run where a
+    /// request can be told to fail before.
     pub fn answer_all(
         &mut self,
         requests: &[(TaskHandle, &Encoded)],
         mut hear: impl FnMut(usize, Answer<'_>),
     ) -> Result<(), Error> {
         for &(handle, text) in requests {
-            text.check(self.limit(&self.loaded(handle)?.task))?;
+            let task = &self.loaded(handle)?.task;
+            text.check(self.limit(task))?;
+            if let Head::Text(_) = task.head {
+                return Err(Error::Generates {
+                    task: task.id.clone(),
+                });
+            }
         }
         let most = self.engine.most_rows().unwrap_or(usize::MAX);
         let mut first = 0;
@@ -422,6 +442,9 @@ impl Session {
                 words.logits(self.engine.logits(row)?, reader.logits)?;
                 reader.pooled()
             }
+            Head::Text(_) => Err(Error::Generates {
+                task: task.id.clone(),
+            }),
         }
     }
 

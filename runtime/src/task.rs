@@ -87,6 +87,15 @@ const SHARPNESS: f32 = 20.0;
 pub(crate) enum Head {
     Rows(RowHead),
     Words(Words),
+    Text(Limits),
+}
+
+/// When a generated text ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub most_tokens: usize,
+    /// Tokens that end it.
+    pub stops: Vec<u32>,
 }
 
 impl Head {
@@ -112,8 +121,17 @@ impl Head {
                 "its verbaliser reads the mean of all tokens; train it with --pooling last".into(),
             ),
             HeadKind::Verbaliser => Words::of_bundle(manifest).map(Self::Words),
+            HeadKind::Generation => {
+                let limits = manifest
+                    .decode_limits
+                    .ok_or("it does not say when its texts end")?;
+                Ok(Self::Text(Limits {
+                    most_tokens: limits.max_tokens.into(),
+                    stops: limits.stop_ids().collect(),
+                }))
+            }
             kind => Err(format!(
-                "its head is {}, which this runtime does not serve; train it with a linear, factored-linear, label-text, token-linear or verbaliser head",
+                "its head is {}, which this runtime does not serve; update preface",
                 kind.name()
             )),
         }
@@ -123,7 +141,8 @@ impl Head {
     fn fits(&self, classes: usize, hidden: usize) -> bool {
         match self {
             Self::Rows(head) => head.fits(classes, hidden),
-            Self::Words(Words(words)) => words.len() == classes,
+            Self::Words(Words(words)) => words.len() == classes && classes > 0,
+            Self::Text(_) => classes == 0,
         }
     }
 }
@@ -236,7 +255,9 @@ impl RowHead {
     /// Whether it has a vector of `hidden` numbers for each of `classes` labels, or will have.
     fn fits(&self, classes: usize, hidden: usize) -> bool {
         let awaits = self.measure == Measure::Cosine && self.weight.is_empty();
-        self.bias.len() == classes && (awaits || self.weight.len() == classes * hidden)
+        classes > 0
+            && self.bias.len() == classes
+            && (awaits || self.weight.len() == classes * hidden)
     }
 
     #[cfg(test)]
@@ -311,6 +332,7 @@ impl Task {
         }
         let pooling = match manifest.head.kind {
             HeadKind::TokenLinear => Some(Pooling::Mean),
+            HeadKind::Generation => Some(Pooling::Last),
             _ => manifest.pooling,
         };
         let template =
@@ -366,7 +388,7 @@ impl Task {
             ));
         }
         let classes = self.labels.len();
-        if classes == 0 || !self.head.fits(classes, base.hidden) {
+        if !self.head.fits(classes, base.hidden) {
             return Some(format!(
                 "its head has not {classes} rows of {}",
                 base.hidden

@@ -34,6 +34,14 @@ impl Encoded {
         }
     }
 
+    /// Becomes a single text of `ids`; no memory is taken where it held as many before.
+    pub(crate) fn set(&mut self, ids: &[u32]) {
+        self.types.clear();
+        self.words.clear();
+        self.ids.clear();
+        self.ids.extend_from_slice(ids);
+    }
+
     fn of(encoding: &Encoding) -> Self {
         let types = encoding.get_type_ids();
         let some = types.iter().any(|&kind| kind != 0);
@@ -121,6 +129,14 @@ impl Encoder {
         Ok(Encoded {
             words: places,
             ..Encoded::of(&encoding)
+        })
+    }
+
+    /// What tokens spell, special ones left out.
+    pub fn spelled(&self, ids: &[u32]) -> Result<String, Error> {
+        self.0.decode(ids, true).map_err(|source| Error::Tokenizer {
+            action: "spelling out tokens",
+            source,
         })
     }
 

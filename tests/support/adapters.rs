@@ -44,6 +44,7 @@ pub fn adapter(base: &Base, form: &Form, changes: Value) -> Adapter {
     let bias = numbers(CLASSES, 0.1, 0.1);
     let head = match &*card.head.kind {
         "label-text" => vec![bias],
+        "verbaliser" => Vec::new(),
         "factored-linear" => vec![
             numbers(CLASSES * rank, 0.5, 0.7),
             numbers(rank * hidden, 0.2, 0.3),

@@ -292,10 +292,9 @@ fn texts(pairs: &[(&Prediction, &Truth)]) -> Figures {
     let (hits, all) = tokens.fold((0, 0), |(hits, all), (right, count)| {
         (hits + right, all + count)
     });
-    vec![
-        ("exact_match", share(right, pairs.len())),
-        ("token_accuracy", share(hits, all)),
-    ]
+    let exact = ("exact_match", share(right, pairs.len()));
+    let tokens = (all > 0).then(|| ("token_accuracy", share(hits, all)));
+    [exact].into_iter().chain(tokens).collect()
 }
 
 /// The threshold that best tells texts of a task from others: the mean of the share of right answers inside and of

@@ -7,7 +7,7 @@ use preface_graph::Base;
 use preface_runtime::{Answer, Session, TaskHandle, TokenizerUse};
 use preface_trainer::{
     adapter::Adapter,
-    data::{AnswerKind, Dataset, Labels},
+    data::{AnswerKind, Dataset, Labels, Target},
     encode::{Overlength, Truth},
     engine::Library,
     evaluation::{encode, evaluate},
@@ -189,6 +189,7 @@ pub fn on_runtime(
     let kind = match plan.kind {
         preface_bundle::AnswerKind::Labels => AnswerKind::Labels,
         preface_bundle::AnswerKind::Tags => AnswerKind::Tags,
+        preface_bundle::AnswerKind::Text => AnswerKind::Text,
         _ => AnswerKind::Label,
     };
     data.expect(kind, plan.inputs == preface_bundle::Inputs::Pair)?;
@@ -199,14 +200,18 @@ pub fn on_runtime(
     let (mut predictions, mut truths) = (Vec::new(), Vec::new());
     for example in &data.examples {
         let outside = out_of_scope.is_some_and(|label| example.target.names() == [label]);
-        let truth = match outside {
-            true => Truth::Outside,
-            false => truth(kind, data.indices(example, &labels)?),
+        let truth = match (outside, &example.target) {
+            (true, _) => Truth::Outside,
+            (false, Target::Text(_)) => SPELLED,
+            (false, _) => truth(kind, data.indices(example, &labels)?),
         };
         let answer = session.answer(&example.text, example.text2.as_deref());
         let answer =
             answer.with_context(|| format!("{}, line {}", data.path.display(), example.line))?;
-        let (prediction, truth) = counted(answer, truth, names.len())?;
+        let (prediction, truth) = match (&answer, &example.target) {
+            (Answer::Text(text), Target::Text(target)) => (spelled(text, target), truth),
+            _ => counted(answer, truth, names.len())?,
+        };
         predictions.push(prediction);
         truths.push(truth);
         bar.inc(1);
@@ -219,6 +224,17 @@ pub fn on_runtime(
         &predictions,
         &truths,
     ))
+}
+
+/// The truth of a generated text, which is right as a whole or wrong.
+const SPELLED: Truth = Truth::Class(1);
+
+fn spelled(text: &str, target: &str) -> Prediction {
+    Prediction {
+        found: Found::Class(usize::from(text.trim() == target.trim())),
+        score: 1.0,
+        loss: 0.0,
+    }
 }
 
 fn truth(kind: AnswerKind, classes: Vec<usize>) -> Truth {

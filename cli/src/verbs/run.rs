@@ -22,7 +22,7 @@ use crate::{
 Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from standard input; a line
 may be a JSON object with \"text\". A task that reads pairs takes two texts parted by a tab, or \"text\" and
 \"text2\". A task that tags answers with a label for each word. With --json, one object is printed for each answer:
-{task, label | labels | tags, score}; score is a list where there are several, and where the text is outside the task's
+{task, label | labels | tags, score}, or {task, text} of a task that generates text; score is a list where there are several, and where the text is outside the task's
 scope label is null and out_of_scope true.
 
 Example:
@@ -63,6 +63,9 @@ enum Said<'a> {
         tags: Vec<Option<&'a str>>,
         score: Vec<Option<f32>>,
     },
+    Text {
+        text: &'a str,
+    },
 }
 
 fn is_false(value: &bool) -> bool {
@@ -89,6 +92,7 @@ impl<'a> Said<'a> {
                 tags: tags.iter().map(|tag| tag.map(|tag| tag.label)).collect(),
                 score: tags.iter().map(|tag| tag.map(|tag| tag.score)).collect(),
             },
+            Answer::Text(text) => Self::Text { text },
             other => bail!("this program cannot show {other:?}; update preface"),
         })
     }
@@ -106,6 +110,7 @@ impl fmt::Display for Said<'_> {
                 let tags: Vec<&str> = tags.iter().map(|tag| tag.unwrap_or(NO_TAG)).collect();
                 formatter.write_str(&tags.join(" "))
             }
+            Self::Text { text } => formatter.write_str(text),
         }
     }
 }
@@ -230,6 +235,11 @@ mod tests {
                 Answer::Tags(Choices::new(&labels, &tags)),
                 json!({"tags": ["on", null], "score": [0.75, null]}),
                 "on -",
+            ),
+            (
+                Answer::Text("light on"),
+                json!({"text": "light on"}),
+                "light on",
             ),
         ];
         for (answer, mut expected, people) in table {

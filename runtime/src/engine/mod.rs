@@ -237,15 +237,6 @@ impl Past {
             _ => Err(Error::NoPast),
         }
     }
-
-    /// Tokens that were run, those of a prefix not counted.
-    pub fn ran(&self) -> usize {
-        match self {
-            Self::Executor(past) => past.ran(),
-            #[cfg(feature = "plan")]
-            Self::Plan(_) => 0,
-        }
-    }
 }
 
 /// Rows of a prompt, or of a prefix, that room is reserved for beside a text.

@@ -27,7 +27,7 @@ pub(super) struct Layer {
 
 /// Keys or values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Half {
+pub(crate) enum Half {
     Keys,
     Values,
 }
@@ -80,17 +80,6 @@ impl Past {
     /// Position of the next token.
     pub fn position(&self) -> usize {
         self.position
-    }
-
-    /// Tokens that were run.
-    pub fn ran(&self) -> usize {
-        self.ran
-    }
-
-    /// Bytes of its keys and values.
-    pub fn bytes(&self) -> usize {
-        let numbers = self.layers.iter().map(|layer| 2 * layer.keys.len());
-        numbers.sum::<usize>() * size_of::<f32>()
     }
 
     pub(super) fn layer(&self, index: usize) -> Option<&Layer> {
