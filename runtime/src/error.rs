@@ -201,6 +201,19 @@ pub enum Error {
         /// How many tokens there are.
         vocabulary: usize,
     },
+    /// A sampling setting outside its range.
+    #[error("{field} {value} is outside its range; give a number {range}")]
+    Sampling {
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// No token is left to choose from.
+    #[error("every token of the vocabulary is hidden or not allowed here; loosen what may be said")]
+    NothingAllowed,
     /// The base model cannot be read or understood.
     #[cfg(feature = "compile")]
     #[error("cannot understand the base model")]

@@ -7,12 +7,18 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(test)]
+#[path = "../../cli/src/allocations.rs"]
+#[allow(unsafe_code)]
+mod allocations;
 mod answer;
 pub mod bundle;
 #[cfg(feature = "compile")]
 pub mod compile;
 mod engine;
 mod error;
+#[allow(dead_code)]
+mod generation;
 pub mod image;
 // Maps files: see the SAFETY comments there.
 #[allow(unsafe_code)]
@@ -26,6 +32,7 @@ mod text;
 pub use answer::{Answer, Choice, Choices, Scored};
 pub use engine::EngineKind;
 pub use error::Error;
+pub use generation::Sampling;
 pub use image::Image;
 pub use session::{Options, Session, TaskHandle, TokenizerUse};
 pub use text::{Encoded, Overlength};
