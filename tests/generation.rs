@@ -8,11 +8,10 @@
 mod allocations;
 mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use preface_bundle::{Frame, Policy, TrustStore};
 use preface_graph::{Base, Kind};
-use preface_runtime::{Answer, Encoded, Image, Options, Session, TaskHandle, bundle};
+use preface_runtime::{Answer, Encoded, Image, Options, Sampling, Session, Trust};
 use preface_trainer::{
     adapter::Adapter,
     encode::{Encoded as Row, Truth},
@@ -66,7 +65,7 @@ fn check(name: &str, folder: &Path, base: &Base) {
     #[allow(unsafe_code)]
     let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
     let mut session = Session::open(&image, Options::default()).unwrap();
-    let trust = fs::read_to_string(at("trust")).unwrap();
+    let trust = Trust::read(Path::new(&at("trust"))).unwrap();
     for (number, form) in forms(base).iter().enumerate() {
         let task = format!("task-{number}");
         let (folder, file) = (at("adapter"), at(&task));
@@ -83,7 +82,7 @@ fn check(name: &str, folder: &Path, base: &Base) {
             "f32",
         ];
         preface(&[&pack[..], &["--key", &at("keys/k.key"), "-o", &file]].concat());
-        let handle = load(&mut session, Path::new(&file), &trust);
+        let handle = session.load_file(Path::new(&file), &trust, None).unwrap();
         session.activate(handle).unwrap();
         for ids in [&[5, 9, 17, 40][..], &[3]] {
             let text = Encoded::of_ids(ids);
@@ -99,8 +98,29 @@ fn check(name: &str, folder: &Path, base: &Base) {
             let before = allocations::calls();
             let again = session.generate(&text, |_| {}).unwrap() == said;
             assert_eq!((again, allocations::calls() - before), (true, 0), "{name}");
+            draws(&mut session, &text);
         }
     }
+}
+
+/// Tokens that are drawn are the same for a seed and others for another, and take no memory either.
+fn draws(session: &mut Session, text: &Encoded) {
+    let drawn = |session: &mut Session, seed: u64| {
+        let sampling = Sampling {
+            temperature: 50.0,
+            seed,
+            ..Sampling::default()
+        };
+        session.sample(sampling).unwrap();
+        session.generate(text, |_| {}).unwrap().to_vec()
+    };
+    let first = drawn(session, 1);
+    assert_ne!(drawn(session, 2), first);
+    assert_eq!(drawn(session, 1), first);
+    let before = allocations::calls();
+    let again = session.generate(text, |_| {}).unwrap() == first;
+    assert_eq!((again, allocations::calls() - before), (true, 0));
+    session.sample(Sampling::default()).unwrap();
 }
 
 #[test]
@@ -120,7 +140,7 @@ fn a_text_ends_with_its_token_and_is_spelled_out() {
     preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
     let public = at("keys/k.pub");
     preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
-    let trust = fs::read_to_string(at("trust")).unwrap();
+    let trust = Trust::read(Path::new(&at("trust"))).unwrap();
     // SAFETY: nobody else knows the file.
     #[allow(unsafe_code)]
     let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
@@ -133,7 +153,9 @@ fn a_text_ends_with_its_token_and_is_spelled_out() {
         let pack = ["pack", &at("adapter"), "--task", task, "--sequence", "1"];
         let signed = ["--key", &at("keys/k.key"), "-o", &at(task)];
         preface(&[&pack[..], &signed].concat());
-        let handle = load(&mut session, Path::new(&at(task)), &trust);
+        let handle = session
+            .load_file(Path::new(&at(task)), &trust, None)
+            .unwrap();
         session.activate(handle).unwrap();
         let text = session.encode("w5 w9", None).unwrap();
         let said = session.generate(&text, |_| {}).unwrap().to_vec();
@@ -183,17 +205,6 @@ fn expected(adapter: &Adapter, base: &Base, ids: &[u32], said: &[u32]) -> Vec<u3
         Found::Places(found) => found.iter().map(|&token| token as u32).collect(),
         other => panic!("another kind of answer: {other:?}"),
     }
-}
-
-fn load(session: &mut Session, path: &Path, trust: &str) -> TaskHandle {
-    let bytes = bundle::read(path).unwrap();
-    let store = TrustStore::parse(trust).unwrap();
-    let base = session.description();
-    let policy = Policy::for_base(base.base_id, base.tokenizer_id);
-    let frame = Frame::parse(&bytes).unwrap();
-    let admitted = frame.authenticate(&store).unwrap().admit(&policy).unwrap();
-    let decoded = bundle::decode(&admitted).unwrap();
-    session.load(&admitted.open(&decoded).unwrap()).unwrap()
 }
 
 fn preface(arguments: &[&str]) -> String {

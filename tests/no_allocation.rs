@@ -8,11 +8,10 @@
 mod allocations;
 mod support;
 
-use std::{fs, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
-use preface_bundle::{Frame, Policy, TrustStore};
 use preface_graph::{Base, FormKind};
-use preface_runtime::{Answer, Encoded, EngineKind, Image, Options, Session, TaskHandle, bundle};
+use preface_runtime::{Answer, Encoded, EngineKind, Image, Options, Session, TaskHandle, Trust};
 use preface_trainer::form::Form;
 use serde_json::{Value, json};
 use support::{
@@ -60,7 +59,7 @@ fn check(folder: &Path, texts: &[String]) {
     let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
     let mut session = Session::open(&image, Options::default()).unwrap();
     assert_eq!(session.engine(), EngineKind::Executor);
-    let trust = fs::read_to_string(at("trust")).unwrap();
+    let trust = Trust::read(Path::new(&at("trust"))).unwrap();
     let mut tasks = Vec::new();
     for (number, (form, changes)) in designs(&base).into_iter().enumerate() {
         let task = format!("task-{number}");
@@ -70,7 +69,7 @@ fn check(folder: &Path, texts: &[String]) {
             .unwrap();
         let pack = ["pack", &folder, "--task", &task, "--sequence", "1"];
         preface(&[&pack[..], &["--key", &at("keys/k.key"), "-o", &file]].concat());
-        let handle = load(&mut session, Path::new(&file), &trust);
+        let handle = session.load_file(Path::new(&file), &trust, None).unwrap();
         session.activate(handle).unwrap();
         let encoded = texts.iter().map(|text| session.encode(text, None).unwrap());
         tasks.push((handle, encoded.collect::<Vec<Encoded>>()));
@@ -147,17 +146,6 @@ fn designs(base: &Base) -> Vec<(Form, Value)> {
         ),
         (rows, json!({"head": tags, "answer": {"kind": "tags"}})),
     ]
-}
-
-fn load(session: &mut Session, path: &Path, trust: &str) -> TaskHandle {
-    let bytes = bundle::read(path).unwrap();
-    let store = TrustStore::parse(trust).unwrap();
-    let base = session.description();
-    let policy = Policy::for_base(base.base_id, base.tokenizer_id);
-    let frame = Frame::parse(&bytes).unwrap();
-    let admitted = frame.authenticate(&store).unwrap().admit(&policy).unwrap();
-    let decoded = bundle::decode(&admitted).unwrap();
-    session.load(&admitted.open(&decoded).unwrap()).unwrap()
 }
 
 fn preface(arguments: &[&str]) {

@@ -22,9 +22,10 @@ mod verbs;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use preface_runtime::LoadError;
 use serde_json::json;
 
-use crate::{output::Output, tasks::Refused};
+use crate::output::Output;
 
 /// Teach one frozen language model many narrow tasks, a few kilobytes each.
 #[derive(Parser)]
@@ -100,7 +101,8 @@ fn main() -> ExitCode {
 
 /// Reports an error; a bundle that is refused is an answer, 1, and everything else 2.
 fn failed(error: &anyhow::Error, output: &Output) -> ExitCode {
-    let exit_code = match error.is::<Refused>() {
+    let loading = error.downcast_ref::<LoadError>();
+    let exit_code = match loading.is_some_and(LoadError::is_refusal) {
         true => 1,
         false => 2,
     };

@@ -1,16 +1,12 @@
 //! A base image with verified bundles on it: what `run` and `bench` begin with.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::PathBuf;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::builder::RangedU64ValueParser;
-use preface_bundle::{Frame, Inputs, Policy, TrustStore};
+use preface_bundle::Inputs;
 use preface_runtime::{
-    Answer, Error, Image, Options, Overlength, Session, TaskHandle, TokenizerUse, bundle,
+    Answer, Error, Image, Options, Overlength, Session, TaskHandle, TokenizerUse, Trust, unix_now,
 };
 
 /// The files that a session is opened from.
@@ -68,10 +64,10 @@ impl Files {
         };
         let image = crate::image::open(&self.base)?;
         let mut session = Session::open(&image, options)?;
-        let trust = self.trust()?;
+        let trust = Trust::read(&self.trust)?;
         let mut handles = Vec::new();
         for path in &self.bundles {
-            let handle = load(&mut session, path, &trust)?;
+            let handle = session.load_file(path, &trust, unix_now())?;
             if let Some(place) = handles.iter().position(|&other| other == handle) {
                 bail!(
                     "{} and {} both have the task {}; give one of them",
@@ -87,16 +83,6 @@ impl Files {
             session,
             handles,
         })
-    }
-
-    /// The text of the trust store.
-    ///
-    /// # Errors
-    /// When it cannot be read, is not valid, or others could have written it.
-    pub fn trust(&self) -> anyhow::Result<String> {
-        let text = bundle::read_trust(&self.trust)?;
-        TrustStore::parse(&text).with_context(|| self.trust.display().to_string())?;
-        Ok(text)
     }
 }
 
@@ -148,40 +134,6 @@ impl Text {
     pub fn ask<'a>(&self, session: &'a mut Session) -> Result<Answer<'a>, Error> {
         session.answer(&self.first, self.second.as_deref())
     }
-}
-
-/// A bundle that may not be used here: an answer, where other errors are failures.
-#[derive(Debug)]
-pub struct Refused(PathBuf);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} is refused", self.0.display())
-    }
-}
-
-/// Verifies the bundle at `path` against the trust store's text and loads it.
-///
-/// # Errors
-/// When it cannot be read; [`Refused`] when it is not verified or does not fit the base.
-pub fn load(session: &mut Session, path: &Path, trust: &str) -> anyhow::Result<TaskHandle> {
-    let bytes = bundle::read(path)?;
-    let refused = || Refused(path.into());
-    let store = TrustStore::parse(trust).context("the trust store is not valid")?;
-    let base = session.description();
-    let mut policy = Policy::for_base(base.base_id, base.tokenizer_id);
-    policy.now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .ok()
-        .map(|time| time.as_secs());
-    let frame = Frame::parse(&bytes).with_context(refused)?;
-    let admitted = frame
-        .authenticate(&store)
-        .and_then(|bundle| bundle.admit(&policy))
-        .with_context(refused)?;
-    let decoded = bundle::decode(&admitted).with_context(refused)?;
-    let verified = admitted.open(&decoded).with_context(refused)?;
-    session.load(&verified).with_context(refused)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod error;
 #[allow(dead_code)]
 mod generation;
 pub mod image;
+mod load;
 // Maps files: see the SAFETY comments there.
 #[allow(unsafe_code)]
 mod map;
@@ -34,5 +35,6 @@ pub use engine::EngineKind;
 pub use error::Error;
 pub use generation::Sampling;
 pub use image::Image;
+pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, TokenizerUse};
 pub use text::{Encoded, Overlength};

@@ -78,6 +78,14 @@ struct Room {
     found: Vec<Scored>,
 }
 
+// A session may move to another thread, and an image may be shared by the sessions of several.
+const _: () = {
+    const fn moves<T: Send>() {}
+    const fn is_shared<T: Send + Sync>() {}
+    moves::<Session>();
+    is_shared::<Image>();
+};
+
 impl Session {
     /// Makes `image` ready to run.
     ///

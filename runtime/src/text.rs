@@ -34,12 +34,31 @@ impl Encoded {
         }
     }
 
-    /// Becomes a single text of `ids`; no memory is taken where it held as many before.
-    pub(crate) fn set(&mut self, ids: &[u32]) {
-        self.types.clear();
-        self.words.clear();
+    /// Room for a text of so many tokens and words, filled with [`Encoded::set`].
+    pub fn with_room(tokens: usize) -> Self {
+        Self {
+            ids: Vec::with_capacity(tokens),
+            types: Vec::with_capacity(tokens),
+            words: Vec::with_capacity(tokens),
+        }
+    }
+
+    /// Puts another text in place of this one; allocates nothing where the room is large enough.
+    ///
+    /// `types` has the token types of a pair, and nothing where all are 0; `words` has for each word of a text to be
+    /// tagged the place of its first token, `None` where it has none.
+    pub fn set(
+        &mut self,
+        ids: &[u32],
+        types: &[u32],
+        words: impl IntoIterator<Item = Option<usize>>,
+    ) {
         self.ids.clear();
         self.ids.extend_from_slice(ids);
+        self.types.clear();
+        self.types.extend_from_slice(types);
+        self.words.clear();
+        self.words.extend(words);
     }
 
     fn of(encoding: &Encoding) -> Self {
@@ -67,12 +86,12 @@ impl Encoded {
     }
 
     /// The token types; none where all are 0.
-    pub(crate) fn types(&self) -> &[u32] {
+    pub fn types(&self) -> &[u32] {
         &self.types
     }
 
-    /// For each word the place of its first token.
-    pub(crate) fn words(&self) -> &[Option<usize>] {
+    /// For each word of a text to be tagged the place of its first token; `None` where it has none.
+    pub fn words(&self) -> &[Option<usize>] {
         &self.words
     }
 
@@ -180,6 +199,21 @@ impl Template {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_text_takes_the_place_of_one_without_allocating() {
+        let mut text = Encoded::with_room(3);
+        let room = text.ids.as_ptr();
+        text.set(&[1, 2, 3], &[0, 0, 1], [Some(0), None]);
+        let whole = (text.ids(), text.types(), text.words());
+        assert_eq!(
+            whole,
+            (&[1, 2, 3][..], &[0, 0, 1][..], &[Some(0), None][..])
+        );
+        text.set(&[4], &[], []);
+        assert_eq!(text, Encoded::of_ids(&[4]));
+        assert_eq!(text.ids.as_ptr(), room);
+    }
 
     #[test]
     fn a_template_holds_its_text() {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use preface_bundle::Inputs;
-use preface_runtime::{Encoded, Error, Session, TaskHandle, TokenizerUse};
+use preface_runtime::{Encoded, Error, Session, TaskHandle, TokenizerUse, Trust, unix_now};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -19,7 +19,7 @@ use crate::{
     allocations,
     memory::Memory,
     output::Output,
-    tasks::{self, Files, Tasks, Text, count},
+    tasks::{Files, Tasks, Text, count},
 };
 
 /// What a child says once it has answered.
@@ -383,7 +383,7 @@ impl Bench {
 
     /// Microseconds of reading, verifying and loading one bundle; the median over the bundles.
     fn load(&mut self, files: &Files) -> anyhow::Result<f64> {
-        let trust = files.trust()?;
+        let trust = Trust::read(&files.trust)?;
         let mut times = Vec::new();
         for path in files
             .bundles
@@ -392,7 +392,7 @@ impl Bench {
             .take(files.bundles.len().max(WARM_UPS))
         {
             let start = Instant::now();
-            tasks::load(&mut self.session, path, &trust)?;
+            self.session.load_file(path, &trust, unix_now())?;
             times.push(start.elapsed().as_secs_f64() * 1e6);
         }
         Ok(percentiles(times).p50)

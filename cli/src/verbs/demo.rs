@@ -14,7 +14,8 @@ use preface_packager::{
     Access, Adapter as Packable, SecretKey, TrustDraft, pack, write_file, write_trust,
 };
 use preface_runtime::{
-    Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, bundle,
+    Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, Trust, bundle,
+    unix_now,
 };
 use preface_trainer::{
     adapter::Adapter,
@@ -31,7 +32,7 @@ use super::{
     eval::{Measuring, on_onnxruntime},
     train::{Bar, note_test},
 };
-use crate::{onnxruntime::OnnxRuntime, output::Output, tasks};
+use crate::{onnxruntime::OnnxRuntime, output::Output};
 
 /// Train, pack, sign, verify and run two tasks on one frozen base model.
 #[derive(clap::Args)]
@@ -131,7 +132,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         .map(|task| stage.pack(task, &key, &trust))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let image = stage.image()?;
-    let rows = stage.run(&image, &packed, &trust)?;
+    let rows = stage.run(&image, &packed)?;
     print(&rows, output)?;
     output.note(format_args!(
         "{:.0} s; everything is in {}",
@@ -308,7 +309,7 @@ impl Stage<'_> {
     }
 
     /// Runs the test sentences of all tasks in turn, so that the task is swapped before every sentence.
-    fn run(&self, image: &Path, packed: &[Packed], trust: &str) -> anyhow::Result<Vec<Row>> {
+    fn run(&self, image: &Path, packed: &[Packed]) -> anyhow::Result<Vec<Row>> {
         let image = crate::image::open(image)?;
         let options = SessionOptions {
             max_tokens: None,
@@ -316,11 +317,12 @@ impl Stage<'_> {
             ..SessionOptions::default()
         };
         let mut session = Session::open(&image, options)?;
-        let load = |packed: &Packed| tasks::load(&mut session, &packed.path, trust);
+        let trust = Trust::read(&self.path("trust"))?;
+        let load = |packed: &Packed| session.load_file(&packed.path, &trust, unix_now());
         let handles = packed
             .iter()
             .map(load)
-            .collect::<anyhow::Result<Vec<TaskHandle>>>()?;
+            .collect::<Result<Vec<TaskHandle>, _>>()?;
         let mut tallies: Vec<Tally> = packed.iter().map(|_| Tally::default()).collect();
         let longest = packed
             .iter()

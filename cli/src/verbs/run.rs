@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Error, anyhow, bail};
 use preface_bundle::Inputs;
-use preface_runtime::{Answer, Session, TaskHandle, TokenizerUse};
+use preface_runtime::{Answer, Sampling, Session, TaskHandle, TokenizerUse};
 use serde::Serialize;
 
 use crate::{
@@ -34,8 +34,43 @@ pub struct Arguments {
     /// Only this task answers.
     #[arg(long, value_name = "ID")]
     task: Option<String>,
+    #[command(flatten)]
+    sampling: Sampled,
     /// The text; without it, lines of standard input.
     text: Option<String>,
+}
+
+/// How the tokens of a generated text are chosen.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Generated texts")]
+struct Sampled {
+    /// What the logits are divided by; 0 takes the most probable token.
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Keep only so many of the most probable tokens.
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Keep the most probable tokens that add up to this probability.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Make tokens that were seen less probable; 1 changes nothing.
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// Where the draws of each text begin.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl Sampled {
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+        }
+    }
 }
 
 /// One answer; a text outside the task's scope has no label.
@@ -127,6 +162,11 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         handles,
         ..
     } = arguments.files.open(TokenizerUse::AtOpen)?;
+    let sampling = arguments.sampling.sampling();
+    if sampling != Sampling::default() {
+        let sampled = session.sample(sampling);
+        sampled.context("cannot choose tokens so; it takes a task that generates text")?;
+    }
     let handles = match &arguments.task {
         Some(id) => vec![named(&session, id)?],
         None => handles,

@@ -5,7 +5,6 @@ mod image;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::Context;
@@ -16,6 +15,7 @@ use preface_bundle::{
 use preface_runtime::{
     Image,
     bundle::{ReadError, decode, read, read_trust},
+    unix_now,
 };
 use serde::Serialize;
 
@@ -166,8 +166,7 @@ fn verified(
 fn policy(arguments: &Arguments) -> Result<Policy, Refusal> {
     let mut policy = Policy::unbound();
     policy.namespace = arguments.namespace.as_deref().map(Namespace::of_name);
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH);
-    policy.now = clock.ok().map(|since| since.as_secs());
+    policy.now = unix_now();
     if let Some(base) = &arguments.base {
         let (base_id, tokenizer_id) = ids_of(base).map_err(|error| Refusal {
             exit_code: 20,

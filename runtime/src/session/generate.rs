@@ -1,7 +1,12 @@
 //! Text that the base goes on with.
 
 use super::Session;
-use crate::{Encoded, Error, engine::Past, task::Head};
+use crate::{
+    Encoded, Error,
+    engine::Past,
+    generation::{Sampling, sampler::Sampler},
+    task::Head,
+};
 
 /// What generation keeps between two texts.
 #[derive(Debug)]
@@ -10,16 +15,28 @@ pub(super) struct Generation {
     past: Past,
     /// The token that is run next, as a text.
     next: Encoded,
-    /// The tokens that were generated.
-    said: Vec<u32>,
+    /// The tokens of the text, and behind them those that were generated.
+    seen: Vec<u32>,
+    sampler: Sampler,
     /// What they spell.
     text: String,
 }
 
 impl Session {
-    /// Lets the base go on with a text, as the active task says: the most probable token each time, until one that ends
-    /// the text or as many as the task allows. `hear` is given each token as it is chosen. Returns all of them, without
-    /// the one that ended the text.
+    /// Chooses the tokens of every text from now on by `sampling`; each text draws from the seed on.
+    ///
+    /// # Errors
+    /// When a value is outside its range, or no loaded task generates text.
+    pub fn sample(&mut self, sampling: Sampling) -> Result<(), Error> {
+        let vocabulary = self.engine.vocabulary().ok_or(Error::NoLogits)?;
+        let generation = self.generation.as_mut().ok_or(Error::NoTask)?;
+        generation.sampler = Sampler::new(sampling, vocabulary)?;
+        Ok(())
+    }
+
+    /// Lets the base go on with a text, as the active task says: token by token as [`Session::sample`] chose, the most
+    /// probable one where it was not called, until one that ends the text or as many as the task allows. `hear` is given
+    /// each token as it is chosen. Returns all of them, without the one that ended the text.
     ///
     /// Positions that run out end the text as well.
     ///
@@ -34,22 +51,28 @@ impl Session {
         };
         text.check(self.limit(&loaded.task))?;
         let Generation {
-            past, next, said, ..
+            past,
+            next,
+            seen,
+            sampler,
+            ..
         } = self.generation.as_mut().ok_or(Error::NoPast)?;
         past.begin(&loaded.past)?;
-        said.clear();
+        seen.clear();
+        seen.extend_from_slice(text.ids());
+        sampler.restart();
         self.room.clear(self.image.description());
         self.room.push(&self.image, Some(&loaded.task.form), text)?;
         self.engine.go_on(self.room.input(), past)?;
-        while said.len() < limits.most_tokens {
+        while seen.len() - text.len() < limits.most_tokens {
             let scores = self.engine.logits(self.room.ids.len() - 1)?;
-            let token = most_probable(scores)?;
+            let token = sampler.next(scores, seen, None)?;
             if limits.stops.contains(&token) {
                 break;
             }
-            said.push(token);
+            seen.push(token);
             hear(token);
-            next.set(&[token]);
+            next.set(&[token], &[], []);
             self.room.clear(self.image.description());
             self.room.push(&self.image, None, next)?;
             match self.engine.go_on(self.room.input(), past) {
@@ -57,14 +80,14 @@ impl Session {
                 ran => ran?,
             }
         }
-        Ok(said)
+        Ok(&seen[text.len()..])
     }
 
     /// What the base goes on with, as text: see [`Session::generate`].
     pub(super) fn said(&mut self, text: &Encoded) -> Result<&str, Error> {
         self.generate(text, |_| {})?;
         let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
-        let spelled = self.encoder()?.spelled(&generation.said)?;
+        let spelled = self.encoder()?.spelled(&generation.seen[text.len()..])?;
         let generation = self.generation.as_mut().ok_or(Error::NoPast)?;
         generation.text = spelled;
         Ok(&generation.text)
@@ -75,55 +98,21 @@ impl Session {
     /// # Errors
     /// [`Error::NoPast`] and [`Error::NoLogits`] where this image cannot generate.
     pub(super) fn make_room_to_generate(&mut self, tokens: usize) -> Result<(), Error> {
-        self.engine.vocabulary().ok_or(Error::NoLogits)?;
+        let vocabulary = self.engine.vocabulary().ok_or(Error::NoLogits)?;
+        let rows = self.engine.most_rows().unwrap_or(0);
         if self.generation.is_none() {
             self.generation = Some(Generation {
                 past: self.engine.room(None).ok_or(Error::NoPast)?,
                 next: Encoded::of_ids(&[0]),
-                said: Vec::new(),
+                seen: Vec::new(),
+                sampler: Sampler::new(Sampling::default(), vocabulary)?,
                 text: String::new(),
             });
         }
         if let Some(generation) = &mut self.generation {
-            generation.said.clear();
-            generation.said.reserve(tokens);
+            generation.seen.clear();
+            generation.seen.reserve(rows + tokens);
         }
         Ok(())
-    }
-}
-
-/// The token with the greatest score; of equal ones the first.
-fn most_probable(scores: &[f32]) -> Result<u32, Error> {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (token, &score) in (0..).zip(scores) {
-        if score.is_nan() {
-            return Err(Error::NotANumber);
-        }
-        if score > best.1 {
-            best = (token, score);
-        }
-    }
-    match best.1.is_finite() {
-        true => Ok(best.0),
-        false => Err(Error::NotANumber),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_of_the_greatest_scores_is_chosen() {
-        let table: [(&[f32], Option<u32>); 5] = [
-            (&[0.5, 2.0, 2.0, -1.0], Some(1)),
-            (&[f32::NEG_INFINITY, -3.0], Some(1)),
-            (&[0.0, f32::NAN], None),
-            (&[1.0, f32::INFINITY], None),
-            (&[], None),
-        ];
-        for (scores, expected) in table {
-            assert_eq!(most_probable(scores).ok(), expected, "{scores:?}");
-        }
     }
 }

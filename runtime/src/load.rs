@@ -1,0 +1,138 @@
+//! A bundle file loaded against a trust store: read, verified, and put beside the session's other tasks.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use preface_bundle::{Frame, Policy, TrustStore};
+
+use crate::{
+    Error, Session, TaskHandle,
+    bundle::{self, ReadError},
+};
+
+/// Why a bundle file is not loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The bundle cannot be read.
+    #[error(transparent)]
+    ReadBundle(ReadError),
+    /// The trust store cannot be read.
+    #[error(transparent)]
+    ReadTrust(ReadError),
+    /// The trust store is not valid.
+    #[error("cannot use {path}")]
+    Trust {
+        /// The trust store.
+        path: PathBuf,
+        /// The rule that it breaks.
+        source: preface_bundle::Error,
+    },
+    /// The bundle is not verified.
+    #[error("{path} is refused")]
+    NotVerified {
+        /// The bundle.
+        path: PathBuf,
+        /// What does not hold.
+        source: preface_bundle::Error,
+    },
+    /// The bundle is verified and does not fit the base.
+    #[error("{path} is refused")]
+    DoesNotFit {
+        /// The bundle.
+        path: PathBuf,
+        /// What does not fit.
+        source: Error,
+    },
+}
+
+impl LoadError {
+    /// Whether the files could be read and the bundle may not be used here: an answer, where the rest are failures.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::NotVerified { .. } | Self::DoesNotFit { .. })
+    }
+
+    /// The exit code of `verify` for the same fault; `None` for a bundle that `verify` lets pass.
+    pub fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::ReadBundle(error) => Some(error.bundle_exit_code()),
+            Self::ReadTrust(error) => Some(error.trust_exit_code()),
+            Self::Trust { source, .. } | Self::NotVerified { source, .. } => {
+                Some(source.exit_code())
+            }
+            Self::DoesNotFit { .. } => None,
+        }
+    }
+}
+
+/// A trust store as it was read from its file: whose signatures count.
+#[derive(Clone, Debug)]
+pub struct Trust {
+    path: PathBuf,
+    text: String,
+}
+
+impl Trust {
+    /// Reads a trust store as [`bundle::read_trust`] does.
+    ///
+    /// # Errors
+    /// When it cannot be read, others could have written it, or it is not valid.
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        let text = bundle::read_trust(path).map_err(LoadError::ReadTrust)?;
+        let path = path.to_owned();
+        let trust = Self { path, text };
+        trust.store()?;
+        Ok(trust)
+    }
+
+    fn store(&self) -> Result<TrustStore<'_>, LoadError> {
+        TrustStore::parse(&self.text).map_err(|source| LoadError::Trust {
+            path: self.path.clone(),
+            source,
+        })
+    }
+}
+
+/// The system's clock, in seconds of unix time; `None` where it stands before 1970.
+pub fn unix_now() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    Some(since.as_secs())
+}
+
+impl Session {
+    /// Verifies the bundle at `path` for this base, and loads it as [`Session::load`] does.
+    ///
+    /// `now` is the unix time that a last day of validity is compared with; `None`, where no clock can be believed,
+    /// leaves that check out.
+    ///
+    /// # Errors
+    /// When the bundle cannot be read, is not verified, or does not fit the base.
+    pub fn load_file(
+        &mut self,
+        path: &Path,
+        trust: &Trust,
+        now: Option<u64>,
+    ) -> Result<TaskHandle, LoadError> {
+        let bytes = bundle::read(path).map_err(LoadError::ReadBundle)?;
+        let base = self.description();
+        let mut policy = Policy::for_base(base.base_id, base.tokenizer_id);
+        policy.now = now;
+        let store = trust.store()?;
+        let refused = |source| LoadError::NotVerified {
+            path: path.to_owned(),
+            source,
+        };
+        let frame = Frame::parse(&bytes).map_err(refused)?;
+        let authentic = frame.authenticate(&store).map_err(refused)?;
+        let admitted = authentic.admit(&policy).map_err(refused)?;
+        let decoded = bundle::decode(&admitted).map_err(refused)?;
+        let verified = admitted.open(&decoded).map_err(refused)?;
+        self.load(&verified)
+            .map_err(|source| LoadError::DoesNotFit {
+                path: path.to_owned(),
+                source,
+            })
+    }
+}
