@@ -508,21 +508,29 @@ fn a_shut_gate_leaves_the_base_as_it_was() {
 }
 
 #[test]
-fn heads_that_read_the_vocabulary_are_refused_by_name() {
+fn heads_that_the_base_cannot_serve_are_refused() {
     let scene = Scene::new();
     let prompt: [(&str, &[usize]); 1] = [(PROMPT, &[2, HIDDEN])];
-    let verbaliser =
-        json!({"head": {"kind": "verbaliser", "classes": 3}, "verbaliser": [[1], [2], [3]]});
-    scene.bundle("verbaliser", verbaliser, &prompt);
+    let verbaliser = |pooling: &str| {
+        json!({"head": {"kind": "verbaliser", "classes": 3}, "verbaliser": [[1], [2], [3]],
+        "pooling": pooling})
+    };
+    scene.bundle("mean", verbaliser("mean"), &prompt);
+    scene.bundle("last", verbaliser("last"), &prompt);
     let generation = json!({"head": {"kind": "generation", "classes": 0}, "labels": [],
         "decode": {"most_tokens": 4, "stop_ids": [1]}, "answer": {"kind": "text", "threshold": null}});
     scene.bundle("generation", generation, &prompt);
-    for task in ["verbaliser", "generation"] {
+    let table = [
+        ("mean", "its verbaliser reads the mean of all tokens"),
+        ("last", "this image makes no scores of the vocabulary"),
+        ("generation", "this image makes no scores of the vocabulary"),
+    ];
+    for (task, reason) in table {
         let bundle = format!("{task}.preface");
         scene.good(&["verify", &bundle, "--trust", "trust", "--base", "x.base"]);
         let files = ["--base", "x.base", "--trust", "trust", "--bundle", &bundle];
         let said = scene.refused_with(1, &[&["run", "light"], &files[..]].concat());
-        assert!(said.contains(&format!("its head is {task}")), "{said}");
+        assert!(said.contains(reason), "{said}");
     }
     let layer = json!({"kv_heads": 1, "head_dim": HIDDEN});
     let elsewhere = json!({"positions": "text-from-zero",
