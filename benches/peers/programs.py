@@ -1,0 +1,84 @@
+"""The programs that the benches set side by side, and what each of them is given."""
+
+import json
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OURS = ROOT / "target/release/preface"
+PEERS = ROOT / "target/peers/release"
+# Smaller tensors stay in the graph's own file.
+SMALLEST_BYTES = 1024
+
+
+def output(command: list) -> str:
+    """What a program prints; the bench ends where one fails."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def preface(*command) -> str:
+    """What our program prints."""
+    return output([OURS, *command])
+
+
+def external(base: pathlib.Path) -> pathlib.Path:
+    """The graph of `base` with its weights in a file beside it, as rten and ONNX Runtime map them; written once."""
+    import onnx
+
+    target = ROOT / "out/benches/external/model.onnx"
+    if target.exists() and target.stat().st_mtime > (base / "model.onnx").stat().st_mtime:
+        return target
+    shutil.rmtree(target.parent, ignore_errors=True)
+    target.parent.mkdir(parents=True)
+    model = onnx.load(base / "model.onnx")
+    onnx.save_model(model, target, save_as_external_data=True, location="model.onnx.data", size_threshold=SMALLEST_BYTES)
+    return target
+
+
+class Task:
+    """A base image and a signed prefix of `tokens` tokens at `layers`, in `folder`."""
+
+    def __init__(self, folder: pathlib.Path, base: pathlib.Path, tokens: int = 1, layers: str = "top:1"):
+        self.folder, self.base = folder, base
+        labels = ["on", "off"]
+        rows = [{"text": f"turn the light {labels[index % 2]} {index}", "label": labels[index % 2]} for index in range(16)]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = ["--train", folder / "train.jsonl", "--dev", folder / "train.jsonl"]
+        method = ["--method", "prefix-tuning", "--tokens", tokens, "--layers", layers, "--epochs", "1", "--no-advice"]
+        preface("train", "--base", base, *files, *method, "-o", folder / "adapter")
+        preface("keygen", "-o", folder / "keys", "--name", "bench")
+        preface("trust", "new", "-o", folder / "trust", "--key", folder / "keys/bench.pub")
+
+    def packed(self, sequence: int = 1, *options) -> pathlib.Path:
+        """The bundle, signed with the bench's key."""
+        bundle = self.folder / f"{sequence}.preface"
+        key = ["--key", self.folder / "keys/bench.key"]
+        preface("pack", self.folder / "adapter", "--task", "bench", "--sequence", sequence, *options, *key, "-o", bundle)
+        return bundle
+
+    def image(self, engine: str = "auto") -> pathlib.Path:
+        """The base as `preface compile` lays it out for an engine."""
+        image = self.folder / f"{engine}.base"
+        preface("compile", self.base, "--engine", engine, "-o", image)
+        return image
+
+    def options(self, image: pathlib.Path, bundle: pathlib.Path) -> list:
+        """What `preface bench` runs."""
+        return ["--base", image, "--bundle", bundle, "--trust", self.folder / "trust"]
+
+
+def spread(ratios: list, digits: int = 2) -> str:
+    """The median with the least and the greatest."""
+    return f"{statistics.median(ratios):.{digits}f} ({min(ratios):.{digits}f}, {max(ratios):.{digits}f})"
+
+
+def turned(items: list, by: int) -> list:
+    """The items, begun at another one, so that none always runs behind the same."""
+    by %= len(items)
+    return items[by:] + items[:by]
