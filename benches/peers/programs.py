@@ -1,6 +1,7 @@
 """The programs that the benches set side by side, and what each of them is given."""
 
 import json
+import os
 import pathlib
 import shutil
 import statistics
@@ -71,6 +72,45 @@ class Task:
     def options(self, image: pathlib.Path, bundle: pathlib.Path) -> list:
         """What `preface bench` runs."""
         return ["--base", image, "--bundle", bundle, "--trust", self.folder / "trust"]
+
+
+class Held:
+    """A process that has answered once and waits, for as long as the block lasts."""
+
+    def __init__(self, command: list):
+        self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self.process.pid
+
+    def __enter__(self):
+        if self.process.stdout.readline().strip() != "ready":
+            sys.exit(f"{self.process.args[0]} could not answer")
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        _, status, used = os.wait4(self.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.process.stdout.close()
+        self.processor_ms = (used.ru_utime + used.ru_stime) * 1e3
+
+
+def answerers(task: Task, tokens: int, program: pathlib.Path) -> dict[str, list]:
+    """Commands that answer once and wait, by name."""
+    own = [program, "bench", "--hold", *task.options(task.image(), task.packed()), "--tokens", tokens]
+    model = external(task.base)
+
+    def peer(name: str, *options) -> list:
+        return [PEERS / name, model, "--tokens", tokens, "--hold", *options]
+
+    output([PEERS / "onnxruntime", model, "--packed", "--runs", 1])
+    return {
+        "ours, from ids": [*own, "--ids"],
+        "ours, from text": own,
+        "rten, mapped": peer("rten"),
+        "rten, packed at load": peer("rten", "--packed"),
+        "ONNX Runtime, weights beside the graph": peer("onnxruntime"),
+        "ONNX Runtime, file of packed weights": peer("onnxruntime", "--packed"),
+    }
 
 
 def spread(ratios: list, digits: int = 2) -> str:

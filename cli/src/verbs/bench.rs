@@ -27,6 +27,8 @@ const READY: &str = "ready";
 /// Processes started to take the median cold start of.
 const COLD_STARTS: usize = 5;
 const WARM_UPS: usize = 3;
+/// Bundles loaded to take the median of.
+const LOADS: usize = 21;
 const SWAPS: u32 = 100_000;
 
 /// Measure latency, memory, cold start, loading and swapping.
@@ -389,7 +391,7 @@ impl Bench {
             .bundles
             .iter()
             .cycle()
-            .take(files.bundles.len().max(WARM_UPS))
+            .take(files.bundles.len().max(LOADS))
         {
             let start = Instant::now();
             self.session.load_file(path, &trust, unix_now())?;
