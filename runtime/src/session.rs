@@ -490,11 +490,9 @@ impl Session {
             Form::Embeddings { tokens, .. } => tokens,
             Form::KeyValues(_) | Form::Ran { .. } => 0,
         };
-        let reserved = self.engine.most_rows();
-        let reserved = reserved.map_or(room, |most| room.min(most.saturating_sub(rows)));
-        self.options
-            .max_tokens
-            .map_or(reserved, |tokens| tokens.min(reserved))
+        let reserved = self.engine.most_rows().unwrap_or(usize::MAX);
+        let most = self.options.max_tokens.unwrap_or(usize::MAX);
+        room.min(reserved.saturating_sub(rows)).min(most)
     }
 }
 
