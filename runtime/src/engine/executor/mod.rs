@@ -254,7 +254,10 @@ impl Executor {
             true => Ok(()),
             false => Err(Error::Room { rows, limit }),
         };
-        fits(rows.max(1), self.most_rows * usize::from(rows > 0))?;
+        if rows == 0 {
+            return Err(Error::Empty);
+        }
+        fits(rows, self.most_rows)?;
         for text in texts(input.lengths) {
             fits(before.position(text.index) + text.rows, program.max_rows)?;
         }
