@@ -6,7 +6,8 @@ use anyhow::{bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Answer, Error, Image, Options, Overlength, Session, TaskHandle, TokenizerUse, Trust, unix_now,
+    Answer, Error, Image, Options, Overlength, Session, TaskHandle, Threads, TokenizerUse, Trust,
+    unix_now,
 };
 
 /// The files that a session is opened from.
@@ -27,6 +28,12 @@ pub struct Files {
     /// Cut a text that is too long instead of refusing it.
     #[arg(long)]
     pub truncate: bool,
+    /// Threads that answer; answers do not depend on how many.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count(64))]
+    pub threads: usize,
+    /// Keep each thread but the first on a processor of its own.
+    #[arg(long)]
+    pub pin: bool,
 }
 
 /// Reads a number on the command line, from 1 to `most`.
@@ -61,6 +68,10 @@ impl Files {
             max_tokens: self.max_tokens,
             overlength,
             tokenizer,
+            threads: Threads {
+                count: self.threads,
+                pinned: self.pin,
+            },
         };
         let image = crate::image::open(&self.base)?;
         let mut session = Session::open(&image, options)?;

@@ -55,6 +55,14 @@ pub enum Error {
         /// The length of the file.
         found: u64,
     },
+    /// The system gives no thread, or not the processor that it is to stay on.
+    #[error("cannot start {count} threads; ask for fewer, or do not pin them")]
+    Threads {
+        /// How many were to answer.
+        count: usize,
+        /// Why.
+        source: io::Error,
+    },
     /// A part of the image was changed after it was written.
     #[error(
         "{path}: the {part} does not match its digest; copy the image again or rebuild it with `preface compile BASE -o {path}`"

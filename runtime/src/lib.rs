@@ -36,5 +36,5 @@ pub use error::Error;
 pub use generation::Sampling;
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
-pub use session::{Options, Session, TaskHandle, TokenizerUse};
+pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};
 pub use text::{Encoded, Overlength};

@@ -28,6 +28,27 @@ pub struct Options {
     pub overlength: Overlength,
     /// When the tokenizer is read.
     pub tokenizer: TokenizerUse,
+    /// What answers.
+    pub threads: Threads,
+}
+
+/// The threads of a session: started when it is opened, the one that asks among them. Answers do not depend on how many
+/// there are. tract's plan runs on one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threads {
+    /// How many; none is as one.
+    pub count: usize,
+    /// Whether each but the asking one stays on a processor of its own, from the second that this process may use on.
+    pub pinned: bool,
+}
+
+impl Default for Threads {
+    fn default() -> Self {
+        Self {
+            count: 1,
+            pinned: false,
+        }
+    }
 }
 
 /// When a session reads the image's tokenizer, which takes longer and more memory than all else.
@@ -81,13 +102,12 @@ impl Session {
     /// # Errors
     /// When the image does not fit this machine or this build; the message gives the command that rebuilds it.
     pub fn open(image: &Image, options: Options) -> Result<Self, Error> {
+        let engine = || Engine::open(image, options.max_tokens, options.threads);
         let (encoder, engine) = match options.tokenizer {
-            TokenizerUse::WithFirstText => {
-                (OnceCell::new(), Engine::open(image, options.max_tokens))
-            }
+            TokenizerUse::WithFirstText => (OnceCell::new(), engine()),
             TokenizerUse::AtOpen => thread::scope(|scope| {
                 let encoder = scope.spawn(|| Encoder::open(image));
-                let engine = Engine::open(image, options.max_tokens);
+                let engine = engine();
                 let encoder = encoder.join().unwrap_or_else(|panic| resume_unwind(panic));
                 Ok::<_, Error>((OnceCell::from(encoder?), engine))
             })?,

@@ -93,6 +93,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
                 trust,
                 max_tokens: None,
                 truncate: arguments.truncate,
+                threads: arguments.onnxruntime.threads(),
+                pin: false,
             };
             let Tasks {
                 mut session,

@@ -19,7 +19,7 @@ use std::fmt;
 #[cfg(feature = "compile")]
 pub(crate) use lower::Lowered;
 
-use crate::{Error, Image, task::KeyValues};
+use crate::{Error, Image, Threads, task::KeyValues};
 
 /// The version of tract that this build packs with and runs on.
 pub(crate) const TRACT: &str = "0.23.9";
@@ -87,13 +87,17 @@ pub(crate) struct Input<'a> {
 }
 
 impl Engine {
-    /// Makes the program of `image` ready for texts of at most `most_tokens` tokens.
-    pub fn open(image: &Image, most_tokens: Option<usize>) -> Result<Self, Error> {
+    /// Makes the program of `image` ready for texts of at most `most_tokens` tokens; the plan runs on one thread.
+    pub fn open(
+        image: &Image,
+        most_tokens: Option<usize>,
+        threads: Threads,
+    ) -> Result<Self, Error> {
         image.fits()?;
         if let Some(program) = image.steps() {
             let rows = most_tokens.map(|tokens| tokens.saturating_add(PROMPT_ROWS));
             let rows = rows.unwrap_or(program.max_rows);
-            let executor = executor::Executor::open(image, rows, PROMPT_ROWS)?;
+            let executor = executor::Executor::open(image, (rows, PROMPT_ROWS), threads)?;
             return Ok(Self::Executor(Box::new(executor)));
         }
         #[cfg(feature = "plan")]
@@ -143,7 +147,7 @@ impl Engine {
     pub fn run<'p>(
         &mut self,
         input: Input<'_>,
-        past: &dyn Fn(usize) -> &'p Past,
+        past: &(dyn Fn(usize) -> &'p Past + Sync),
     ) -> Result<(), Error> {
         match self {
             Self::Executor(executor) => executor.run(input, &|text| past(text).of_executor()),

@@ -4,6 +4,7 @@ use std::{
     alloc::Layout,
     fmt,
     hash::{Hash, Hasher},
+    ops::Range,
 };
 
 use tract_data::internal::*;
@@ -22,6 +23,9 @@ use crate::{
 pub(super) struct MappedPanels {
     image: Image,
     packed: Packed,
+    /// Which of its panels is the first.
+    first: usize,
+    mn: usize,
     fact: PackedExoticFact,
 }
 
@@ -34,22 +38,25 @@ pub(super) fn format(packed: &Packed) -> PackedFormat {
 }
 
 impl MappedPanels {
-    pub fn new(image: &Image, packed: &Packed) -> Self {
-        let fact = PackedExoticFact {
-            format: Box::new(format(packed)),
-            mn: packed.mn.to_dim(),
-            k: packed.k,
-        };
+    /// Some of the panels of `packed`.
+    pub fn new(image: &Image, packed: &Packed, panels: Range<usize>) -> Self {
+        let mn = packed.mn.min(panels.end * packed.r) - panels.start * packed.r;
         Self {
             image: image.clone(),
             packed: packed.clone(),
-            fact,
+            first: panels.start,
+            mn,
+            fact: PackedExoticFact {
+                format: Box::new(format(packed)),
+                mn: mn.to_dim(),
+                k: packed.k,
+            },
         }
     }
 
     fn panel(&self, index: usize) -> TractResult<&[u8]> {
         let panels = self.image.panels(&self.packed);
-        let start = index.checked_mul(self.packed.panel_bytes);
+        let start = (self.first + index).checked_mul(self.packed.panel_bytes);
         let panel = start.and_then(|start| panels.get(start..)?.get(..self.packed.panel_bytes));
         panel.with_context(|| format!("no panel {index} in {self}"))
     }
@@ -81,7 +88,7 @@ impl MMMInputValue for MappedPanels {
     }
 
     fn mn(&self) -> usize {
-        self.packed.mn
+        self.mn
     }
 
     fn k(&self) -> usize {
@@ -119,7 +126,9 @@ impl fmt::Debug for MappedPanels {
 
 impl PartialEq for MappedPanels {
     fn eq(&self, other: &Self) -> bool {
-        self.image.is(&other.image) && self.packed == other.packed
+        self.image.is(&other.image)
+            && self.packed == other.packed
+            && (self.first, self.mn) == (other.first, other.mn)
     }
 }
 
@@ -128,6 +137,7 @@ impl Eq for MappedPanels {}
 impl Hash for MappedPanels {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.packed.name.hash(state);
+        self.first.hash(state);
         self.fact.hash(state);
     }
 }

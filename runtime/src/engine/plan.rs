@@ -253,7 +253,8 @@ fn attach(image: &Image, program: &mut Program, pairs: &[(&Packing, &Packed)]) -
     let mut patch = TypedModelPatch::new("mapped weights");
     for (packing, packed) in pairs {
         let outlet = OutletId::new(packing.node, 0);
-        let value: Box<dyn MMMInputValue> = Box::new(MappedPanels::new(image, packed));
+        let value: Box<dyn MMMInputValue> =
+            Box::new(MappedPanels::new(image, packed, packed.panels()));
         let storage = PackedMatrixStorage::new_batched(&packing.batch, tvec!(value));
         let tensor = storage.into_tensor(f32::datum_type()).into_arc_tensor();
         let fact = model.outlet_fact(outlet)?.exotic_fact.clone();

@@ -180,6 +180,11 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
+    /// The numbers of its panels.
+    pub fn panels(&self) -> Range<usize> {
+        0..self.mn.div_ceil(self.r)
+    }
+
     /// Bytes of all panels; `None` where the numbers cannot belong together.
     fn expected_bytes(&self) -> Option<u64> {
         let records = self.k.checked_add(self.end_padding)?;

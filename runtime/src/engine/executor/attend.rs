@@ -5,10 +5,11 @@ use tract_linalg::{Func, reduce::MapReduce};
 
 use super::{
     super::failed,
-    kernels::{Arena, Block, Kernel, Panels, Sums},
+    arena::{Block, Shared},
+    kernels::{Kernel, Panels, Sums},
     no_kernel,
     past::{Half, Layer},
-    program::{Attend, Mask},
+    program::{Attend, Heads, Mask},
     rows::{inner, wide},
 };
 use crate::Error;
@@ -34,8 +35,9 @@ pub(super) struct Attention {
 }
 
 /// A text, and what its tokens see.
+#[derive(Clone, Copy)]
 pub(super) struct Scene<'a> {
-    pub arena: &'a mut Arena,
+    pub arena: Shared<'a>,
     /// Where each slot begins in the arena, and the numbers of one of its rows.
     pub slots: &'a [(usize, usize)],
     /// The text's first row.
@@ -65,7 +67,7 @@ impl<'a> Keys<'a> {
     }
 
     /// All of them, for a text of `rows` rows.
-    fn count(self, rows: usize) -> usize {
+    pub fn count(self, rows: usize) -> usize {
         let before = self.layer().map_or(0, Layer::tokens);
         match self {
             Self::Joined(_) => before + rows,
@@ -75,6 +77,23 @@ impl<'a> Keys<'a> {
 
     fn prefix(self) -> usize {
         self.layer().map_or(0, Layer::prefix)
+    }
+}
+
+impl<'a> Scene<'a> {
+    /// From a head's first number of row `first` of the text to its last of the `count`-th row on, `length` numbers a row,
+    /// and the numbers from one row to the next.
+    fn rows(
+        self,
+        at: Heads,
+        head: usize,
+        length: usize,
+        (first, count): (usize, usize),
+    ) -> (&'a [f32], usize) {
+        let (begin, width) = self.slots[at.slot];
+        let start = begin + (self.first + first) * width + at.first + head * at.step;
+        let end = start + (count - 1) * width + length;
+        (self.arena.read(start..end), width)
     }
 }
 
@@ -97,43 +116,49 @@ impl Attention {
         })
     }
 
-    pub fn run(&mut self, step: &Attend, mut scene: Scene<'_>) -> Result<(), Error> {
+    /// Computes once on this thread: see [`Kernel::warm_up`].
+    pub fn warm_up(&mut self) -> Result<(), Error> {
+        self.kernel.warm_up()?;
+        self.softmax(&mut [0.0; 3])
+    }
+
+    /// Answers all queries of the heads that share head `shared` of the keys and values.
+    ///
+    /// # Errors
+    /// When there are more keys than room was made for.
+    pub fn run(&mut self, step: &Attend, scene: Scene<'_>, shared: usize) -> Result<(), Error> {
         let keys = scene.keys.count(scene.rows);
         if keys > self.most_keys {
             let limit = self.most_keys;
             return Err(Error::Room { rows: keys, limit });
         }
-        let shared = step.heads / step.kv_heads;
-        for head in 0..step.heads {
-            if let (1, Keys::Stored(layer)) = (scene.rows, scene.keys) {
-                self.query(step, &mut scene, head, layer)?;
+        let alone = match scene.keys {
+            Keys::Stored(layer) if scene.rows == 1 => Some(layer),
+            _ => None,
+        };
+        if alone.is_none() {
+            self.pack_head(step, scene, shared)?;
+        }
+        let heads = step.heads / step.kv_heads;
+        for head in shared * heads..(shared + 1) * heads {
+            if let Some(layer) = alone {
+                self.query(step, scene, head, layer)?;
                 continue;
-            }
-            if head % shared == 0 {
-                self.pack_head(step, &mut scene, head / shared)?;
             }
             for first in (0..scene.rows).step_by(QUERIES) {
                 let queries = QUERIES.min(scene.rows - first);
-                self.queries(step, &mut scene, head, (first, queries))?;
+                self.queries(step, scene, head, (first, queries))?;
             }
         }
         Ok(())
     }
 
     /// Packs one head's keys and values, those of the past first.
-    fn pack_head(
-        &mut self,
-        step: &Attend,
-        scene: &mut Scene<'_>,
-        head: usize,
-    ) -> Result<(), Error> {
+    fn pack_head(&mut self, step: &Attend, scene: Scene<'_>, head: usize) -> Result<(), Error> {
         let length = step.head_dim;
         let keys = scene.keys.count(scene.rows);
         for half in [Half::Keys, Half::Values] {
-            let at = step.half(half);
-            let (begin, width) = scene.slots[at.slot];
-            let start = begin + scene.first * width + at.first + head * at.step;
-            let text = &scene.arena.view()[start..];
+            let (text, width) = scene.rows(step.half(half), head, length, (0, scene.rows));
             let (from, width) = match scene.keys {
                 Keys::Stored(layer) => (layer.head(half, head), length),
                 Keys::Joined(layer) => match layer.filter(|layer| layer.tokens() > 0) {
@@ -162,15 +187,12 @@ impl Attention {
     fn queries(
         &mut self,
         step: &Attend,
-        scene: &mut Scene<'_>,
+        scene: Scene<'_>,
         head: usize,
         (first, queries): (usize, usize),
     ) -> Result<(), Error> {
         let keys = scene.keys.count(scene.rows);
-        let (begin, width) = scene.slots[step.query.slot];
-        let row = scene.first + first;
-        let start = begin + row * width + step.query.first + head * step.query.step;
-        let from = &scene.arena.view()[start..];
+        let (from, width) = scene.rows(step.query, head, step.head_dim, (first, queries));
         self.right
             .pack(from, (step.head_dim, queries), (1, width))?;
         let scores = Block {
@@ -187,13 +209,14 @@ impl Attention {
         };
         self.kernel.multiply(scene.arena, (keys, queries), &sums)?;
         let region = self.scores..self.scores + queries * keys;
-        let numbers = &mut scene.arena.numbers()[region];
+        let numbers = scene.arena.write(region.clone());
         for (row, scores) in (first..).zip(numbers.chunks_exact_mut(keys)) {
             self.weigh(step, (scene.keys, scene.rows), row, scores)?;
         }
-        let numbers = &scene.arena.view()[self.scores..];
+        let numbers = scene.arena.read(region);
         self.right.pack(numbers, (keys, queries), (1, keys))?;
         let (begin, width) = scene.slots[step.output.slot];
+        let row = scene.first + first;
         let output = Block {
             first: begin + row * width + step.output.first + head * step.value_dim,
             step: width,
@@ -214,22 +237,20 @@ impl Attention {
     fn query(
         &mut self,
         step: &Attend,
-        scene: &mut Scene<'_>,
+        scene: Scene<'_>,
         head: usize,
         layer: &Layer,
     ) -> Result<(), Error> {
         let length = step.head_dim;
         let shared = head / (step.heads / step.kv_heads);
         let [keys, values] = [Half::Keys, Half::Values].map(|half| layer.head(half, shared));
-        let (begin, width) = scene.slots[step.query.slot];
-        let start = begin + scene.first * width + step.query.first + head * step.query.step;
+        let (numbers, _) = scene.rows(step.query, head, length, (0, 1));
         let [query, _] = &mut self.single;
-        let numbers = &scene.arena.view()[start..start + length];
         for (into, number) in query[..length].iter_mut().zip(numbers) {
             *into = number * step.scale;
         }
         let region = self.scores..self.scores + layer.tokens();
-        let scores = &mut scene.arena.numbers()[region];
+        let scores = scene.arena.write(region);
         wide(|| {
             let keys = keys.chunks_exact(length).zip(scores.iter_mut());
             keys.for_each(|(key, score)| *score = inner(&query[..length], key));
@@ -245,7 +266,8 @@ impl Attention {
         });
         let (begin, width) = scene.slots[step.output.slot];
         let start = begin + scene.first * width + step.output.first + head * step.value_dim;
-        scene.arena.numbers()[start..start + length].copy_from_slice(mixed);
+        let output = scene.arena.write(start..start + length);
+        output.copy_from_slice(mixed);
         Ok(())
     }
 

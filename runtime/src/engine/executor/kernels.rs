@@ -18,56 +18,15 @@ use tract_linalg::{
 
 use crate::Error;
 
-use super::super::failed;
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::{
+    super::failed,
+    arena::{Arena, Block, Shared},
+};
 
 /// What the beginnings of the arena and of panels are multiples of, at least.
-const ALIGNMENT_BYTES: usize = 64;
-
-/// One allocation of numbers.
-#[derive(Debug)]
-pub(super) struct Arena(Tensor);
-
-impl Arena {
-    /// Room for `count` numbers, which the system hands out as they are touched.
-    pub fn new(count: usize) -> Result<Self, Error> {
-        // SAFETY: every slot is written before it is read, since every step's inputs are outputs of earlier steps; and
-        // any bits are a number.
-        let tensor = unsafe { Tensor::uninitialized_aligned::<f32>(&[count], ALIGNMENT_BYTES) };
-        tensor.map(Self).map_err(failed("reserving the arena"))
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn view(&self) -> &[f32] {
-        // SAFETY: the tensor holds 32-bit floats, as `new` made it.
-        unsafe { self.0.as_slice_unchecked::<f32>() }
-    }
-
-    pub fn numbers(&mut self) -> &mut [f32] {
-        // SAFETY: the tensor holds 32-bit floats, as `new` made it.
-        unsafe { self.0.as_slice_mut_unchecked::<f32>() }
-    }
-}
-
-/// A part of the arena: runs of neighbouring numbers.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Block {
-    pub first: usize,
-    /// From one run to the next.
-    pub step: usize,
-}
-
-impl Block {
-    fn fits(self, length: usize, runs: usize, room: usize) -> bool {
-        let last = self.step.checked_mul(runs.saturating_sub(1));
-        let end = last.and_then(|last| self.first.checked_add(last)?.checked_add(length));
-        end.is_some_and(|end| end <= room)
-    }
-}
+pub(super) const ALIGNMENT_BYTES: usize = 64;
 
 /// A product kernel with what it works in.
 pub(super) struct Kernel {
@@ -187,13 +146,36 @@ impl Kernel {
         }
     }
 
+    /// Multiplies once on this thread, so that its own memory, which kernels ask for with their first product, is there.
+    pub fn warm_up(&mut self) -> Result<(), Error> {
+        let mut arena = Arena::new(1)?;
+        let [mut left, mut right] = [
+            Panels::new(&self.left, 1, 1)?,
+            Panels::new(&self.right, 1, 1)?,
+        ];
+        left.pack(&[1.0], (1, 1), (1, 1))?;
+        right.pack(&[1.0], (1, 1), (1, 1))?;
+        let output = Block { first: 0, step: 1 };
+        let sums = Sums {
+            left: &left,
+            right: &right,
+            bias: Some(&tensor1(&[1.0f32])),
+            scale: Some(&tensor0(1.0f32)),
+            residual: Some(output),
+            output,
+        };
+        arena.numbers().fill(0.0);
+        // SAFETY: no other thread knows it.
+        self.multiply(unsafe { arena.share() }, (1, 1), &sums)
+    }
+
     /// Writes `rows` numbers of each of `runs` runs.
     ///
     /// # Errors
     /// When an operand is packed otherwise or a block reaches out of the arena.
     pub fn multiply(
         &mut self,
-        arena: &mut Arena,
+        arena: Shared<'_>,
         (rows, runs): (usize, usize),
         sums: &Sums<'_>,
     ) -> Result<(), Error> {
@@ -212,8 +194,8 @@ impl Kernel {
         }
         let multiplied = match &mut self.inner {
             Inner::Tract(kernel, scratch) => {
-                // SAFETY: the blocks lie inside the arena, which is borrowed mutably for the whole call; operands are
-                // packed as the kernel reads them and have the sizes that it is told, both compared above.
+                // SAFETY: the blocks lie inside the arena and are this thread's meanwhile; operands are packed as the
+                // kernel reads them and have the sizes that it is told, both compared above.
                 unsafe { fused(&**kernel, &mut **scratch, arena, (rows, runs), sums) }
             }
             #[cfg(target_arch = "x86_64")]
@@ -233,7 +215,7 @@ impl Kernel {
 unsafe fn fused(
     kernel: &dyn MatMatMul,
     scratch: &mut dyn ScratchSpace,
-    arena: &Arena,
+    arena: Shared<'_>,
     (rows, runs): (usize, usize),
     sums: &Sums<'_>,
 ) -> TractResult<()> {
@@ -255,11 +237,10 @@ unsafe fn fused(
     unsafe {
         let store = |block: Block| {
             let step = block.step as isize;
-            let offset = (block.first * size_of::<f32>()) as isize;
             // At the edges kernels read as many numbers as the shape has: those between the runs count.
             let shape = [runs, rows.max(block.step)];
             let strides = [step, 1];
-            let view = TensorView::from_bytes(&arena.0, offset, &shape, &strides);
+            let view = arena.view(block.first, &shape, &strides);
             kernel
                 .c_from_data_and_strides(size_of::<f32>(), 1, step)
                 .wrap(&view)
@@ -279,13 +260,13 @@ unsafe fn fused(
 /// As for [`fused`], on a processor with AVX-512.
 #[cfg(target_arch = "x86_64")]
 unsafe fn tiles(
-    arena: &mut Arena,
+    arena: Shared<'_>,
     (rows, runs): (usize, usize),
     sums: &Sums<'_>,
 ) -> TractResult<()> {
     let bias = sums.bias.map(floats).transpose()?;
     let scale = sums.scale.map(floats).transpose()?;
-    let numbers = arena.numbers().as_mut_ptr();
+    let numbers = arena.as_mut_ptr();
     let depth = sums.right.fact.k;
     for (panel, first) in (0..rows).step_by(avx512::ROWS).enumerate() {
         let left = sums.left.panel_bytes(panel, None)?.cast::<f32>();
@@ -541,6 +522,16 @@ impl Hash for Panels {
 mod tests {
     use super::*;
 
+    fn multiply(
+        kernel: &mut Kernel,
+        arena: &mut Arena,
+        size: (usize, usize),
+        sums: &Sums<'_>,
+    ) -> Result<(), Error> {
+        // SAFETY: one thread uses it.
+        kernel.multiply(unsafe { arena.share() }, size, sums)
+    }
+
     /// Every kernel that the executor may choose here: one of each layout of panels, and its own.
     fn kernels() -> Vec<Kernel> {
         let runnable = MmmDispatch::native().runnable();
@@ -585,7 +576,7 @@ mod tests {
                 residual: Some(residual),
                 output,
             };
-            kernel.multiply(&mut arena, (rows, runs), &sums).unwrap();
+            multiply(&mut kernel, &mut arena, (rows, runs), &sums).unwrap();
             let name = kernel.name().to_owned();
             let check = |arena: &mut Arena, scale: f32, added: bool| {
                 for (at, &found) in arena.numbers().iter().enumerate() {
@@ -614,7 +605,7 @@ mod tests {
                 residual: None,
                 ..sums
             };
-            kernel.multiply(&mut arena, (rows, runs), &sums).unwrap();
+            multiply(&mut kernel, &mut arena, (rows, runs), &sums).unwrap();
             check(&mut arena, 0.5, false);
         }
     }
@@ -644,7 +635,7 @@ mod tests {
                 residual: None,
                 output: Block { first, step },
             };
-            let multiplied = kernel.multiply(&mut arena, (8, 2), &sums);
+            let multiplied = multiply(&mut kernel, &mut arena, (8, 2), &sums);
             assert_eq!(multiplied.is_ok(), fits, "{first} {step}");
         }
     }

@@ -1,5 +1,8 @@
 //! Fused steps on tract-linalg's kernels: weights in the map, everything else in one arena that is reserved at open.
 
+// Shares the memory of steps between threads: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod arena;
 mod attend;
 // Computes with vectors: see the SAFETY comments there.
 #[cfg(target_arch = "x86_64")]
@@ -9,20 +12,29 @@ mod avx512;
 #[allow(unsafe_code)]
 pub(crate) mod kernels;
 mod past;
+// Hands work to threads: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod pool;
 pub(crate) mod program;
 mod rows;
+// Shares the arena between threads: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod steps;
 
 use std::ops::Range;
 
 use tract_data::internal::{Tensor, format_err, tensor0, tensor1};
 
 use super::{Input, failed, panels::MappedPanels};
-use crate::{Error, Image, task::KeyValues};
-use attend::{Attention, Keys, QUERIES, Scene};
-use kernels::{Arena, Block, Kernel, Panels, Sums};
+use crate::{Error, Image, Threads, task::KeyValues};
+use arena::Arena;
+use attend::{Attention, QUERIES};
+use kernels::{Kernel, Panels};
 pub(crate) use past::Past;
-use program::{Attend, Columns, Product, Step, Tied};
-use rows::{Curves, Memory, inner, wide};
+use pool::Pool;
+use program::{Columns, Product, Step};
+use rows::Curves;
+use steps::{Before, finished, texts};
 
 /// A program ready to run.
 #[derive(Debug)]
@@ -38,8 +50,9 @@ pub(crate) struct Executor {
     rows: Vec<Panels>,
     /// What the panels of which kernel hold: neighbouring products often read the same rows.
     packed: Option<(usize, Columns, usize)>,
-    kernels: Vec<Kernel>,
-    attention: Option<Attention>,
+    pool: Pool,
+    /// One for each thread.
+    workers: Vec<Worker>,
     curves: Curves,
     /// A row beside the arena.
     row: Vec<f32>,
@@ -52,51 +65,57 @@ pub(crate) struct Executor {
 struct Part {
     /// Where each slot begins in the arena, and the numbers of one of its rows.
     slots: Vec<(usize, usize)>,
-    /// Where the scratch space begins.
-    scratch: usize,
+    /// Where each thread's scratch space begins.
+    scratch: Vec<usize>,
     /// For each step.
     ready: Vec<Ready>,
+}
+
+/// What one thread works with.
+#[derive(Debug)]
+struct Worker {
+    kernels: Vec<Kernel>,
+    attention: Option<Attention>,
+    /// How its piece of the last step went.
+    done: Result<(), Error>,
 }
 
 /// A packed weight in the map with the kernels that read it.
 #[derive(Debug)]
 struct Weight {
-    panels: MappedPanels,
+    /// Neighbouring panels for each thread; none for some where there are few.
+    pieces: Vec<Piece>,
     inputs: usize,
     outputs: usize,
-    /// Of [`Executor::kernels`]: for one row, and for more.
+    /// Of [`Worker::kernels`]: for one row, and for more.
     kernels: [usize; 2],
+}
+
+/// Neighbouring outputs of a weight.
+#[derive(Debug)]
+struct Piece {
+    panels: MappedPanels,
+    first: usize,
+    outputs: usize,
 }
 
 /// What a step needs beside the program.
 #[derive(Debug)]
 enum Ready {
-    Bias(Option<Tensor>),
+    /// A bias by piece of the weight; none where nothing is added.
+    Bias(Vec<Tensor>),
     Scale(Tensor),
     Nothing,
 }
+
+/// Numbers that every thread's own space is a multiple of: kernels that add numbers up do so from one boundary to the next,
+/// so that the sum depends on where the first lies between two.
+const ALIGNMENT: usize = 64;
 
 /// The steps from embedding rows to hidden rows.
 const BODY: usize = 0;
 /// Those from a hidden row to scores of the vocabulary.
 const LOGITS: usize = 1;
-
-/// What stands before the texts of a run.
-enum Before<'a, 'p> {
-    Nothing,
-    /// Before each text something of its own.
-    Each(&'a dyn Fn(usize) -> &'p Past),
-    /// Before the only text what its own keys and values are added to.
-    Growing(&'a mut Past),
-}
-
-/// A text of a run: where its rows begin, and how many there are.
-#[derive(Clone, Copy)]
-struct Text {
-    index: usize,
-    first: usize,
-    rows: usize,
-}
 
 /// Whether this processor and this build run the kernel of that name.
 pub(crate) fn has_kernel(name: &str) -> bool {
@@ -107,13 +126,27 @@ fn no_kernel() -> Error {
     failed("choosing kernels")(format_err!("none of this machine's fits the image"))
 }
 
+impl Worker {
+    fn warm_up(&mut self, curves: &Curves) -> Result<(), Error> {
+        self.kernels.iter_mut().try_for_each(Kernel::warm_up)?;
+        curves.warm_up()?;
+        let attention = self.attention.as_mut();
+        attention.map_or(Ok(()), Attention::warm_up)
+    }
+}
+
 impl Executor {
     /// Reserves everything that running the program of `image` takes for texts of `most_rows` rows, prompt rows among
-    /// them, and prefixes of `most_prefix`.
-    pub fn open(image: &Image, most_rows: usize, most_prefix: usize) -> Result<Self, Error> {
+    /// them, and prefixes of `most_prefix`, and starts the threads.
+    pub fn open(
+        image: &Image,
+        (most_rows, most_prefix): (usize, usize),
+        threads: Threads,
+    ) -> Result<Self, Error> {
         let program = image.steps().ok_or_else(no_kernel)?;
         let most_rows = most_rows.min(program.max_rows);
-        let (weights, kernels) = weights(image)?;
+        let mut pool = Pool::new(threads)?;
+        let (weights, names) = weights(image, pool.count());
         let mut end = 0;
         let mut part = |slots: &[usize], scratch: usize, steps: &[Step], rows: usize| {
             let slots = slots.iter().map(|&width| {
@@ -121,10 +154,13 @@ impl Executor {
                 (end - rows * width, width)
             });
             let slots = slots.collect();
-            end += scratch;
+            let scratch = scratch.next_multiple_of(ALIGNMENT);
+            let spaces = (0..pool.count()).map(|piece| end + piece * scratch);
+            let spaces = spaces.collect();
+            end += pool.count() * scratch;
             Part {
                 slots,
-                scratch: end - scratch,
+                scratch: spaces,
                 ready: ready(image, &weights, steps),
             }
         };
@@ -137,30 +173,42 @@ impl Executor {
             Step::Attend(attend) => Some(attend.head_dim),
             _ => None,
         });
+        let longest = attends.max();
         let most_keys = most_rows + most_prefix;
-        let attention = attends
-            .max()
-            .map(|length| Attention::new(length, most_keys, scores));
-        let room = match &attention {
-            None => 0,
-            Some(_) => QUERIES.min(most_rows) * most_keys,
+        let room = longest.map_or(0, |_| QUERIES.min(most_rows) * most_keys);
+        let room = room.next_multiple_of(ALIGNMENT);
+        let worker = |piece: usize| {
+            let kernels = names.iter().map(|name| Kernel::named(name));
+            let kernels: Option<Vec<Kernel>> = kernels.collect();
+            let scores = scores + piece * room;
+            let attention = longest.map(|length| Attention::new(length, most_keys, scores));
+            Ok::<_, Error>(Worker {
+                kernels: kernels.ok_or_else(no_kernel)?,
+                attention: attention.transpose()?,
+                done: Ok(()),
+            })
         };
+        let mut workers: Vec<Worker> = (0..pool.count()).map(worker).collect::<Result<_, _>>()?;
+        let curves = Curves::new()?;
+        pool.each(&mut workers, |_, worker| {
+            worker.done = worker.warm_up(&curves);
+        });
+        finished(&mut workers)?;
         let inputs = weights.iter().map(|weight| weight.inputs);
         let deepest = inputs.max().unwrap_or(1);
-        let rows = kernels
-            .iter()
-            .map(|kernel| Panels::new(&kernel.right, deepest, most_rows));
+        let rows = workers[0].kernels.iter();
+        let rows = rows.map(|kernel| Panels::new(&kernel.right, deepest, most_rows));
         Ok(Self {
-            arena: Arena::new(scores + room)?,
+            arena: Arena::new(scores + pool.count() * room)?,
             parts,
             most_rows,
             most_prefix,
             weights,
             rows: rows.collect::<Result<_, _>>()?,
             packed: None,
-            kernels,
-            attention: attention.transpose()?,
-            curves: Curves::new()?,
+            pool,
+            workers,
+            curves,
             row: vec![0.0; image.description().hidden],
             made: 0..0,
             image: image.clone(),
@@ -221,7 +269,7 @@ impl Executor {
     pub fn run<'p>(
         &mut self,
         input: Input<'_>,
-        past: &dyn Fn(usize) -> &'p Past,
+        past: &(dyn Fn(usize) -> &'p Past + Sync),
     ) -> Result<(), Error> {
         self.run_body(input, &mut Before::Each(past))
     }
@@ -311,207 +359,55 @@ impl Executor {
         let logits = self.image.steps()?.logits.as_ref();
         logits.map(|logits| logits.vocabulary)
     }
-
-    /// Does the steps of part `part`.
-    fn steps(
-        &mut self,
-        part: usize,
-        steps: &[Step],
-        input: Input<'_>,
-        before: &mut Before<'_, '_>,
-    ) -> Result<(), Error> {
-        let image = self.image.clone();
-        self.packed = None;
-        for (index, step) in steps.iter().enumerate() {
-            // A product writes no slot that it reads; other steps may write the one that was packed.
-            if !matches!(step, Step::Product(_)) {
-                self.packed = None;
-            }
-            match step {
-                Step::Product(product) => {
-                    self.product(product, (part, index), input.ids.len())?;
-                }
-                Step::Tied(tied) => self.tied(tied, part)?,
-                Step::Attend(attend) => {
-                    for text in texts(input.lengths) {
-                        self.attend(attend, (part, index), text, before)?;
-                    }
-                }
-                Step::Rows(steps) => {
-                    let part = &self.parts[part];
-                    let mut memory = Memory {
-                        arena: self.arena.numbers(),
-                        constants: image.constants(),
-                        slots: &part.slots,
-                        scratch: part.scratch,
-                    };
-                    for text in texts(input.lengths) {
-                        let position = before.position(text.index);
-                        let types = &input.types[text.first..text.first + text.rows];
-                        let at = (text.first, position);
-                        self.curves.run(steps, &mut memory, types, at)?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn attend(
-        &mut self,
-        attend: &Attend,
-        (part, index): (usize, usize),
-        text: Text,
-        before: &mut Before<'_, '_>,
-    ) -> Result<(), Error> {
-        let Part { slots, ready, .. } = &self.parts[part];
-        let Ready::Scale(scale) = &ready[index] else {
-            unreachable!("attentions have a scale")
-        };
-        let attention = self.attention.as_mut().ok_or_else(no_kernel)?;
-        let keys = match before {
-            Before::Nothing => Keys::Joined(None),
-            Before::Each(past) => Keys::Joined(past(text.index).layer(attend.layer)),
-            Before::Growing(past) => {
-                let layer = past.layer_mut(attend.layer).ok_or_else(no_kernel)?;
-                let numbers = self.arena.view();
-                layer.push(text.rows, |half, head| {
-                    let at = attend.half(half);
-                    let (begin, width) = slots[at.slot];
-                    let start = begin + text.first * width + at.first + head * at.step;
-                    (&numbers[start..], width)
-                })?;
-                Keys::Stored(layer)
-            }
-        };
-        let scene = Scene {
-            arena: &mut self.arena,
-            slots,
-            first: text.first,
-            rows: text.rows,
-            keys,
-            scale,
-        };
-        attention.run(attend, scene)
-    }
-
-    fn product(
-        &mut self,
-        product: &Product,
-        (part, index): (usize, usize),
-        rows: usize,
-    ) -> Result<(), Error> {
-        let Part { slots, ready, .. } = &self.parts[part];
-        let weight = &self.weights[product.weight];
-        let which = weight.kernels[usize::from(rows > 1)];
-        let (kernel, panels) = (&mut self.kernels[which], &mut self.rows[which]);
-        let wanted = Some((which, product.input, weight.inputs));
-        if self.packed != wanted {
-            let (begin, width) = slots[product.input.slot];
-            let from = &self.arena.numbers()[begin + product.input.first..];
-            panels.pack(from, (weight.inputs, rows), (1, width))?;
-            self.packed = wanted;
-        }
-        let block = |columns: Columns| {
-            let (begin, width) = slots[columns.slot];
-            Block {
-                first: begin + columns.first,
-                step: width,
-            }
-        };
-        let Ready::Bias(bias) = &ready[index] else {
-            unreachable!("products have a place for a bias")
-        };
-        let sums = Sums {
-            left: &weight.panels,
-            right: panels,
-            bias: bias.as_ref(),
-            scale: None,
-            residual: product.residual.map(block),
-            output: block(product.output),
-        };
-        kernel.multiply(&mut self.arena, (weight.outputs, rows), &sums)
-    }
-
-    /// The product of one row with every row of the embedding table.
-    fn tied(&mut self, tied: &Tied, part: usize) -> Result<(), Error> {
-        let slots = &self.parts[part].slots;
-        let start = |columns: Columns| slots[columns.slot].0 + columns.first;
-        let (from, to) = (start(tied.input), start(tied.output));
-        let numbers = self.arena.numbers();
-        let hidden = self.row.len();
-        self.row.copy_from_slice(&numbers[from..from + hidden]);
-        let scores = &mut numbers[to..to + self.image.description().vocabulary];
-        wide(|| {
-            let rows = self.image.table().chunks_exact(self.row.len());
-            let pairs = scores.iter_mut().zip(rows);
-            pairs.for_each(|(score, row)| *score = inner(&self.row, row));
-        });
-        if let Some(bias) = tied.bias {
-            let bias = &self.image.constants()[bias..];
-            let pairs = scores.iter_mut().zip(bias);
-            pairs.for_each(|(score, bias)| *score += bias);
-        }
-        Ok(())
-    }
 }
 
-impl Before<'_, '_> {
-    /// Position of the first token of text `index`.
-    fn position(&self, index: usize) -> usize {
-        match self {
-            Self::Nothing => 0,
-            Self::Each(past) => past(index).position(),
-            Self::Growing(past) => past.position(),
-        }
-    }
-}
-
-/// Where texts of so many rows lie, one behind the other.
-fn texts(lengths: &[usize]) -> impl Iterator<Item = Text> {
-    let ends = lengths.iter().scan(0, |end, &rows| {
-        *end += rows;
-        Some(*end)
-    });
-    let texts = lengths.iter().zip(ends).enumerate();
-    texts.map(|(index, (&rows, end))| Text {
-        index,
-        first: end - rows,
-        rows,
-    })
-}
-
-/// The weights of `image` with the kernels that read them.
-fn weights(image: &Image) -> Result<(Vec<Weight>, Vec<Kernel>), Error> {
-    let mut kernels: Vec<Kernel> = Vec::new();
+/// The weights of `image` in `pieces`, and the kernels that read them.
+fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
+    let mut kernels: Vec<&str> = Vec::new();
     let weights = image.packed().iter().map(|packed| {
-        let mut place = |name: &str| -> Result<usize, Error> {
-            let known = kernels.iter().position(|kernel| kernel.name() == name);
-            if known.is_none() {
-                kernels.push(Kernel::named(name).ok_or_else(no_kernel)?);
-            }
-            Ok(known.unwrap_or(kernels.len() - 1))
+        let mut place = |name| {
+            let known = kernels.iter().position(|&kernel| kernel == name);
+            known.unwrap_or_else(|| {
+                kernels.push(name);
+                kernels.len() - 1
+            })
         };
-        let many = place(&packed.kernels[0])?;
+        let many = place(&packed.kernels[0]);
         let one = packed.kernels.get(1).map(|name| place(name));
-        Ok(Weight {
-            panels: MappedPanels::new(image, packed),
+        let panels = packed.panels().len();
+        let bounds =
+            (0..pieces).map(|piece| panels * piece / pieces..panels * (piece + 1) / pieces);
+        let pieces = bounds.filter(|panels| !panels.is_empty()).map(|panels| {
+            let first = panels.start * packed.r;
+            Piece {
+                first,
+                outputs: packed.mn.min(panels.end * packed.r) - first,
+                panels: MappedPanels::new(image, packed, panels),
+            }
+        });
+        Weight {
+            pieces: pieces.collect(),
             inputs: packed.k,
             outputs: packed.mn,
-            kernels: [one.unwrap_or(Ok(many))?, many],
-        })
+            kernels: [one.unwrap_or(many), many],
+        }
     });
-    let weights = weights.collect::<Result<_, Error>>()?;
-    Ok((weights, kernels))
+    (weights.collect(), kernels)
 }
 
 /// What each of `steps` needs beside the program.
 fn ready(image: &Image, weights: &[Weight], steps: &[Step]) -> Vec<Ready> {
     let steps = steps.iter().map(|step| match step {
-        Step::Product(Product { bias, weight, .. }) => Ready::Bias(bias.map(|bias| {
-            let outputs = weights[*weight].outputs;
-            tensor1(&image.constants()[bias..bias + outputs])
-        })),
+        Step::Product(Product { bias, weight, .. }) => {
+            let biases = bias.iter().flat_map(|bias| {
+                let pieces = weights[*weight].pieces.iter();
+                pieces.map(move |piece| {
+                    let first = bias + piece.first;
+                    tensor1(&image.constants()[first..first + piece.outputs])
+                })
+            });
+            Ready::Bias(biases.collect())
+        }
         Step::Attend(attend) => Ready::Scale(tensor0(attend.scale)),
         Step::Tied(_) | Step::Rows(_) => Ready::Nothing,
     });

@@ -319,6 +319,9 @@ impl Bounds<'_> {
         self.columns(product.output, outputs)?;
         if let Some(residual) = product.residual {
             self.columns(residual, outputs)?;
+            if residual.slot == product.output.slot && residual != product.output {
+                return Err("it adds other columns than it writes".into());
+            }
         }
         self.apart(product.bias, outputs, [product.input, product.output])
     }
@@ -540,7 +543,7 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 25] = [
+        let table: [(&str, Change); 26] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
@@ -560,6 +563,10 @@ mod tests {
             }),
             ("are no columns", |program| {
                 product(program).residual = Some(Columns { slot: 0, first: 0 })
+            }),
+            ("other columns than it writes", |program| {
+                program.slots[1] = 7;
+                product(program).residual = Some(Columns { slot: 1, first: 1 })
             }),
             ("of 1 operands", |program| row(program).inputs.truncate(1)),
             ("of 2 operands", |program| row(program).dims[0] = 0),

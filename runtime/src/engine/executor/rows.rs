@@ -6,6 +6,7 @@ use tract_linalg::{Func, element_wise::ElementWise};
 pub(super) use super::avx512::wide;
 use super::{
     super::failed,
+    arena::Shared,
     program::{Function, Operand, RowStep, Source},
 };
 use crate::Error;
@@ -27,7 +28,7 @@ pub(super) fn wide<T>(work: impl FnOnce() -> T) -> T {
 /// What a row reads and writes.
 pub(super) struct Memory<'a> {
     /// Slots and scratch space.
-    pub arena: &'a mut [f32],
+    pub arena: Shared<'a>,
     pub constants: &'a [f32],
     /// Where each slot begins in the arena, and the numbers of one of its rows.
     pub slots: &'a [(usize, usize)],
@@ -53,6 +54,12 @@ impl Curves {
         })
     }
 
+    /// Computes once on this thread, so that its own memory, which curves ask for with their first use, is there.
+    pub fn warm_up(&self) -> Result<(), Error> {
+        let mut curves = [Function::Erf, Function::Tanh, Function::Sigmoid].into_iter();
+        curves.try_for_each(|function| self.unary(function, &mut [0.0; 3]))
+    }
+
     /// Does `steps` for every row of a text, whose rows have `types`, the first of them at `(row, position)`.
     ///
     /// # Errors
@@ -60,7 +67,7 @@ impl Curves {
     pub fn run(
         &self,
         steps: &[RowStep],
-        memory: &mut Memory<'_>,
+        memory: &Memory<'_>,
         types: &[i64],
         (first, position): (usize, usize),
     ) -> Result<(), Error> {
@@ -82,7 +89,7 @@ impl Curves {
 
     /// Does `step` for one row.
     #[inline(always)]
-    fn step(&self, step: &RowStep, memory: &mut Memory<'_>, row: Row) -> Result<(), Error> {
+    fn step(&self, step: &RowStep, memory: &Memory<'_>, row: Row) -> Result<(), Error> {
         let [outer, middle, inner] = step.dims;
         let runs = (0..outer).flat_map(|first| (0..middle).map(move |second| (first, second)));
         let made = match step.function.reduces() {
@@ -96,18 +103,18 @@ impl Curves {
             match step.function {
                 Function::Normalise { epsilon } => {
                     memory.copy(step, 0, row, run, start)?;
-                    normalise(&mut memory.arena[write.clone()], epsilon);
+                    normalise(memory.arena.write(write.clone()), epsilon);
                     memory.combine(step, 1, row, run, start, |one, other| one * other)?;
                     memory.combine(step, 2, row, run, start, |one, other| one + other)?;
                 }
                 Function::RmsNormalise { epsilon } => {
                     memory.copy(step, 0, row, run, start)?;
-                    rms_normalise(&mut memory.arena[write.clone()], epsilon);
+                    rms_normalise(memory.arena.write(write.clone()), epsilon);
                     memory.combine(step, 1, row, run, start, |one, other| one * other)?;
                 }
                 Function::Mean | Function::Sum | Function::Largest => {
                     let number = memory.reduced(step, row, run)?;
-                    memory.arena[start] = number;
+                    memory.arena.write(write)[0] = number;
                 }
                 function if function.arity() == 2 => {
                     memory.copy(step, 0, row, run, start)?;
@@ -115,7 +122,7 @@ impl Curves {
                 }
                 function => {
                     memory.copy(step, 0, row, run, start)?;
-                    self.unary(function, &mut memory.arena[write])?;
+                    self.unary(function, memory.arena.write(write))?;
                 }
             }
         }
@@ -273,7 +280,7 @@ impl<'a> Memory<'a> {
     /// Copies a run of an operand to `to`.
     #[inline(always)]
     fn copy(
-        &mut self,
+        &self,
         step: &RowStep,
         which: usize,
         row: Row,
@@ -283,15 +290,18 @@ impl<'a> Memory<'a> {
         let inner = step.dims[2];
         let (numbers, stride) = self.run_of(step, which, row, run)?;
         match (numbers, stride) {
-            (Numbers::Arena(from), 1) => self.arena.copy_within(from..from + inner, to),
+            (Numbers::Arena(from), 1) => self.arena.copy(from..from + inner, to),
             (Numbers::Arena(from), _) => {
                 for index in 0..inner {
-                    self.arena[to + index] = self.arena[from + index * stride];
+                    let from = from + index * stride;
+                    self.arena.copy(from..from + 1, to + index);
                 }
             }
-            (Numbers::Constants(from), 1) => self.arena[to..to + inner].copy_from_slice(from),
+            (Numbers::Constants(from), 1) => {
+                self.arena.write(to..to + inner).copy_from_slice(from);
+            }
             (Numbers::Constants(from), _) => {
-                let output = &mut self.arena[to..to + inner];
+                let output = self.arena.write(to..to + inner);
                 for (index, number) in output.iter_mut().enumerate() {
                     *number = from[index * stride];
                 }
@@ -303,7 +313,7 @@ impl<'a> Memory<'a> {
     /// Combines the run at `to` with a run of an operand.
     #[inline(always)]
     fn combine(
-        &mut self,
+        &self,
         step: &RowStep,
         which: usize,
         row: Row,
@@ -315,8 +325,16 @@ impl<'a> Memory<'a> {
         let (numbers, stride) = self.run_of(step, which, row, run)?;
         let reach = (inner - 1) * stride + 1;
         let (output, from) = match numbers {
-            Numbers::Constants(from) => (&mut self.arena[to..to + inner], from),
-            Numbers::Arena(from) => apart(self.arena, to..to + inner, from..from + reach),
+            Numbers::Constants(from) => (self.arena.write(to..to + inner), from),
+            Numbers::Arena(from) => {
+                let apart = from + reach <= to || to + inner <= from;
+                assert!(
+                    apart,
+                    "a program that was checked reads no run that it writes"
+                );
+                let from = self.arena.read(from..from + reach);
+                (self.arena.write(to..to + inner), from)
+            }
         };
         match stride {
             0 => {
@@ -339,7 +357,7 @@ impl<'a> Memory<'a> {
 
     #[inline(always)]
     fn binary(
-        &mut self,
+        &self,
         step: &RowStep,
         row: Row,
         run: (usize, usize),
@@ -362,7 +380,7 @@ impl<'a> Memory<'a> {
         let reach = (inner - 1) * stride + 1;
         let from = match numbers {
             Numbers::Constants(from) => from,
-            Numbers::Arena(from) => &self.arena[from..from + reach],
+            Numbers::Arena(from) => self.arena.read(from..from + reach),
         };
         let strided = || from.iter().copied().step_by(stride.max(1));
         Ok(match (step.function, stride) {
@@ -372,21 +390,5 @@ impl<'a> Memory<'a> {
             (_, 1) => sum(from, |number| number) / inner as f32,
             _ => strided().sum::<f32>() / inner as f32,
         })
-    }
-}
-
-/// Two parts of the arena that do not overlap, the first to be written.
-#[inline(always)]
-fn apart(
-    arena: &mut [f32],
-    write: std::ops::Range<usize>,
-    read: std::ops::Range<usize>,
-) -> (&mut [f32], &[f32]) {
-    if read.end <= write.start {
-        let (before, behind) = arena.split_at_mut(write.start);
-        (&mut behind[..write.len()], &before[read])
-    } else {
-        let (before, behind) = arena.split_at_mut(read.start);
-        (&mut before[write], &behind[..read.len()])
     }
 }

@@ -1,0 +1,284 @@
+//! Steps, each done in pieces by the threads of the pool.
+//!
+//! What a piece computes does not depend on how many there are: products are parted between panels of the weight,
+//! attention between heads of the keys, everything else between rows.
+
+use std::{mem, ops::Range};
+
+use super::{
+    super::Input,
+    Executor, Part, Past, Ready, Worker,
+    arena::Block,
+    attend::{Keys, Scene},
+    kernels::Sums,
+    no_kernel,
+    pool::Pool,
+    program::{Attend, Columns, Product, RowStep, Step, Tied},
+    rows::{Memory, inner, wide},
+};
+use crate::Error;
+
+/// What stands before the texts of a run.
+pub(super) enum Before<'a, 'p> {
+    Nothing,
+    /// Before each text something of its own.
+    Each(&'a (dyn Fn(usize) -> &'p Past + Sync)),
+    /// Before the only text what its own keys and values are added to.
+    Growing(&'a mut Past),
+}
+
+/// A text of a run: where its rows begin, and how many there are.
+#[derive(Clone, Copy)]
+pub(super) struct Text {
+    pub index: usize,
+    pub first: usize,
+    pub rows: usize,
+}
+
+/// A step of so few multiplications is done before other threads have heard of it.
+const FEW: usize = 1 << 16;
+
+impl Executor {
+    /// Does the steps of part `part`.
+    pub(super) fn steps(
+        &mut self,
+        part: usize,
+        steps: &[Step],
+        input: Input<'_>,
+        before: &mut Before<'_, '_>,
+    ) -> Result<(), Error> {
+        self.packed = None;
+        for (index, step) in steps.iter().enumerate() {
+            // A product writes no slot that it reads; other steps may write the one that was packed.
+            if !matches!(step, Step::Product(_)) {
+                self.packed = None;
+            }
+            match step {
+                Step::Product(product) => {
+                    self.product(product, (part, index), input.ids.len())?;
+                }
+                Step::Tied(tied) => self.tied(tied, part)?,
+                Step::Attend(attend) => self.attend(attend, (part, index), input, before)?,
+                Step::Rows(steps) => self.rows(steps, part, input, before)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn product(
+        &mut self,
+        product: &Product,
+        (part, index): (usize, usize),
+        rows: usize,
+    ) -> Result<(), Error> {
+        let Part { slots, ready, .. } = &self.parts[part];
+        let weight = &self.weights[product.weight];
+        let which = weight.kernels[usize::from(rows > 1)];
+        let panels = &mut self.rows[which];
+        let wanted = Some((which, product.input, weight.inputs));
+        if self.packed != wanted {
+            let (begin, width) = slots[product.input.slot];
+            let from = &self.arena.view()[begin + product.input.first..];
+            panels.pack(from, (weight.inputs, rows), (1, width))?;
+            self.packed = wanted;
+        }
+        let Ready::Bias(biases) = &ready[index] else {
+            unreachable!("products have a place for a bias")
+        };
+        let panels = &*panels;
+        let work = rows * weight.inputs * weight.outputs;
+        // SAFETY: pieces write columns of their own, of a slot that none reads but for a residual in the same columns.
+        let arena = unsafe { self.arena.share() };
+        each(&mut self.pool, &mut self.workers, work, |at, worker| {
+            let Some(piece) = weight.pieces.get(at) else {
+                return Ok(());
+            };
+            let block = |columns: Columns| {
+                let (begin, width) = slots[columns.slot];
+                Block {
+                    first: begin + columns.first + piece.first,
+                    step: width,
+                }
+            };
+            let sums = Sums {
+                left: &piece.panels,
+                right: panels,
+                bias: biases.get(at),
+                scale: None,
+                residual: product.residual.map(block),
+                output: block(product.output),
+            };
+            worker.kernels[which].multiply(arena, (piece.outputs, rows), &sums)
+        })
+    }
+
+    /// The product of one row with every row of the embedding table.
+    fn tied(&mut self, tied: &Tied, part: usize) -> Result<(), Error> {
+        let slots = &self.parts[part].slots;
+        let start = |columns: Columns| slots[columns.slot].0 + columns.first;
+        let (from, to) = (start(tied.input), start(tied.output));
+        let (image, hidden) = (&self.image, self.row.len());
+        self.row
+            .copy_from_slice(&self.arena.view()[from..from + hidden]);
+        let (row, vocabulary) = (&self.row, image.description().vocabulary);
+        let pieces = self.pool.count();
+        // SAFETY: pieces write scores of their own.
+        let arena = unsafe { self.arena.share() };
+        let work = vocabulary * hidden;
+        each(&mut self.pool, &mut self.workers, work, |piece, _| {
+            let tokens = share(vocabulary, piece, pieces);
+            let scores = arena.write(to + tokens.start..to + tokens.end);
+            wide(|| {
+                let table = &image.table()[tokens.start * hidden..tokens.end * hidden];
+                let pairs = scores.iter_mut().zip(table.chunks_exact(hidden));
+                pairs.for_each(|(score, other)| *score = inner(row, other));
+            });
+            if let Some(bias) = tied.bias {
+                let bias = &image.constants()[bias + tokens.start..bias + tokens.end];
+                let pairs = scores.iter_mut().zip(bias);
+                pairs.for_each(|(score, bias)| *score += bias);
+            }
+            Ok(())
+        })
+    }
+
+    fn attend(
+        &mut self,
+        attend: &Attend,
+        (part, index): (usize, usize),
+        input: Input<'_>,
+        before: &mut Before<'_, '_>,
+    ) -> Result<(), Error> {
+        let Part { slots, ready, .. } = &self.parts[part];
+        let Ready::Scale(scale) = &ready[index] else {
+            unreachable!("attentions have a scale")
+        };
+        if let Before::Growing(past) = before {
+            let layer = past.layer_mut(attend.layer).ok_or_else(no_kernel)?;
+            let numbers = self.arena.view();
+            layer.push(input.ids.len(), |half, head| {
+                let at = attend.half(half);
+                let (begin, width) = slots[at.slot];
+                (&numbers[begin + at.first + head * at.step..], width)
+            })?;
+        }
+        let before = &*before;
+        let keys = |text: Text| match before {
+            Before::Nothing => Keys::Joined(None),
+            Before::Each(past) => Keys::Joined(past(text.index).layer(attend.layer)),
+            Before::Growing(past) => past
+                .layer(attend.layer)
+                .map_or(Keys::Joined(None), Keys::Stored),
+        };
+        let sums = texts(input.lengths).map(|text| text.rows * keys(text).count(text.rows));
+        let work = 2 * attend.heads * attend.head_dim * sums.sum::<usize>();
+        let pieces = self.pool.count();
+        // SAFETY: pieces write columns of their own heads, and scores in regions of their own; a program that was
+        // checked writes no slot that the step reads.
+        let arena = unsafe { self.arena.share() };
+        each(&mut self.pool, &mut self.workers, work, |piece, worker| {
+            let attention = worker.attention.as_mut().ok_or_else(no_kernel)?;
+            let all = texts(input.lengths)
+                .flat_map(|text| (0..attend.kv_heads).map(move |head| (text, head)));
+            for (text, head) in all.skip(piece).step_by(pieces) {
+                let scene = Scene {
+                    arena,
+                    slots,
+                    first: text.first,
+                    rows: text.rows,
+                    keys: keys(text),
+                    scale,
+                };
+                attention.run(attend, scene, head)?;
+            }
+            Ok(())
+        })
+    }
+
+    fn rows(
+        &mut self,
+        steps: &[RowStep],
+        part: usize,
+        input: Input<'_>,
+        before: &Before<'_, '_>,
+    ) -> Result<(), Error> {
+        let Part { slots, scratch, .. } = &self.parts[part];
+        let (image, curves) = (&self.image, &self.curves);
+        let pieces = self.pool.count();
+        let rows = input.ids.len();
+        let numbers = steps.iter().map(|step| step.dims.iter().product::<usize>());
+        let work = 8 * rows * numbers.sum::<usize>();
+        // SAFETY: pieces read and write rows and scratch space of their own.
+        let arena = unsafe { self.arena.share() };
+        each(&mut self.pool, &mut self.workers, work, |piece, _| {
+            let memory = Memory {
+                arena,
+                constants: image.constants(),
+                slots,
+                scratch: scratch[piece],
+            };
+            let own = share(rows, piece, pieces);
+            for text in texts(input.lengths) {
+                let first = own.start.max(text.first);
+                let end = own.end.min(text.first + text.rows);
+                if first < end {
+                    let position = before.position(text.index) + first - text.first;
+                    let types = &input.types[first..end];
+                    curves.run(steps, &memory, types, (first, position))?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Does all pieces of a step of so many multiplications, where there are enough of them at the same time.
+fn each(
+    pool: &mut Pool,
+    workers: &mut [Worker],
+    work: usize,
+    piece: impl Fn(usize, &mut Worker) -> Result<(), Error> + Sync,
+) -> Result<(), Error> {
+    if work < FEW {
+        let mut all = workers.iter_mut().enumerate();
+        return all.try_for_each(|(at, worker)| piece(at, worker));
+    }
+    pool.each(workers, |at, worker| worker.done = piece(at, worker));
+    finished(workers)
+}
+
+/// How the last pieces went: the first error where there are some.
+pub(super) fn finished(workers: &mut [Worker]) -> Result<(), Error> {
+    let mut all = workers.iter_mut();
+    all.try_for_each(|worker| mem::replace(&mut worker.done, Ok(())))
+}
+
+/// The numbers below `count` that are piece `piece` of `pieces`.
+fn share(count: usize, piece: usize, pieces: usize) -> Range<usize> {
+    count * piece / pieces..count * (piece + 1) / pieces
+}
+
+impl Before<'_, '_> {
+    /// Position of the first token of text `index`.
+    pub fn position(&self, index: usize) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Each(past) => past(index).position(),
+            Self::Growing(past) => past.position(),
+        }
+    }
+}
+
+/// Where texts of so many rows lie, one behind the other.
+pub(super) fn texts(lengths: &[usize]) -> impl Iterator<Item = Text> {
+    let ends = lengths.iter().scan(0, |end, &rows| {
+        *end += rows;
+        Some(*end)
+    });
+    let texts = lengths.iter().zip(ends).enumerate();
+    texts.map(|(index, (&rows, end))| Text {
+        index,
+        first: end - rows,
+        rows,
+    })
+}
