@@ -1,5 +1,5 @@
-//! Text that a decoder goes on with: token by token what ONNX Runtime finds most probable, for every decoder and every form
-//! of a prompt, with no allocation once a text was generated.
+//! Text that a decoder goes on with: token by token what ONNX Runtime finds most probable, for every decoder and
+//! every form of a prompt, with no allocation once a text was generated.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,22 +8,29 @@
 mod allocations;
 mod support;
 
-use std::{path::Path, process::Command};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use preface_graph::{Base, Kind};
-use preface_runtime::{Answer, Encoded, Image, Options, Sampling, Session, Trust};
+use preface_runtime::{
+    Answer, Constraint, Encoded, Image, Options, Sampling, Session, TaskHandle, Trust,
+};
 use preface_trainer::{
     adapter::Adapter,
     encode::{Encoded as Row, Truth},
     evaluation::evaluate,
     form::{Form, Place},
     metrics::Found,
+    tokens::Tokens,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use support::{adapters::adapter, exports, library, skip};
+use tempfile::TempDir;
 
 /// Tokens of every text.
 const TOKENS: usize = 12;
+/// A decoder whose positions are rotations, and one that has a table of them.
+const LLAMA: &str = "llama.sdpa.legacy.op14.onnx";
+const GPT2: &str = "gpt2.sdpa.legacy.op14.onnx";
 
 #[test]
 fn every_decoder_goes_on_as_on_onnxruntime() {
@@ -35,7 +42,7 @@ fn every_decoder_goes_on_as_on_onnxruntime() {
         let base = Base::open(export.folder()).unwrap();
         if base.description.kind == Kind::Decoder && base.description.logits.is_some() {
             generated += 1;
-            check(&export.name, export.folder(), &base);
+            check(&export.name, export.folder());
         }
     }
     assert!(generated > 10, "{generated} decoders");
@@ -54,36 +61,79 @@ fn forms(base: &Base) -> Vec<Form> {
     forms
 }
 
-fn check(name: &str, folder: &Path, base: &Base) {
-    let scene = tempfile::tempdir().unwrap();
-    let at = |name: &str| scene.path().join(name).to_str().unwrap().to_owned();
-    preface(&["compile", folder.to_str().unwrap(), "-o", &at("x.base")]);
-    preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
-    let public = at("keys/k.pub");
-    preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
-    // SAFETY: nobody else knows the file.
-    #[allow(unsafe_code)]
-    let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
-    let mut session = Session::open(&image, Options::default()).unwrap();
-    let trust = Trust::read(Path::new(&at("trust"))).unwrap();
-    for (number, form) in forms(base).iter().enumerate() {
-        let task = format!("task-{number}");
-        let (folder, file) = (at("adapter"), at(&task));
-        let adapter = adapter(base, form, generating(&[]));
+/// A base compiled and opened, with keys that sign its tasks.
+struct Scene {
+    folder: TempDir,
+    base: Base,
+    session: Session,
+    trust: Trust,
+}
+
+impl Scene {
+    fn new(base_folder: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        preface(&[
+            "compile",
+            base_folder.to_str().unwrap(),
+            "-o",
+            &at("x.base"),
+        ]);
+        preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
+        let public = at("keys/k.pub");
+        preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
+        // SAFETY: nobody else knows the file.
+        #[allow(unsafe_code)]
+        let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
+        Self {
+            base: Base::open(base_folder).unwrap(),
+            session: Session::open(&image, Options::default()).unwrap(),
+            trust: Trust::read(Path::new(&at("trust"))).unwrap(),
+            folder,
+        }
+    }
+
+    /// The path of one of its files.
+    fn at(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// Packs an adapter nobody trained as `task`, loads it and makes it the active one.
+    fn load(&mut self, task: &str, form: &Form, changes: Value) -> (Adapter, TaskHandle) {
+        let (folder, file) = (self.at("adapter"), self.at(task));
+        let adapter = adapter(&self.base, form, changes);
         adapter.write(Path::new(&folder)).unwrap();
-        let pack = [
-            "pack",
-            &folder,
-            "--task",
-            &task,
-            "--sequence",
-            "1",
+        let pack = ["pack", &folder, "--task", task, "--sequence", "1"];
+        let signed = [
             "--dtype",
             "f32",
+            "--key",
+            &self.at("keys/k.key"),
+            "-o",
+            &file,
         ];
-        preface(&[&pack[..], &["--key", &at("keys/k.key"), "-o", &file]].concat());
-        let handle = session.load_file(Path::new(&file), &trust, None).unwrap();
-        session.activate(handle).unwrap();
+        preface(&[&pack[..], &signed].concat());
+        let handle = self.session.load_file(Path::new(&file), &self.trust, None);
+        let handle = handle.unwrap();
+        self.session.activate(handle).unwrap();
+        (adapter, handle)
+    }
+
+    /// Runs a verb on the image and the bundle of `task`.
+    fn run(&self, verb: &str, task: &str, arguments: &[&str]) -> String {
+        let (image, bundle, trust) = (self.at("x.base"), self.at(task), self.at("trust"));
+        let files = [
+            verb, "--base", &image, "--bundle", &bundle, "--trust", &trust,
+        ];
+        preface(&[&files[..], arguments].concat())
+    }
+}
+
+fn check(name: &str, folder: &Path) {
+    let mut scene = Scene::new(folder);
+    for (number, form) in forms(&scene.base).iter().enumerate() {
+        let (adapter, _) = scene.load(&format!("task-{number}"), form, generating(TOKENS, &[]));
+        let (session, base) = (&mut scene.session, &scene.base);
         for ids in [&[5, 9, 17, 40][..], &[3]] {
             let text = Encoded::of_ids(ids);
             let mut heard = Vec::new();
@@ -98,7 +148,7 @@ fn check(name: &str, folder: &Path, base: &Base) {
             let before = allocations::calls();
             let again = session.generate(&text, |_| {}).unwrap() == said;
             assert_eq!((again, allocations::calls() - before), (true, 0), "{name}");
-            draws(&mut session, &text);
+            draws(session, &text);
         }
     }
 }
@@ -123,71 +173,199 @@ fn draws(session: &mut Session, text: &Encoded) {
     session.sample(Sampling::default()).unwrap();
 }
 
+/// The scene of an export, and the form of its prompts.
+fn scene_of(export: &str) -> Option<(Scene, Form)> {
+    let Some(export) = support::export(export) else {
+        skip("the exports of ../shared");
+        return None;
+    };
+    let scene = Scene::new(export.folder());
+    let form = forms(&scene.base).swap_remove(0);
+    Some((scene, form))
+}
+
+/// What the active task goes on with.
+fn said(session: &mut Session, text: &str) -> String {
+    match session.answer(text, None).unwrap() {
+        Answer::Text(said) => said.to_owned(),
+        other => panic!("another kind of answer: {other:?}"),
+    }
+}
+
 #[test]
 fn a_text_ends_with_its_token_and_is_spelled_out() {
-    let Some(export) = support::export("llama.sdpa.legacy.op14.onnx") else {
-        return skip("the exports of ../shared");
+    let Some((mut scene, form)) = scene_of(LLAMA) else {
+        return;
     };
-    let base = Base::open(export.folder()).unwrap();
-    let scene = tempfile::tempdir().unwrap();
-    let at = |name: &str| scene.path().join(name).to_str().unwrap().to_owned();
-    preface(&[
-        "compile",
-        export.folder().to_str().unwrap(),
-        "-o",
-        &at("x.base"),
-    ]);
-    preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
-    let public = at("keys/k.pub");
-    preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
-    let trust = Trust::read(Path::new(&at("trust"))).unwrap();
-    // SAFETY: nobody else knows the file.
-    #[allow(unsafe_code)]
-    let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
-    let mut session = Session::open(&image, Options::default()).unwrap();
-    let mut stops = Vec::new();
+    let tokens = Tokens::read(&scene.base.tokenizer).unwrap();
+    let mut ends = Vec::new();
     let mut whole = Vec::new();
-    for task in ["whole", "stopped"] {
-        let adapter = adapter(&base, &forms(&base)[0], generating(&stops));
-        adapter.write(Path::new(&at("adapter"))).unwrap();
-        let pack = ["pack", &at("adapter"), "--task", task, "--sequence", "1"];
-        let signed = ["--key", &at("keys/k.key"), "-o", &at(task)];
-        preface(&[&pack[..], &signed].concat());
-        let handle = session
-            .load_file(Path::new(&at(task)), &trust, None)
-            .unwrap();
-        session.activate(handle).unwrap();
+    for task in ["whole", "ended"] {
+        scene.load(task, &form, generating(TOKENS, &ends));
+        let session = &mut scene.session;
         let text = session.encode("w5 w9", None).unwrap();
-        let said = session.generate(&text, |_| {}).unwrap().to_vec();
-        let Answer::Text(spelled) = session.answer("w5 w9", None).unwrap() else {
-            panic!("another kind of answer");
-        };
-        assert_eq!(spelled.split_whitespace().count(), said.len(), "{spelled}");
-        match task {
-            "whole" => {
-                stops = vec![said[5]];
-                whole = said;
-            }
-            _ => {
-                let end = whole.iter().position(|token| *token == stops[0]);
-                assert_eq!(said, whole[..end.unwrap()]);
-            }
+        let ids = session.generate(&text, |_| {}).unwrap().to_vec();
+        let wide: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+        assert_eq!(said(session, "w5 w9"), tokens.text(&wide).unwrap());
+        if task == "whole" {
+            ends = vec![ids[5]];
+            whole = ids;
+        } else {
+            let end = whole.iter().position(|token| *token == ends[0]);
+            assert_eq!(ids, whole[..end.unwrap()]);
         }
     }
-    let (image, trust, bundle) = (at("x.base"), at("trust"), at("whole"));
-    let run = ["run", "--json", "--base", &image, "--bundle", &bundle];
-    let said = preface(&[&run[..], &["--trust", &trust, "w5 w9"]].concat());
-    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let said = scene.run("run", "whole", &["--json", "w5 w9"]);
+    let said: Value = serde_json::from_str(&said).unwrap();
     let words = said["text"].as_str().unwrap().split_whitespace().count();
     assert_eq!((words, &said["task"]), (TOKENS, &json!("whole")));
 }
 
-fn generating(stops: &[u32]) -> serde_json::Value {
+#[test]
+fn a_text_ends_where_positions_run_out() {
+    let Some((mut scene, form)) = scene_of(GPT2) else {
+        return;
+    };
+    let positions = scene.base.description.max_positions.unwrap();
+    scene.load("long", &form, generating(2 * positions, &[]));
+    let text = Encoded::of_ids(&[5, 9, 17]);
+    let said = scene.session.generate(&text, |_| {}).unwrap();
+    // The last token is chosen and not run.
+    assert_eq!(form.tokens() + text.len() + said.len(), positions + 1);
+}
+
+#[test]
+fn a_text_is_streamed_up_to_a_stop() {
+    let Some((mut scene, form)) = scene_of(LLAMA) else {
+        return;
+    };
+    scene.load("t", &form, generating(TOKENS, &[]));
+    let sampling = Sampling {
+        temperature: 50.0,
+        ..Sampling::default()
+    };
+    scene.session.sample(sampling).unwrap();
+    let whole = said(&mut scene.session, "w5 w9");
+    let words: Vec<&str> = whole.split(' ').collect();
+    // Over the border of two words, and one that never comes but begins with each.
+    let stop = format!("{} {}", &words[6][1..], &words[7][..2]);
+    let session = &mut scene.session;
+    session.stop_at(&[&*stop, "w5 never"]).unwrap();
+    let text = session.encode("w5 w9", None).unwrap();
+    let mut heard = Vec::new();
+    let streamed = session.stream(&text, |piece| heard.push(piece.to_owned()));
+    let streamed = streamed.unwrap().to_owned();
+    assert_eq!(streamed, whole[..whole.find(&stop).unwrap()]);
+    assert_eq!(heard.concat(), streamed);
+    assert!(heard.len() > 3, "{heard:?}");
+    let before = allocations::calls();
+    let again =
+        matches!(session.answer_encoded(&text).unwrap(), Answer::Text(said) if said == streamed);
+    assert_eq!((again, allocations::calls() - before), (true, 0));
+    assert!(session.stop_at(&[""]).is_err());
+
+    let printed = |more: &[&str]| {
+        scene.run(
+            "run",
+            "t",
+            &[&["w5 w9", "--temperature", "50", "--stop", &stop], more].concat(),
+        )
+    };
+    assert_eq!(printed(&[]), format!("{streamed}\n"));
+    assert_eq!(printed(&["--stream"]), format!("{streamed}\n"));
+    let line: Value = serde_json::from_str(&printed(&["--stream", "--json"])).unwrap();
+    assert_eq!(line, json!({"task": "t", "text": streamed}));
+}
+
+#[test]
+fn a_text_says_only_what_is_allowed() {
+    let Some((mut scene, form)) = scene_of("stories260K_model") else {
+        return;
+    };
+    let (_, task) = scene.load("t", &form, generating(60, &[2]));
+    let labels = ["turn_on", "turn_off", "turn", "Réglage"];
+    let constraint = Constraint::labels(&labels).unwrap();
+    scene.session.constrain(task, Some(&constraint)).unwrap();
+    // What stands in a constrained text ends nothing.
+    scene.session.stop_at(&["t", "\""]).unwrap();
+    let said_by = |scene: &mut Scene, temperature: f32, seed: u64| {
+        let sampling = Sampling {
+            temperature,
+            seed,
+            ..Sampling::default()
+        };
+        scene.session.sample(sampling).unwrap();
+        said(&mut scene.session, "Once upon a time")
+    };
+    assert!(labels.contains(&&*said_by(&mut scene, 0.0, 0)));
+    let drawn: BTreeSet<String> = (0..60)
+        .map(|seed| said_by(&mut scene, 50.0, seed))
+        .collect();
+    assert_eq!(drawn, labels.map(str::to_owned).into());
+
+    let shape =
+        r#"{"room": "string", "on": "boolean", "level": "integer", "do": [["dim", "off"]]}"#;
+    let constraint = Constraint::shape(shape).unwrap();
+    scene.session.constrain(task, Some(&constraint)).unwrap();
+    for (temperature, seed) in [(0.0, 0), (2.0, 1), (2.0, 2), (50.0, 3), (50.0, 4)] {
+        let text = said_by(&mut scene, temperature, seed);
+        let value: Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            value["room"].is_string() && value["on"].is_boolean(),
+            "{text}"
+        );
+        assert!(value["level"].is_i64() && value["do"].is_array(), "{text}");
+    }
+    let text = scene.session.encode("Once", None).unwrap();
+    scene.session.answer_encoded(&text).unwrap();
+    let before = allocations::calls();
+    scene.session.answer_encoded(&text).unwrap();
+    assert_eq!(allocations::calls() - before, 0);
+
+    let long = Constraint::labels(&["x".repeat(200)]).unwrap();
+    let refused = scene.session.constrain(task, Some(&long)).unwrap_err();
+    assert!(refused.to_string().contains("and 60 may come"), "{refused}");
+
+    let only = ["Once upon", "--only-labels", "turn_on", "Réglage"];
+    let said = scene.run("run", "t", &only);
+    assert!(["turn_on\n", "Réglage\n"].contains(&&*said), "{said}");
+    let file = scene.at("shape.json");
+    fs::write(&file, shape).unwrap();
+    for shape in [shape, &file] {
+        let said = scene.run("run", "t", &["Once", "--stream", "--shape", shape]);
+        let value: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(value.as_object().unwrap().len(), 4);
+    }
+}
+
+#[test]
+fn generated_texts_are_measured_by_whether_they_are_exact() {
+    let Some((mut scene, form)) = scene_of(LLAMA) else {
+        return;
+    };
+    scene.load("t", &form, generating(TOKENS, &[]));
+    let asked = ["w5 w9", "w4", "w7 w8 w9", "w6"];
+    let lines = asked.iter().enumerate().map(|(index, text)| {
+        let target = match index {
+            0 => "w1 w1".to_owned(),
+            _ => said(&mut scene.session, text),
+        };
+        json!({"text": text, "target": target}).to_string() + "\n"
+    });
+    let lines: String = lines.collect();
+    let data = scene.at("data.jsonl");
+    fs::write(&data, lines).unwrap();
+    let figures = scene.run("eval", "t", &["--json", "--data", &data]);
+    let figures: Value = serde_json::from_str(&figures).unwrap();
+    assert_eq!(figures, json!({"exact_match": 0.75, "examples": 4}));
+}
+
+fn generating(tokens: usize, ends: &[u32]) -> Value {
     json!({
         "head": {"kind": "generation", "classes": 0, "hidden": 0},
         "labels": [],
         "answer": {"kind": "text"},
-        "decode": {"most_tokens": TOKENS, "stop_ids": stops},
+        "decode": {"most_tokens": tokens, "stop_ids": ends},
         "pooling": "last",
     })
 }

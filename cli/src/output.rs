@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, ErrorKind, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     process::ExitCode,
     sync::OnceLock,
 };
@@ -60,6 +60,23 @@ impl Output {
         {
             let _ = self.failure.set(error);
         }
+    }
+
+    /// Prints a part of a line for people on stdout, at once; silent when JSON was asked for.
+    pub fn say_part(&self, text: &str) {
+        if self.json || self.is_closed() {
+            return;
+        }
+        let mut stdout = io::stdout().lock();
+        let written = stdout.write_all(text.as_bytes());
+        if let Err(error) = written.and_then(|()| stdout.flush()) {
+            let _ = self.failure.set(error);
+        }
+    }
+
+    /// Whether results go to a terminal, for people.
+    pub fn is_terminal(&self) -> bool {
+        !self.json && io::stdout().is_terminal()
     }
 
     /// Whether stdout takes no more, so that going on is in vain.

@@ -222,6 +222,23 @@ pub enum Error {
     /// No token is left to choose from.
     #[error("every token of the vocabulary is hidden or not allowed here; loosen what may be said")]
     NothingAllowed,
+    /// A tokenizer whose tokens are spelled by those behind them.
+    #[error(
+        "the tokenizer's decoder {decoder} spells no token by itself; give the base one that decodes bytes or words"
+    )]
+    Spelling {
+        /// The decoder's type.
+        decoder: &'static str,
+    },
+    /// A text that is to end before an empty string.
+    #[error("an empty string ends no text; leave it out")]
+    EmptyStop,
+    /// A constraint that no text of a task can keep.
+    #[error("the text cannot be constrained so: {reason}")]
+    Constraint {
+        /// What stands in the way.
+        reason: String,
+    },
     /// The base model cannot be read or understood.
     #[cfg(feature = "compile")]
     #[error("cannot understand the base model")]

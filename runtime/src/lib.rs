@@ -17,7 +17,6 @@ pub mod bundle;
 pub mod compile;
 mod engine;
 mod error;
-#[allow(dead_code)]
 mod generation;
 pub mod image;
 mod load;
@@ -33,7 +32,7 @@ mod text;
 pub use answer::{Answer, Choice, Choices, Scored};
 pub use engine::EngineKind;
 pub use error::Error;
-pub use generation::Sampling;
+pub use generation::{Constraint, Sampling};
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};

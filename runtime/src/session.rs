@@ -14,6 +14,7 @@ use crate::{
     Answer, Error, Image,
     answer::Reader,
     engine::{Engine, EngineKind, Past},
+    generation::guide::Guide,
     image::{Description, Kind},
     task::{Form, Head, KeyValues, Limits, Measure, Place, Task, pool},
     text::{Encoded, Encoder, Overlength},
@@ -86,6 +87,8 @@ pub struct Session {
 struct Loaded {
     task: Task,
     past: Past,
+    /// What its texts may say, where that is not anything.
+    guide: Option<Guide>,
 }
 
 // A session may move to another thread, and an image may be shared by the sessions of several.
@@ -212,7 +215,11 @@ impl Session {
             .iter()
             .position(|loaded| loaded.task.id == task.id);
         self.room.expect(task.labels.len());
-        let loaded = Loaded { task, past };
+        let loaded = Loaded {
+            task,
+            past,
+            guide: None,
+        };
         match place {
             Some(place) => self.tasks[place] = loaded,
             None => self.tasks.push(loaded),
@@ -349,7 +356,7 @@ impl Session {
     pub fn answer_encoded(&mut self, text: &Encoded) -> Result<Answer<'_>, Error> {
         let request = (self.active.ok_or(Error::NoTask)?, text);
         match self.active()?.task.head {
-            Head::Text(_) => self.said(text).map(Answer::Text),
+            Head::Text(_) => self.stream(text, |_| ()).map(Answer::Text),
             Head::Rows(_) | Head::Words(_) => {
                 self.check(request)?;
                 self.run(&[request])?;

@@ -2,7 +2,7 @@
 
 use tokenizers::{EncodeInput, Encoding, InputSequence, Tokenizer};
 
-use crate::{Error, Image};
+use crate::{Error, Image, generation::pieces::Pieces};
 
 /// What happens to a text that does not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,12 +151,9 @@ impl Encoder {
         })
     }
 
-    /// What tokens spell, special ones left out.
-    pub fn spelled(&self, ids: &[u32]) -> Result<String, Error> {
-        self.0.decode(ids, true).map_err(|source| Error::Tokenizer {
-            action: "spelling out tokens",
-            source,
-        })
+    /// What the tokens below `vocabulary` spell.
+    pub fn pieces(&self, vocabulary: usize) -> Result<Pieces, Error> {
+        Pieces::of(&self.0, vocabulary)
     }
 
     /// Where each token of `text` alone ends in it.

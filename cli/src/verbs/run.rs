@@ -1,14 +1,14 @@
 //! `preface run`: answers texts.
 
 use std::{
-    fmt,
+    fmt, fs,
     io::{self, BufRead, ErrorKind},
     process::ExitCode,
 };
 
 use anyhow::{Context, Error, anyhow, bail};
-use preface_bundle::Inputs;
-use preface_runtime::{Answer, Sampling, Session, TaskHandle, TokenizerUse};
+use preface_bundle::{AnswerKind, Inputs};
+use preface_runtime::{Answer, Constraint, Sampling, Session, TaskHandle, TokenizerUse};
 use serde::Serialize;
 
 use crate::{
@@ -22,12 +22,17 @@ use crate::{
 Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from standard input; a line
 may be a JSON object with \"text\". A task that reads pairs takes two texts parted by a tab, or \"text\" and
 \"text2\". A task that tags answers with a label for each word. With --json, one object is printed for each answer:
-{task, label | labels | tags, score}, or {task, text} of a task that generates text; score is a list where there are several, and where the text is outside the task's
-scope label is null and out_of_scope true.
+{task, label | labels | tags, score}, or {task, text} of a task that generates text; score is a list where there are
+several, and where the text is outside the task's scope label is null and out_of_scope true.
+
+A SHAPE is JSON, or a file of it: \"string\", \"number\", \"integer\" or \"boolean\"; a list of strings, of which the
+value is one; a list of one shape, of which the value is a list; an object of shapes, whose keys come in this order.
 
 Example:
   preface run --base minilm.base --bundle intents.preface --trust trust.txt \"turn on the light\"
-  preface run --base minilm.base --bundle *.preface --trust trust.txt --task intents --json < lines")]
+  preface run --base minilm.base --bundle *.preface --trust trust.txt --task intents --json < lines
+  preface run --base llama.base --bundle home.preface --trust trust.txt \"dim the hall\" \\
+              --shape '{\"action\": [\"on\", \"off\", \"dim\"], \"room\": \"string\", \"level\": \"integer\"}'")]
 pub struct Arguments {
     #[command(flatten)]
     files: Files,
@@ -35,15 +40,27 @@ pub struct Arguments {
     #[arg(long, value_name = "ID")]
     task: Option<String>,
     #[command(flatten)]
-    sampling: Sampled,
+    generated: Generated,
     /// The text; without it, lines of standard input.
     text: Option<String>,
 }
 
-/// How the tokens of a generated text are chosen.
+/// How a generated text comes about.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Generated texts")]
-struct Sampled {
+struct Generated {
+    /// Print a text as it grows; on a terminal it is so anyway.
+    #[arg(long)]
+    stream: bool,
+    /// End a text before this string; may be repeated.
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Answer with one of these alone; several may follow.
+    #[arg(long, value_name = "LABEL", num_args = 1.., conflicts_with = "shape")]
+    only_labels: Vec<String>,
+    /// Answer with JSON of this shape alone.
+    #[arg(long, value_name = "SHAPE")]
+    shape: Option<String>,
     /// What the logits are divided by; 0 takes the most probable token.
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     temperature: f32,
@@ -61,15 +78,48 @@ struct Sampled {
     seed: u64,
 }
 
-impl Sampled {
-    fn sampling(&self) -> Sampling {
-        Sampling {
+impl Generated {
+    /// Lets the session generate so the texts of `tasks`.
+    fn prepare(&self, session: &mut Session, tasks: &[TaskHandle]) -> anyhow::Result<()> {
+        let sampling = Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
+        };
+        let unfit = "cannot generate so; it takes a task that generates text";
+        if sampling != Sampling::default() {
+            session.sample(sampling).context(unfit)?;
         }
+        if !self.stop.is_empty() {
+            session.stop_at(&self.stop).context(unfit)?;
+        }
+        if let Some(constraint) = self.constraint()? {
+            for &task in tasks {
+                session.constrain(task, Some(&constraint)).context(unfit)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn constraint(&self) -> anyhow::Result<Option<Constraint>> {
+        let Some(shape) = &self.shape else {
+            let some = !self.only_labels.is_empty();
+            let labels = some.then(|| Constraint::labels(&self.only_labels));
+            return Ok(labels.transpose()?);
+        };
+        let written = shape.trim_start().starts_with(['{', '[', '"']);
+        let text = match written {
+            true => shape.clone(),
+            false => fs::read_to_string(shape)
+                .with_context(|| format!("{shape} is no JSON and cannot be read as a file"))?,
+        };
+        let constraint = Constraint::shape(&text);
+        Ok(Some(constraint.with_context(|| match written {
+            true => "cannot use --shape".to_owned(),
+            false => format!("cannot use {shape}"),
+        })?))
     }
 }
 
@@ -162,22 +212,19 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         handles,
         ..
     } = arguments.files.open(TokenizerUse::AtOpen)?;
-    let sampling = arguments.sampling.sampling();
-    if sampling != Sampling::default() {
-        let sampled = session.sample(sampling);
-        sampled.context("cannot choose tokens so; it takes a task that generates text")?;
-    }
     let handles = match &arguments.task {
         Some(id) => vec![named(&session, id)?],
         None => handles,
     };
+    arguments.generated.prepare(&mut session, &handles)?;
+    let streams = arguments.generated.stream || output.is_terminal();
     let name = |handle| session.tasks().find(|&(other, _)| other == handle);
     let handles: Vec<(TaskHandle, String)> = handles
         .into_iter()
         .map(|handle| (handle, name(handle).map_or("", |(_, name)| name).to_owned()))
         .collect();
     if let Some(text) = &arguments.text {
-        answer(&mut session, &handles, text, output)?;
+        answer(&mut session, &handles, text, streams, output)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (number, line) in io::stdin().lock().lines().enumerate() {
@@ -192,7 +239,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        answer(&mut session, &handles, &line, output).with_context(place)?;
+        answer(&mut session, &handles, &line, streams, output).with_context(place)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -213,18 +260,35 @@ fn answer(
     session: &mut Session,
     handles: &[(TaskHandle, String)],
     line: &str,
+    streams: bool,
     output: &Output,
 ) -> anyhow::Result<()> {
     for (handle, task) in handles {
         let plan = session.plan(*handle);
         let text = Text::of_line(line, plan.map_or(Inputs::One, |plan| plan.inputs));
         session.activate(*handle)?;
+        let several = handles.len() > 1;
+        let generates = plan.is_some_and(|plan| plan.kind == AnswerKind::Text);
+        if streams && generates {
+            let encoded = session.encode(&text.first, text.second.as_deref())?;
+            if several {
+                output.say_part(&format!("{task}\t"));
+            }
+            let said = session.stream(&encoded, |piece| output.say_part(piece));
+            output.say_part("\n");
+            let line = Line {
+                task,
+                said: Said::Text { text: said? },
+            };
+            output.json(&line)?;
+            continue;
+        }
         let said = Said::of(text.ask(session)?)?;
         let line = Line { task, said };
         output.json(&line)?;
-        match handles.len() {
-            1 => output.say(&line.said),
-            _ => output.say(format_args!("{task}\t{}", line.said)),
+        match several {
+            true => output.say(format_args!("{task}\t{}", line.said)),
+            false => output.say(&line.said),
         }
     }
     Ok(())

@@ -178,6 +178,15 @@ impl Engine {
         }
     }
 
+    /// How many tokens can still be run one by one behind `past`.
+    pub fn left(&self, past: &Past) -> usize {
+        match (self, past) {
+            (Self::Executor(executor), Past::Executor(past)) => executor.left(past),
+            #[cfg(feature = "plan")]
+            _ => 0,
+        }
+    }
+
     /// The hidden rows of the last run, `[rows, hidden]`.
     pub fn hidden_rows(&self) -> &[f32] {
         match self {

@@ -1,13 +1,23 @@
 //! Writing text token by token: what needs the logits of the next token and not the engine that computes them.
 //!
-//! Once for each token a caller asks a [`Constraint`](constraint::Constraint) which tokens may come next, lets a
-//! [`Sampler`](sampler::Sampler) choose one of them by the logits, advances the constraint by it, and hands its piece to
-//! a [`Stream`](stream::Stream) and the stream's text to [`Stops`](stops::Stops). None of this takes memory once made.
+//! Once for each token a [`Guide`](guide::Guide) says which tokens may come next, where a [`Constraint`] is to be
+//! kept, a [`Sampler`](sampler::Sampler) chooses one of them by the logits, and what it spells, its
+//! [`Pieces`](pieces::Pieces), goes to a [`Stream`](stream::Stream), which gives the text out up to the first of its
+//! [`Stops`](stops::Stops). None of this takes memory once made.
 
-mod allowed;
+pub(crate) mod allowed;
+mod automaton;
+mod constraint;
 mod draw;
+pub(crate) mod guide;
+mod lexicon;
+pub(crate) mod pieces;
 pub(crate) mod sampler;
+mod shape;
+pub(crate) mod stops;
+pub(crate) mod stream;
 #[cfg(test)]
 mod testing;
 
+pub use constraint::Constraint;
 pub use sampler::Sampling;

@@ -1,11 +1,19 @@
 //! Text that the base goes on with.
 
-use super::Session;
+use super::{Loaded, Session, TaskHandle, TokenizerUse};
 use crate::{
     Encoded, Error,
     engine::Past,
-    generation::{Sampling, sampler::Sampler},
-    task::Head,
+    generation::{
+        Constraint, Sampling,
+        allowed::Allowed,
+        guide::{Guide, Place},
+        pieces::Pieces,
+        sampler::Sampler,
+        stops::Stops,
+        stream::Stream,
+    },
+    task::{Head, Limits, Task},
 };
 
 /// What generation keeps between two texts.
@@ -17,9 +25,23 @@ pub(super) struct Generation {
     next: Encoded,
     /// The tokens of the text, and behind them those that were generated.
     seen: Vec<u32>,
+    /// The most tokens that a loaded task generates.
+    most_tokens: usize,
     sampler: Sampler,
-    /// What they spell.
-    text: String,
+    /// The tokens that may come next, where a text is constrained.
+    allowed: Allowed,
+    /// What tokens spell; read with the first text, or the tokenizer.
+    pieces: Option<Pieces>,
+    stops: Stops,
+    stream: Stream,
+}
+
+impl Generation {
+    /// Makes room for the longest text.
+    fn reserve(&mut self) {
+        let longest = self.pieces.as_ref().map_or(0, Pieces::longest);
+        self.stream.reserve(self.most_tokens * longest);
+    }
 }
 
 impl Session {
@@ -34,69 +56,154 @@ impl Session {
         Ok(())
     }
 
-    /// Lets the base go on with a text, as the active task says: token by token as [`Session::sample`] chose, the most
-    /// probable one where it was not called, until one that ends the text or as many as the task allows. `hear` is given
-    /// each token as it is chosen. Returns all of them, without the one that ended the text.
+    /// Ends every text from now on before the first of `stops`, beside the tokens that end it. A constrained text
+    /// ends by its constraint alone.
+    ///
+    /// # Errors
+    /// When a string is empty, no loaded task generates text, or the tokenizer's tokens cannot be spelled one by one.
+    pub fn stop_at(&mut self, stops: &[impl AsRef<str>]) -> Result<(), Error> {
+        let stops = Stops::new(stops)?;
+        self.read_pieces()?;
+        self.generation.as_mut().ok_or(Error::NoTask)?.stops = stops;
+        Ok(())
+    }
+
+    /// Lets the texts of `task` say from now on what `constraint` allows and nothing else; anything again where there
+    /// is none. A task that is loaded again is free.
+    ///
+    /// # Errors
+    /// When the task is not loaded or generates no text, its tokens cannot spell what is allowed, or it allows too
+    /// few of them.
+    pub fn constrain(
+        &mut self,
+        task: TaskHandle,
+        constraint: Option<&Constraint>,
+    ) -> Result<(), Error> {
+        self.read_pieces()?;
+        let generation = self.generation.as_ref().ok_or(Error::NoTask)?;
+        let pieces = generation.pieces.as_ref().ok_or(Error::NoTask)?;
+        let loaded = self.tasks.get_mut(task.0).ok_or(Error::NoTask)?;
+        let limits = limits(&loaded.task)?;
+        let guide = constraint.map(|constraint| Guide::new(constraint, pieces, &limits.stops));
+        let guide = guide.transpose()?;
+        if let Some(guide) = &guide {
+            enough(guide, limits.most_tokens)?;
+        }
+        loaded.guide = guide;
+        Ok(())
+    }
+
+    /// Lets the base go on with a text, as the active task says: token by token as [`Session::sample`] chose, the
+    /// most probable one where it was not called, until one that ends the text or as many as the task allows. `hear`
+    /// is given each token as it is chosen. Returns all of them, without the one that ended the text; those that
+    /// spell a string of [`Session::stop_at`] are among them.
     ///
     /// Positions that run out end the text as well.
     ///
     /// # Errors
-    /// When no task is active or it generates no text, there are no tokens or too many, or a score is no number.
+    /// When no task is active or it generates no text, there are no tokens or too many, a score is no number, or what
+    /// is left of the positions is too little for a constrained text.
     pub fn generate(&mut self, text: &Encoded, mut hear: impl FnMut(u32)) -> Result<&[u32], Error> {
+        self.write(text, &mut hear, &mut |_| ())?;
+        let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
+        Ok(&generation.seen[text.len()..])
+    }
+
+    /// As [`Session::generate`], but `hear` is given the text as it grows: whole characters, as soon as no string of
+    /// [`Session::stop_at`] can begin with them. Returns the whole text, which ends before such a string.
+    ///
+    /// # Errors
+    /// As [`Session::generate`], or when the tokenizer's tokens cannot be spelled one by one.
+    pub fn stream(&mut self, text: &Encoded, mut hear: impl FnMut(&str)) -> Result<&str, Error> {
+        self.read_pieces()?;
+        self.write(text, &mut |_| (), &mut hear)?;
+        let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
+        Ok(generation.stream.text())
+    }
+
+    /// Generates a text. Its tokens are heard and, where pieces were read, what they spell.
+    fn write(
+        &mut self,
+        text: &Encoded,
+        hear_token: &mut dyn FnMut(u32),
+        hear_text: &mut dyn FnMut(&str),
+    ) -> Result<(), Error> {
+        let mut left = self.begin(text)?;
         let loaded = self.tasks.get(self.active.ok_or(Error::NoTask)?.0);
-        let loaded = loaded.ok_or(Error::NoTask)?;
-        let Head::Text(limits) = &loaded.task.head else {
-            let task = loaded.task.id.clone();
-            return Err(Error::NoText { task });
-        };
-        text.check(self.limit(&loaded.task))?;
+        let Loaded { task, guide, .. } = loaded.ok_or(Error::NoTask)?;
+        let limits = limits(task)?;
         let Generation {
             past,
             next,
             seen,
             sampler,
+            allowed,
+            pieces,
+            stops,
+            stream,
             ..
         } = self.generation.as_mut().ok_or(Error::NoPast)?;
-        past.begin(&loaded.past)?;
-        seen.clear();
-        seen.extend_from_slice(text.ids());
-        sampler.restart();
-        self.room.clear(self.image.description());
-        self.room.push(&self.image, Some(&loaded.task.form), text)?;
-        self.engine.go_on(self.room.input(), past)?;
-        while seen.len() - text.len() < limits.most_tokens {
+        let (mut place, free) = (Place::default(), Stops::default());
+        let (pieces, guide) = (pieces.as_ref(), guide.as_ref());
+        let stops = guide.map_or(&*stops, |_| &free);
+        while left > 0 {
             let scores = self.engine.logits(self.room.ids.len() - 1)?;
-            let token = sampler.next(scores, seen, None)?;
+            let guided = guide.zip(pieces).map(|(guide, pieces)| {
+                guide.allow(pieces, place, left, allowed);
+                &*allowed
+            });
+            let token = sampler.next(scores, seen, guided)?;
             if limits.stops.contains(&token) {
                 break;
             }
             seen.push(token);
-            hear(token);
-            next.set(&[token], &[], []);
-            self.room.clear(self.image.description());
-            self.room.push(&self.image, None, next)?;
-            match self.engine.go_on(self.room.input(), past) {
-                Err(Error::Room { .. }) => break,
-                ran => ran?,
+            hear_token(token);
+            left -= 1;
+            if let Some(pieces) = pieces {
+                let piece = place.advance(pieces, guide, token);
+                let whole = guide.is_some_and(|guide| guide.is_whole(place));
+                if stream.push(piece, stops, hear_text) || whole {
+                    break;
+                }
+            }
+            if left > 0 {
+                next.set(&[token], &[], []);
+                self.room.clear(self.image.description());
+                self.room.push(&self.image, None, next)?;
+                self.engine.go_on(self.room.input(), past)?;
             }
         }
-        Ok(&seen[text.len()..])
+        stream.end(stops, hear_text);
+        Ok(())
     }
 
-    /// What the base goes on with, as text: see [`Session::generate`].
-    pub(super) fn said(&mut self, text: &Encoded) -> Result<&str, Error> {
-        self.generate(text, |_| {})?;
-        let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
-        let spelled = self.encoder()?.spelled(&generation.seen[text.len()..])?;
+    /// Runs a text that is to be gone on with. How many tokens may come behind it.
+    fn begin(&mut self, text: &Encoded) -> Result<usize, Error> {
+        let loaded = self.tasks.get(self.active.ok_or(Error::NoTask)?.0);
+        let Loaded { task, past, guide } = loaded.ok_or(Error::NoTask)?;
+        let limits = limits(task)?;
+        text.check(self.limit(task))?;
         let generation = self.generation.as_mut().ok_or(Error::NoPast)?;
-        generation.text = spelled;
-        Ok(&generation.text)
+        generation.past.begin(past)?;
+        generation.seen.clear();
+        generation.seen.extend_from_slice(text.ids());
+        generation.sampler.restart();
+        generation.stream.restart();
+        self.room.clear(self.image.description());
+        self.room.push(&self.image, Some(&task.form), text)?;
+        let past = &mut generation.past;
+        self.engine.go_on(self.room.input(), past)?;
+        // The last token is not run.
+        let left = limits.most_tokens.min(self.engine.left(past) + 1);
+        guide.iter().try_for_each(|guide| enough(guide, left))?;
+        Ok(left)
     }
 
     /// Makes room for texts of at most `tokens` generated tokens.
     ///
     /// # Errors
-    /// [`Error::NoPast`] and [`Error::NoLogits`] where this image cannot generate.
+    /// [`Error::NoPast`] and [`Error::NoLogits`] where this image cannot generate; when the tokenizer is read at open
+    /// and its tokens cannot be spelled one by one.
     pub(super) fn make_room_to_generate(&mut self, tokens: usize) -> Result<(), Error> {
         let vocabulary = self.engine.vocabulary().ok_or(Error::NoLogits)?;
         let rows = self.engine.most_rows().unwrap_or(0);
@@ -105,14 +212,59 @@ impl Session {
                 past: self.engine.room(None).ok_or(Error::NoPast)?,
                 next: Encoded::of_ids(&[0]),
                 seen: Vec::new(),
+                most_tokens: 0,
                 sampler: Sampler::new(Sampling::default(), vocabulary)?,
-                text: String::new(),
+                allowed: Allowed::none(vocabulary),
+                pieces: None,
+                stops: Stops::default(),
+                stream: Stream::default(),
             });
         }
         if let Some(generation) = &mut self.generation {
+            let positions = self.image.description().max_positions;
+            let most = tokens.min(positions.unwrap_or(usize::MAX));
+            generation.most_tokens = generation.most_tokens.max(most);
             generation.seen.clear();
-            generation.seen.reserve(rows + tokens);
+            generation.seen.reserve(rows + generation.most_tokens);
+            generation.reserve();
+        }
+        match self.options.tokenizer {
+            TokenizerUse::AtOpen => self.read_pieces(),
+            TokenizerUse::WithFirstText => Ok(()),
+        }
+    }
+
+    /// Reads what tokens spell, if it was not read before.
+    fn read_pieces(&mut self) -> Result<(), Error> {
+        let generation = self.generation.as_ref().ok_or(Error::NoTask)?;
+        if generation.pieces.is_none() {
+            let vocabulary = self.engine.vocabulary().ok_or(Error::NoLogits)?;
+            let pieces = self.encoder()?.pieces(vocabulary)?;
+            let generation = self.generation.as_mut().ok_or(Error::NoTask)?;
+            generation.pieces = Some(pieces);
+            generation.reserve();
         }
         Ok(())
+    }
+}
+
+/// When the texts of a task end.
+fn limits(task: &Task) -> Result<&Limits, Error> {
+    match &task.head {
+        Head::Text(limits) => Ok(limits),
+        Head::Rows(_) | Head::Words(_) => Err(Error::NoText {
+            task: task.id.clone(),
+        }),
+    }
+}
+
+/// Whether a text of `left` tokens can keep a constraint.
+fn enough(guide: &Guide, left: usize) -> Result<(), Error> {
+    let fewest = guide.fewest();
+    match fewest <= left {
+        true => Ok(()),
+        false => Err(Error::Constraint {
+            reason: format!("the shortest text has {fewest} tokens, and {left} may come"),
+        }),
     }
 }

@@ -288,6 +288,12 @@ impl Executor {
         ran
     }
 
+    /// How many tokens can still be run one by one behind `past`.
+    pub fn left(&self, past: &Past) -> usize {
+        let positions = self.image.steps().map_or(0, |program| program.max_rows);
+        past.left().min(positions.saturating_sub(past.position()))
+    }
+
     /// The hidden rows of the last run, `[rows, hidden]`.
     pub fn hidden_rows(&self) -> &[f32] {
         &self.arena.view()[self.made.clone()]

@@ -82,6 +82,12 @@ impl Past {
         self.position
     }
 
+    /// How many tokens there still is room for.
+    pub(super) fn left(&self) -> usize {
+        let layers = self.layers.iter().map(|layer| layer.room - layer.tokens);
+        layers.min().unwrap_or(usize::MAX)
+    }
+
     pub(super) fn layer(&self, index: usize) -> Option<&Layer> {
         self.layers.get(index)
     }
