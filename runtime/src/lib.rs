@@ -25,6 +25,7 @@ mod load;
 #[allow(unsafe_code)]
 mod map;
 mod session;
+mod status;
 mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;
@@ -37,4 +38,5 @@ pub use generation::Sampling;
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, TokenizerUse};
+pub use status::Status;
 pub use text::{Encoded, Overlength};
