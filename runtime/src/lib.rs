@@ -24,6 +24,7 @@ mod load;
 #[allow(unsafe_code)]
 mod map;
 mod session;
+mod status;
 mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;
@@ -36,4 +37,5 @@ pub use generation::{Constraint, Sampling};
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};
+pub use status::Status;
 pub use text::{Encoded, Overlength};
