@@ -1,5 +1,7 @@
 //! Tensors with their bytes: how they become `f32`, and which values are refused.
 
+use core::mem;
+
 use crate::{
     error::Error,
     tensor::{Dtype, TensorSpec},
@@ -7,6 +9,8 @@ use crate::{
 
 /// Largest magnitude of a value.
 pub const MAX_VALUE: f32 = 10_000.0;
+/// Its bits as a binary16; those of larger numbers, of infinity and of what is no number are greater.
+const MAX_F16: u16 = 0x70e2;
 
 /// One tensor with its bytes.
 #[derive(Clone, Copy, Debug)]
@@ -45,11 +49,26 @@ impl<'a> Tensor<'a> {
                 found: out.len(),
             });
         }
+        self.dequantise_from(0, out)
+    }
+
+    /// Writes its values from the one of number `first` on, row-major, into `out`.
+    ///
+    /// # Errors
+    /// [`Error::BufferLength`] when it has fewer of them than `out` has places.
+    pub fn dequantise_from(&self, first: usize, out: &mut [f32]) -> Result<(), Error> {
+        let expected = self.spec.elements().saturating_sub(first);
+        if out.len() > expected {
+            return Err(Error::BufferLength {
+                expected,
+                found: out.len(),
+            });
+        }
         match self.spec.dtype {
-            Dtype::F32 => fill(out, self.bytes, f32::from_le_bytes),
-            Dtype::F16 => fill(out, self.bytes, |b| f16_to_f32(u16::from_le_bytes(b))),
-            Dtype::Bf16 => fill(out, self.bytes, bf16),
-            Dtype::I8 | Dtype::I4 => self.unscale(out),
+            Dtype::F32 => fill(out, self.bytes, first, f32::from_le_bytes),
+            Dtype::F16 => fill(out, self.bytes, first, f16),
+            Dtype::Bf16 => fill(out, self.bytes, first, bf16),
+            Dtype::I8 | Dtype::I4 => self.unscale(first, out),
         }
         Ok(())
     }
@@ -62,26 +81,32 @@ impl<'a> Tensor<'a> {
         (scales.as_chunks().0, values)
     }
 
-    fn unscale(&self, out: &mut [f32]) {
+    fn unscale(&self, mut first: usize, mut out: &mut [f32]) {
         let (scales, values) = self.parts();
         let group = usize::from(self.spec.group).max(1);
-        let per_byte = if self.spec.dtype == Dtype::I4 { 2 } else { 1 };
-        let groups = out
-            .chunks_mut(group)
-            .zip(values.chunks((group / per_byte).max(1)));
-        for ((out, values), scale) in groups.zip(scales) {
-            let scale = f16_to_f32(u16::from_le_bytes(*scale));
-            if per_byte == 2 {
-                let halves = values.iter().flat_map(|byte| nibbles(*byte));
-                out.iter_mut()
-                    .zip(halves)
+        for scale in scales.iter().skip(first / group) {
+            let count = (group - first % group).min(out.len());
+            let (now, later) = mem::take(&mut out)
+                .split_at_mut_checked(count)
+                .unwrap_or_default();
+            let scale = f16(*scale);
+            if self.spec.dtype == Dtype::I4 {
+                let bytes = values.get(first / 2..).unwrap_or_default();
+                let halves = bytes.iter().flat_map(|byte| nibbles(*byte));
+                now.iter_mut()
+                    .zip(halves.skip(first % 2))
                     .for_each(|(to, q)| *to = scale * f32::from(q));
             } else {
-                let bytes = values.iter().map(|byte| i8::from_le_bytes([*byte]));
-                out.iter_mut()
+                let bytes = values.get(first..).unwrap_or_default();
+                now.iter_mut()
                     .zip(bytes)
-                    .for_each(|(to, q)| *to = scale * f32::from(q));
+                    .for_each(|(to, byte)| *to = scale * f32::from(i8::from_le_bytes([*byte])));
             }
+            if later.is_empty() {
+                break;
+            }
+            first = first.saturating_add(count);
+            out = later;
         }
     }
 
@@ -91,12 +116,12 @@ impl<'a> Tensor<'a> {
     /// [`Error::Value`]: a value is not finite or above [`MAX_VALUE`]; a scale is not a positive
     /// normal number or makes a value above it; a byte is -128, which has no negative.
     pub(crate) fn check_values(&self) -> Result<(), Error> {
-        let sane = |value: f32| value.is_finite() && value.abs() <= MAX_VALUE;
+        let sane = |value: f32| value.abs() <= MAX_VALUE;
         let values_are_sane = match self.spec.dtype {
             Dtype::F32 => every(self.bytes, |b| sane(f32::from_le_bytes(b))),
-            Dtype::F16 => every(self.bytes, |b| sane(f16_to_f32(u16::from_le_bytes(b)))),
+            Dtype::F16 => every(self.bytes, |b| u16::from_le_bytes(b) & 0x7fff <= MAX_F16),
             Dtype::Bf16 => every(self.bytes, |b| sane(bf16(b))),
-            Dtype::I8 => self.parts().1.iter().all(|byte| *byte != 0x80),
+            Dtype::I8 => every(self.parts().1, |[byte]| byte != 0x80),
             Dtype::I4 => true,
         };
         if !values_are_sane {
@@ -127,14 +152,22 @@ impl<'a> Tensor<'a> {
     }
 }
 
-fn fill<const N: usize>(out: &mut [f32], bytes: &[u8], value: impl Fn([u8; N]) -> f32) {
+fn fill<const N: usize>(
+    out: &mut [f32],
+    bytes: &[u8],
+    first: usize,
+    value: impl Fn([u8; N]) -> f32,
+) {
+    let chunks = bytes.as_chunks::<N>().0.get(first..).unwrap_or_default();
     out.iter_mut()
-        .zip(bytes.as_chunks::<N>().0)
+        .zip(chunks)
         .for_each(|(to, chunk)| *to = value(*chunk));
 }
 
+/// Whether `rule` holds for every value. All are looked at: a loop that may end early is not vectorised.
 fn every<const N: usize>(bytes: &[u8], rule: impl Fn([u8; N]) -> bool) -> bool {
-    bytes.as_chunks::<N>().0.iter().all(|chunk| rule(*chunk))
+    let chunks = bytes.as_chunks::<N>().0.iter();
+    chunks.fold(true, |holds, chunk| holds & rule(*chunk))
 }
 
 /// The two values of a byte of i4: the low half first, each in two's complement.
@@ -147,24 +180,22 @@ fn bf16([low, high]: [u8; 2]) -> f32 {
     f32::from_le_bytes([0, 0, low, high])
 }
 
+fn f16(bytes: [u8; 2]) -> f32 {
+    f16_to_f32(u16::from_le_bytes(bytes))
+}
+
 /// The value of an IEEE 754 binary16 with these bits.
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
-    let exponent = u32::from((bits >> 10) & 0x1f);
-    let fraction = u32::from(bits & 0x3ff);
-    let magnitude = match (exponent, fraction) {
-        (0, 0) => 0,
-        (0, _) => return f32::from_bits(sign | 0x3f80_0000) * subnormal(fraction),
-        (31, _) => 0x7f80_0000 | (fraction << 13),
-        _ => ((exponent + 112) << 23) | (fraction << 13),
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    // Exponents are 112 apart: 2^112 times the same fields, exact for subnormal numbers too.
+    let scaled = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+    let beyond = if magnitude >= 0x7c00 << 13 {
+        0x7f80_0000
+    } else {
+        0
     };
-    f32::from_bits(sign | magnitude)
-}
-
-/// `fraction * 2^-24`, exact: `fraction` has 10 bits.
-fn subnormal(fraction: u32) -> f32 {
-    let fraction = u16::try_from(fraction).unwrap_or(0);
-    f32::from(fraction) * f32::from_bits(0x3380_0000)
+    f32::from_bits(sign | scaled.to_bits() | beyond)
 }
 
 #[cfg(test)]
@@ -216,6 +247,36 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_tensor_is_that_part_of_its_values() {
+        let table: [(Dtype, u16, &[u8]); 5] = [
+            (Dtype::F32, 0, &[0, 0, 0xc0, 0x3f].repeat(8)),
+            (Dtype::F16, 0, &[0, 0x3e, 1, 0xc0].repeat(4)),
+            (Dtype::Bf16, 0, &[0xc0, 0x3f, 0, 0xc0].repeat(4)),
+            (
+                Dtype::I8,
+                3,
+                &[0, 0x38, 0, 0x3c, 0, 0x40, 1, 2, 3, 4, 5, 6, 7, 8],
+            ),
+            (Dtype::I4, 4, &[0, 0x38, 0, 0x3c, 0x21, 0x43, 0x65, 0x87]),
+        ];
+        for (dtype, group, bytes) in table {
+            let whole = values(dtype, &[2, 4], group, bytes);
+            let spec = spec(Role::Embeddings, dtype, &[2, 4], group).expect("a valid spec");
+            let tensor = Tensor::new(spec, bytes).expect("bytes are there");
+            for first in 0..=8 {
+                for end in first..=8 {
+                    let mut part = vec![f32::NAN; end - first];
+                    let filled = tensor.dequantise_from(first, &mut part);
+                    filled.expect("it has as many");
+                    assert_eq!(part, whole[first..end], "{dtype:?} from {first} to {end}");
+                }
+                let more = tensor.dequantise_from(first, &mut vec![0.0; 9 - first]);
+                assert!(matches!(more, Err(Error::BufferLength { .. })));
+            }
+        }
+    }
+
+    #[test]
     fn halves_convert_exactly() {
         let cases = [
             (0x0000, 0.0),
@@ -232,13 +293,14 @@ mod tests {
         for (bits, value) in cases {
             assert_eq!(f16_to_f32(bits), value, "{bits:#06x}");
         }
-        assert!(f16_to_f32(0x7e00).is_nan());
+        assert_eq!(f16_to_f32(MAX_F16), MAX_VALUE);
+        assert!(f16_to_f32(0x7e00).is_nan() && f16_to_f32(0x7c01).is_nan());
         assert!(f16_to_f32(0x8000).is_sign_negative());
     }
 
     #[test]
     fn values_that_must_not_be_used_are_refused() {
-        let cases: [(&str, Dtype, u16, &[u8]); 12] = [
+        let cases: [(&str, Dtype, u16, &[u8]); 14] = [
             ("f32 nan", Dtype::F32, 0, &[0, 0, 0xc0, 0x7f, 0, 0, 0, 0]),
             (
                 "f32 too large",
@@ -248,6 +310,8 @@ mod tests {
             ),
             ("f16 infinity", Dtype::F16, 0, &[0, 0x7c, 0, 0]),
             ("f16 too large", Dtype::F16, 0, &[0xff, 0x7b, 0, 0]),
+            ("f16 a little too large", Dtype::F16, 0, &[0, 0, 0xe3, 0xf0]),
+            ("f16 nan", Dtype::F16, 0, &[0, 0x7e, 0, 0]),
             ("bf16 nan", Dtype::Bf16, 0, &[0xc0, 0x7f, 0, 0]),
             ("i8 of -128", Dtype::I8, 2, &[0, 0x3c, 0x80, 0]),
             ("scale zero", Dtype::I8, 2, &[0, 0, 1, 1]),

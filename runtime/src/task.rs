@@ -37,7 +37,7 @@ pub(crate) enum Form {
         rows: Vec<f32>,
         place: Place,
     },
-    /// Keys and values before those of the text.
+    /// Keys and values before those of the text; their numbers are the engine's once the task is added to a session.
     KeyValues(KeyValues),
     /// Rows before those of the text that were run once: their keys and values are kept.
     Ran { tokens: usize },
@@ -519,23 +519,27 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
         head_dim: run.spec().dim(4),
     };
     let half = shape.kv_heads * run.spec().dim(3) * shape.head_dim;
-    let numbers = numbers(run)?;
-    let layers = numbers.chunks_exact(2 * half).map(|layer| {
-        let (keys, values) = layer.split_at(half);
-        LayerKeyValues {
+    let layers = (0..run.spec().dim(0)).map(|layer| {
+        let first = 2 * layer * half;
+        Ok(LayerKeyValues {
             shape,
-            keys: keys.to_vec(),
-            values: values.to_vec(),
+            keys: part(run, first, half)?,
+            values: part(run, first + half, half)?,
             gate: 0.0,
-        }
+        })
     });
-    Ok(layers.collect())
+    layers.collect()
 }
 
 fn numbers(tensor: &Tensor<'_>) -> Result<Vec<f32>, String> {
-    let mut numbers = vec![0.0; tensor.spec().elements()];
+    part(tensor, 0, tensor.spec().elements())
+}
+
+/// The `count` numbers of a tensor from that of number `first` on.
+fn part(tensor: &Tensor<'_>, first: usize, count: usize) -> Result<Vec<f32>, String> {
+    let mut numbers = vec![0.0; count];
     tensor
-        .dequantise(&mut numbers)
+        .dequantise_from(first, &mut numbers)
         .map_err(|error| error.to_string())?;
     Ok(numbers)
 }
@@ -573,6 +577,20 @@ mod tests {
         }
         head.logits(&[0.0, 0.0], &mut logits).unwrap();
         assert_eq!(logits, [0.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn a_verbaliser_speaks_with_tokens_of_the_vocabulary_alone() {
+        let words = Words(vec![vec![3, 9], vec![7]]);
+        assert_eq!(words.fit(10), Ok(()));
+        for vocabulary in [0, 7, 9] {
+            let first = if vocabulary == 0 { 3 } else { 9 };
+            let refused = words.fit(vocabulary).unwrap_err();
+            assert!(
+                refused.contains(&format!("token {first} ")),
+                "{vocabulary}: {refused}"
+            );
+        }
     }
 
     #[test]

@@ -131,11 +131,11 @@ impl Engine {
     }
 
     /// Lays a prefix out as this engine consumes it; that of a task without one has no layers.
-    pub fn prepare(&self, prefix: &KeyValues) -> Result<Past, Error> {
+    pub fn prepare(&self, prefix: KeyValues) -> Result<Past, Error> {
         match self {
             Self::Executor(executor) => executor.prepare(prefix).map(Past::Executor),
             #[cfg(feature = "plan")]
-            Self::Plan(plan) => plan.prepare(prefix).map(Past::Plan),
+            Self::Plan(plan) => plan.prepare(&prefix).map(Past::Plan),
         }
     }
 

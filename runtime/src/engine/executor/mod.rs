@@ -190,7 +190,7 @@ impl Executor {
     ///
     /// # Errors
     /// When it has more rows than room was reserved for.
-    pub fn prepare(&self, prefix: &KeyValues) -> Result<Past, Error> {
+    pub fn prepare(&self, prefix: KeyValues) -> Result<Past, Error> {
         if prefix.tokens > self.most_prefix {
             return Err(Error::Room {
                 rows: prefix.tokens,
