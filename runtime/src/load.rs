@@ -1,6 +1,7 @@
 //! A bundle file loaded against a trust store: read, verified, and put beside the session's other tasks.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -135,6 +136,11 @@ impl Session {
         let admitted = authentic.admit(&policy).map_err(refused)?;
         let decoded = bundle::decode(&admitted).map_err(refused)?;
         let verified = admitted.open(&decoded).map_err(refused)?;
+        // What was decompressed may have been put in order, in as many bytes again.
+        self.note_loading(match &decoded {
+            Cow::Borrowed(_) => bytes.len(),
+            Cow::Owned(decoded) => bytes.len() + 2 * decoded.len(),
+        });
         self.load(&verified)
             .map_err(|source| LoadError::DoesNotFit {
                 path: path.to_owned(),

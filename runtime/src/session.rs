@@ -1,5 +1,6 @@
 //! Tasks on a mapped base: load, activate, answer.
 
+mod ceiling;
 mod generate;
 mod room;
 
@@ -56,6 +57,8 @@ pub struct Session {
     tasks: Vec<Loaded>,
     active: Option<TaskHandle>,
     room: Room,
+    /// Bytes that loading a task took and gave back, of the one that took the most.
+    loading_bytes: usize,
     /// There where a task generates text.
     generation: Option<Generation>,
 }
@@ -105,6 +108,7 @@ impl Session {
             tasks: Vec::new(),
             active: None,
             room,
+            loading_bytes: 0,
             generation: None,
         })
     }

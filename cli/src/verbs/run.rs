@@ -157,11 +157,13 @@ const NO_TAG: &str = "-";
 
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let tasks = arguments.files.open(TokenizerUse::AtOpen)?;
+    tasks.note_ceiling(output);
     let Tasks {
         mut session,
         handles,
         ..
-    } = arguments.files.open(TokenizerUse::AtOpen)?;
+    } = tasks;
     let sampling = arguments.sampling.sampling();
     if sampling != Sampling::default() {
         let sampled = session.sample(sampling);

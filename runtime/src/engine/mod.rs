@@ -121,6 +121,24 @@ impl Engine {
         }
     }
 
+    /// Bytes of everything that is kept between runs; `None` where runs take more.
+    pub fn reserved_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Executor(executor) => Some(executor.reserved_bytes()),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => None,
+        }
+    }
+
+    /// Bytes that [`Engine::room`] takes for as many tokens as a run may see.
+    pub fn room_bytes(&self) -> usize {
+        match self {
+            Self::Executor(executor) => executor.room_bytes(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => 0,
+        }
+    }
+
     /// Rows of texts and of their prompts that fit a run; `None` where the engine sets no bound.
     pub fn most_rows(&self) -> Option<usize> {
         match self {
@@ -223,6 +241,15 @@ impl Past {
             Self::Executor(_) => {
                 unreachable!("a session lays out pasts with the engine that runs them")
             }
+        }
+    }
+
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Executor(past) => past.bytes(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => 0,
         }
     }
 

@@ -22,7 +22,8 @@ use attend::{Attention, Keys, QUERIES, Scene};
 use kernels::{Arena, Block, Kernel, Panels, Sums};
 pub(crate) use past::Past;
 use program::{Attend, Columns, Product, Step, Tied};
-use rows::{Curves, Memory, inner, wide};
+pub(crate) use rows::wide;
+use rows::{Curves, Memory, inner};
 
 /// A program ready to run.
 #[derive(Debug)]
@@ -175,6 +176,25 @@ impl Executor {
     /// Bytes that are reserved.
     pub fn arena_bytes(&self) -> usize {
         self.arena.len() * size_of::<f32>()
+    }
+
+    /// Bytes that everything kept between runs takes.
+    pub fn reserved_bytes(&self) -> usize {
+        let rows: usize = self.rows.iter().map(Panels::bytes).sum();
+        let ready = self.parts.iter().flat_map(|part| &part.ready);
+        let biases = ready.map(|ready| match ready {
+            Ready::Bias(Some(bias)) => bias.as_bytes().len(),
+            _ => 0,
+        });
+        let attention = self.attention.as_ref().map_or(0, Attention::bytes);
+        self.arena_bytes() + rows + biases.sum::<usize>() + attention
+    }
+
+    /// Bytes that [`Executor::room`] takes for as many tokens as a run may see.
+    pub fn room_bytes(&self) -> usize {
+        let layers = &self.image.description().layers;
+        let numbers = layers.iter().map(|layer| layer.kv_heads * layer.head_dim);
+        2 * (self.most_rows + self.most_prefix) * numbers.sum::<usize>() * size_of::<f32>()
     }
 
     /// Whether tokens see only those before them, so that keys and values may be kept.

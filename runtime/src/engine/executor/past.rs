@@ -1,6 +1,6 @@
 //! Keys and values of the tokens before those of a run.
 
-use crate::{Error, image::Layer as Shape, task::KeyValues};
+use crate::{Error, image::Layer as Shape, map::Numbers, task::KeyValues};
 
 /// Keys and values that stand before a text's own: those of a prefix, and behind them those of tokens that were run
 /// before.
@@ -21,8 +21,16 @@ pub(super) struct Layer {
     prefix: usize,
     tokens: usize,
     gate: f32,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    store: Store,
+}
+
+/// Keys and values.
+#[derive(Clone, Debug)]
+enum Store {
+    /// Those of a prefix, to which nothing is added.
+    Prefix { keys: Numbers, values: Numbers },
+    /// Room for more.
+    Room { keys: Vec<f32>, values: Vec<f32> },
 }
 
 /// Keys or values.
@@ -43,8 +51,10 @@ impl Past {
                 prefix: tokens,
                 tokens,
                 gate: layer.gate,
-                keys: layer.keys,
-                values: layer.values,
+                store: Store::Prefix {
+                    keys: layer.keys,
+                    values: layer.values,
+                },
             },
             _ => Layer::empty(shape, 0),
         };
@@ -82,6 +92,15 @@ impl Past {
         self.position
     }
 
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        let numbers = self.layers.iter().map(|layer| {
+            let Shape { kv_heads, head_dim } = layer.shape;
+            2 * kv_heads * layer.room * head_dim
+        });
+        numbers.sum::<usize>() * size_of::<f32>()
+    }
+
     pub(super) fn layer(&self, index: usize) -> Option<&Layer> {
         self.layers.get(index)
     }
@@ -114,8 +133,10 @@ impl Layer {
             prefix: 0,
             tokens: 0,
             gate: 0.0,
-            keys: vec![0.0; numbers],
-            values: vec![0.0; numbers],
+            store: Store::Room {
+                keys: vec![0.0; numbers],
+                values: vec![0.0; numbers],
+            },
         }
     }
 
@@ -128,7 +149,7 @@ impl Layer {
             for head in 0..self.shape.kv_heads {
                 let from = other.head(half, head);
                 let start = head * room * length;
-                self.half_mut(half)[start..start + filled].copy_from_slice(from);
+                self.half_mut(half)?[start..start + filled].copy_from_slice(from);
             }
         }
         Ok(())
@@ -144,10 +165,13 @@ impl Layer {
         }
     }
 
-    fn half_mut(&mut self, half: Half) -> &mut [f32] {
-        match half {
-            Half::Keys => &mut self.keys,
-            Half::Values => &mut self.values,
+    /// # Errors
+    /// [`Error::NoPast`] for a prefix, to which nothing is added.
+    fn half_mut(&mut self, half: Half) -> Result<&mut [f32], Error> {
+        match (&mut self.store, half) {
+            (Store::Room { keys, .. }, Half::Keys) => Ok(keys),
+            (Store::Room { values, .. }, Half::Values) => Ok(values),
+            (Store::Prefix { .. }, _) => Err(Error::NoPast),
         }
     }
 
@@ -168,9 +192,11 @@ impl Layer {
 
     /// One head's keys or values, `[tokens, head_dim]`.
     pub fn head(&self, half: Half, head: usize) -> &[f32] {
-        let numbers = match half {
-            Half::Keys => &self.keys,
-            Half::Values => &self.values,
+        let numbers: &[f32] = match (&self.store, half) {
+            (Store::Prefix { keys, .. }, Half::Keys) => keys,
+            (Store::Prefix { values, .. }, Half::Values) => values,
+            (Store::Room { keys, .. }, Half::Keys) => keys,
+            (Store::Room { values, .. }, Half::Values) => values,
         };
         let start = head * self.room * self.shape.head_dim;
         &numbers[start..start + self.tokens * self.shape.head_dim]
@@ -191,7 +217,7 @@ impl Layer {
             for head in 0..kv_heads {
                 let (from, step) = rows(half, head);
                 let start = (head * self.room + self.tokens) * head_dim;
-                let into = &mut self.half_mut(half)[start..start + count * head_dim];
+                let into = &mut self.half_mut(half)?[start..start + count * head_dim];
                 for (into, from) in into.chunks_exact_mut(head_dim).zip(from.chunks(step)) {
                     into.copy_from_slice(&from[..head_dim]);
                 }
@@ -222,8 +248,8 @@ mod tests {
     fn prefix(tokens: usize) -> Past {
         let layer = LayerKeyValues {
             shape: SHAPE,
-            keys: numbers(0, tokens),
-            values: numbers(100, tokens),
+            keys: numbers(0, tokens).into(),
+            values: numbers(100, tokens).into(),
             gate: 0.5,
         };
         let prefix = KeyValues {
