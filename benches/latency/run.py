@@ -11,7 +11,6 @@ packed weights; rten with its weights as they lie in the map, and again laid out
 ours. Each line is the median over rounds of the ratio ours : peer of the median run, with the least and the greatest.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -63,10 +62,8 @@ def table(measured: dict, tokens: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=pathlib.Path, default=programs.ROOT / "out/base")
+    parser = programs.parser(__doc__, rounds=7)
     parser.add_argument("--tokens", default="8,32,128")
-    parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     ratio = "ours : peer (least, greatest)"
     print(f"| tokens | peer | ours, CPU ms | peer, CPU ms | {ratio} | ours, wall ms | peer, wall ms | {ratio} | our allocations a run |")

@@ -9,7 +9,6 @@ task. ONNX Runtime reads an .onnx_adapter that holds the same prefix in f32 and 
 nothing. Both are medians of many loads; each line is the median over rounds, with the least and the greatest.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -59,10 +58,7 @@ def theirs(path: pathlib.Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=pathlib.Path, default=programs.ROOT / "out/base")
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
+    arguments = programs.parser(__doc__, rounds=7).parse_args()
     print("| prefix | ours, KB | theirs, KB | ours, us | theirs, us | ours : theirs |")
     print("|---|---|---|---|---|---|")
     for name, tokens, layers, count, dtype in CASES:

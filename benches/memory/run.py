@@ -11,7 +11,6 @@ rten are the programs of benches/peers, without Python; both map weights that li
 without its tokenizer; the peers have none.
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
@@ -31,12 +30,7 @@ def memory(command: list) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=pathlib.Path, default=programs.ROOT / "out/base")
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--program", type=pathlib.Path, default=programs.OURS, help="ours, where it is not the one of target/release")
-    arguments = parser.parse_args()
+    arguments = programs.process_parser(__doc__, rounds=5).parse_args()
     print(f"| program | {', MiB | '.join(FIELDS.values())}, MiB |")
     print("|---|" + "---|" * len(FIELDS))
     with tempfile.TemporaryDirectory() as name:

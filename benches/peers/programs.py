@@ -1,5 +1,6 @@
 """The programs that the benches set side by side, and what each of them is given."""
 
+import argparse
 import json
 import os
 import pathlib
@@ -13,6 +14,22 @@ OURS = ROOT / "target/release/preface"
 PEERS = ROOT / "target/peers/release"
 # Smaller tensors stay in the graph's own file.
 SMALLEST_BYTES = 1024
+
+
+def parser(text: str, rounds: int) -> argparse.ArgumentParser:
+    """The arguments of a bench on MiniLM, which `text` describes."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=pathlib.Path, default=ROOT / "out/base")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    return parser
+
+
+def process_parser(text: str, rounds: int) -> argparse.ArgumentParser:
+    """The arguments of a bench of whole processes."""
+    shared = parser(text, rounds)
+    shared.add_argument("--tokens", type=int, default=16)
+    shared.add_argument("--program", type=pathlib.Path, default=OURS, help="ours, where it is not the one of target/release")
+    return shared
 
 
 def output(command: list) -> str:

@@ -10,7 +10,6 @@ benches/peers, so no Python is started. Each round starts every program once, in
 of the ratio ours : peer, with the least and the greatest, for either of ours.
 """
 
-import argparse
 import pathlib
 import sys
 import tempfile
@@ -29,12 +28,7 @@ def start(command: list) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=pathlib.Path, default=programs.ROOT / "out/base")
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--program", type=pathlib.Path, default=programs.OURS, help="ours, where it is not the one of target/release")
-    arguments = parser.parse_args()
+    arguments = programs.process_parser(__doc__, rounds=15).parse_args()
     with tempfile.TemporaryDirectory() as name:
         task = programs.Task(pathlib.Path(name), arguments.base)
         commands = list(programs.answerers(task, arguments.tokens, arguments.program).items())

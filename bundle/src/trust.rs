@@ -34,9 +34,13 @@ impl<'a> TrustedKey<'a> {
     /// # Errors
     /// [`Error::PublicKey`] with the rule that is broken.
     pub fn from_text(text: &'a str) -> Result<Self, Error> {
+        Self::from_text_among(text, &[])
+    }
+
+    fn from_text_among(text: &'a str, admitted: &[PublicKey]) -> Result<Self, Error> {
         let refuse = |rule| Err(Error::PublicKey { rule });
         let mut words = text.split(' ').filter(|word| !word.is_empty());
-        let key = PublicKey::from_text(words.next().unwrap_or_default())?;
+        let key = PublicKey::from_text_among(words.next().unwrap_or_default(), admitted)?;
         let (mut name, mut tasks) = (None, None);
         for word in words {
             match word.split_once('=') {
@@ -92,6 +96,16 @@ impl<'a> TrustStore<'a> {
     /// # Errors
     /// [`Error::TrustStore`] with line and rule: a store is valid as a whole or not at all.
     pub fn parse(text: &'a str) -> Result<Self, Error> {
+        Self::parse_among(text, &[])
+    }
+
+    /// Reads a trust store as [`TrustStore::parse`] does, whose keys are often among the `admitted`: those are not
+    /// examined again, which takes longer than all else. Whoever reads a store for one bundle after another keeps
+    /// the keys of the first time.
+    ///
+    /// # Errors
+    /// As [`TrustStore::parse`].
+    pub fn parse_among(text: &'a str, admitted: &[PublicKey]) -> Result<Self, Error> {
         if text.len() > MAX_TRUST_BYTES {
             return Err(at(WHOLE, "the store is larger than 64 KiB"));
         }
@@ -110,7 +124,9 @@ impl<'a> TrustStore<'a> {
             ..Draft::default()
         };
         for (line, number) in lines {
-            draft.read(line).map_err(|rule| at(number, rule))?;
+            draft
+                .read(line, admitted)
+                .map_err(|rule| at(number, rule))?;
         }
         draft.finish(text)
     }
@@ -200,7 +216,7 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn read(&mut self, line: &'a str) -> Result<(), &'static str> {
+    fn read(&mut self, line: &'a str, admitted: &[PublicKey]) -> Result<(), &'static str> {
         let Some((word, value)) = directive_of(line) else {
             return Ok(());
         };
@@ -213,7 +229,7 @@ impl<'a> Draft<'a> {
             "threshold" => once(&mut self.threshold, positive(value)),
             "min-security" => once(&mut self.min_security, number(value)),
             "dated" => once(&mut self.dated, unix_seconds(value)),
-            "key" => self.add_key(value),
+            "key" => self.add_key(value, admitted),
             "revoke-key" => KeyId::from_hex(value)
                 .map(|_| ())
                 .ok_or("a key id is 32 hex digits"),
@@ -224,8 +240,8 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn add_key(&mut self, text: &'a str) -> Result<(), &'static str> {
-        let key = TrustedKey::from_text(text).map_err(|error| match error {
+    fn add_key(&mut self, text: &'a str, admitted: &[PublicKey]) -> Result<(), &'static str> {
+        let key = TrustedKey::from_text_among(text, admitted).map_err(|error| match error {
             Error::PublicKey { rule } => rule,
             _ => "the key cannot be read",
         })?;
@@ -369,6 +385,17 @@ mod tests {
         assert_eq!(store.revoked_bundles().collect::<Vec<_>>(), [Id([5; 32])]);
         assert!(store.key(public_key([2; 32]).id()).is_some());
         assert!(store.key(revoked).is_none());
+    }
+
+    #[test]
+    fn keys_that_were_admitted_before_are_the_same_and_others_are_examined() {
+        let text = store(&format!("key {}\nkey {}", key_text(1), key_text(2)));
+        let first = TrustStore::parse(&text).expect("a valid store");
+        let admitted: Vec<PublicKey> = first.keys().map(|trusted| trusted.key).collect();
+        let again = TrustStore::parse_among(&text, &admitted).expect("a valid store");
+        assert!(again.keys().map(|trusted| trusted.key).eq(admitted.clone()));
+        let weak = "key ed25519:AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        assert!(TrustStore::parse_among(&store(weak), &admitted).is_err());
     }
 
     #[test]

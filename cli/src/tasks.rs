@@ -10,6 +10,8 @@ use preface_runtime::{
     unix_now,
 };
 
+use crate::output::Output;
+
 /// The files that a session is opened from.
 #[derive(clap::Args)]
 pub struct Files {
@@ -94,6 +96,18 @@ impl Files {
             session,
             handles,
         })
+    }
+}
+
+impl Tasks {
+    /// Says what memory the session takes at most, where that is known.
+    pub fn note_ceiling(&self, output: &Output) {
+        if let Some(bytes) = self.session.ceiling_bytes() {
+            let mebibytes = bytes as f64 / f64::from(1 << 20);
+            output.note(format_args!(
+                "memory: at most {mebibytes:.1} MiB beside the image and the program"
+            ));
+        }
     }
 }
 

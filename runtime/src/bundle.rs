@@ -3,6 +3,7 @@
 //! What is read is never mapped: a file that changes afterwards changes nothing that was verified.
 
 use std::{
+    borrow::Cow,
     fs::{File, OpenOptions},
     io::{self, Read},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
@@ -123,20 +124,20 @@ pub fn read_trust(path: &Path) -> Result<String, ReadError> {
     String::from_utf8(bytes).map_err(|_| ReadError::NotText { path: path.into() })
 }
 
-/// Decodes the payload of an admitted bundle, for [`Admitted::open`].
+/// Decodes the payload of an admitted bundle, for [`Admitted::open`]; one that is stored as it is is not copied.
 ///
 /// # Errors
 /// [`preface_bundle::Error::Compressed`] with the rule that the payload breaks.
-pub fn decode(admitted: &Admitted<'_>) -> Result<Vec<u8>, preface_bundle::Error> {
+pub fn decode<'a>(admitted: &Admitted<'a>) -> Result<Cow<'a, [u8]>, preface_bundle::Error> {
     admitted.check_compressed()?;
     match admitted.codec() {
-        Codec::Stored => Ok(admitted.stored_payload().to_vec()),
-        Codec::Zstd => decompress(admitted),
+        Codec::Stored => Ok(Cow::Borrowed(admitted.stored_payload())),
+        Codec::Zstd => decompress(admitted).map(Cow::Owned),
         Codec::ShuffledZstd => {
             let shuffled = decompress(admitted)?;
             let mut decoded = vec![0; shuffled.len()];
             admitted.unshuffle(&shuffled, &mut decoded)?;
-            Ok(decoded)
+            Ok(Cow::Owned(decoded))
         }
         _ => Err(preface_bundle::Error::Compressed {
             rule: "the codec is unknown",

@@ -165,6 +165,14 @@ pub enum Error {
         /// The type.
         kind: usize,
     },
+    /// The system hands out no more memory.
+    #[error(
+        "no memory for {bytes} bytes more; allow the process more, or open the image for shorter texts (--max-tokens)"
+    )]
+    Memory {
+        /// What was asked for.
+        bytes: usize,
+    },
     /// More rows of prompt and text than room was reserved for.
     #[error("{rows} rows of prompt and text, room was reserved for {limit}")]
     Room {

@@ -1,11 +1,12 @@
 //! A bundle file loaded against a trust store: read, verified, and put beside the session's other tasks.
 
 use std::{
+    borrow::Cow,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use preface_bundle::{Frame, Policy, TrustStore};
+use preface_bundle::{Frame, Policy, PublicKey, TrustStore};
 
 use crate::{
     Error, Session, TaskHandle,
@@ -72,6 +73,8 @@ impl LoadError {
 pub struct Trust {
     path: PathBuf,
     text: String,
+    /// Its keys.
+    admitted: Vec<PublicKey>,
 }
 
 impl Trust {
@@ -81,14 +84,18 @@ impl Trust {
     /// When it cannot be read, others could have written it, or it is not valid.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let text = bundle::read_trust(path).map_err(LoadError::ReadTrust)?;
-        let path = path.to_owned();
-        let trust = Self { path, text };
-        trust.store()?;
+        let mut trust = Self {
+            path: path.to_owned(),
+            text,
+            admitted: Vec::new(),
+        };
+        let keys = trust.store()?.keys().map(|trusted| trusted.key).collect();
+        trust.admitted = keys;
         Ok(trust)
     }
 
     fn store(&self) -> Result<TrustStore<'_>, LoadError> {
-        TrustStore::parse(&self.text).map_err(|source| LoadError::Trust {
+        TrustStore::parse_among(&self.text, &self.admitted).map_err(|source| LoadError::Trust {
             path: self.path.clone(),
             source,
         })
@@ -129,10 +136,69 @@ impl Session {
         let admitted = authentic.admit(&policy).map_err(refused)?;
         let decoded = bundle::decode(&admitted).map_err(refused)?;
         let verified = admitted.open(&decoded).map_err(refused)?;
+        // What was decompressed may have been put in order, in as many bytes again.
+        self.note_loading(match &decoded {
+            Cow::Borrowed(_) => bytes.len(),
+            Cow::Owned(decoded) => bytes.len() + 2 * decoded.len(),
+        });
         self.load(&verified)
             .map_err(|source| LoadError::DoesNotFit {
                 path: path.to_owned(),
                 source,
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_has_the_exit_code_that_verify_gives_it() {
+        let path = || PathBuf::from("x");
+        let digest = preface_bundle::Error::PayloadDigest;
+        let large = || ReadError::TooLarge {
+            path: path(),
+            found_bytes: 2,
+            limit_bytes: 1,
+        };
+        let other = || ReadError::OtherOwner {
+            path: path(),
+            owner: 7,
+        };
+        let table = [
+            (LoadError::ReadBundle(large()), Some(10), false),
+            (LoadError::ReadBundle(other()), Some(20), false),
+            (LoadError::ReadTrust(large()), Some(18), false),
+            (LoadError::ReadTrust(other()), Some(21), false),
+            (
+                LoadError::Trust {
+                    path: path(),
+                    source: preface_bundle::Error::TrustStore { line: 1, rule: "" },
+                },
+                Some(18),
+                false,
+            ),
+            (
+                LoadError::NotVerified {
+                    path: path(),
+                    source: digest,
+                },
+                Some(digest.exit_code()),
+                true,
+            ),
+            (
+                LoadError::DoesNotFit {
+                    path: path(),
+                    source: Error::NoTask,
+                },
+                None,
+                true,
+            ),
+        ];
+        for (error, code, refusal) in table {
+            let found = (error.exit_code(), error.is_refusal());
+            assert_eq!(found, (code, refusal), "{error:?}");
+        }
     }
 }

@@ -1,8 +1,13 @@
 //! The one place where a file is mapped.
 
-use std::{fs::File, ops::Deref, path::Path};
+use std::{
+    fs::File,
+    ops::{Deref, Range},
+    path::Path,
+    sync::Arc,
+};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 use crate::{Error, Image};
 
@@ -23,6 +28,64 @@ pub(crate) fn floats(bytes: &[u8]) -> &[f32] {
     const { assert!(cfg!(target_endian = "little"), "images are little-endian") };
     // SAFETY: any four bytes are a 32-bit float.
     unsafe { bytes.align_to::<f32>() }.1
+}
+
+/// Numbers in pages of their own. The system hands all of them out at once, which takes less time than one by one as they
+/// are touched.
+#[derive(Debug)]
+pub(crate) struct Pages(MmapMut);
+
+impl Pages {
+    /// `count` zeros.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn zeroed(count: usize) -> Result<Self, Error> {
+        let bytes = count.saturating_mul(size_of::<f32>());
+        let pages = MmapOptions::new().len(bytes.max(1)).populate().map_anon();
+        pages.map(Self).map_err(|_| Error::Memory { bytes })
+    }
+
+    /// The numbers, and zeros behind them.
+    pub fn numbers(&mut self) -> &mut [f32] {
+        // SAFETY: any four bytes are a 32-bit float.
+        unsafe { self.0.align_to_mut::<f32>() }.1
+    }
+}
+
+/// Some of the numbers of pages that are no longer written.
+#[derive(Clone, Debug)]
+pub(crate) struct Numbers {
+    pages: Arc<Pages>,
+    range: Range<usize>,
+}
+
+impl Numbers {
+    /// Those of `range`.
+    pub fn of(pages: &Arc<Pages>, range: Range<usize>) -> Self {
+        debug_assert!(range.end <= floats(&pages.0).len());
+        Self {
+            pages: pages.clone(),
+            range,
+        }
+    }
+}
+
+#[cfg(test)]
+impl From<Vec<f32>> for Numbers {
+    fn from(numbers: Vec<f32>) -> Self {
+        let mut pages = Pages::zeroed(numbers.len()).unwrap();
+        pages.numbers()[..numbers.len()].copy_from_slice(&numbers);
+        Self::of(&Arc::new(pages), 0..numbers.len())
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &floats(&self.pages.0)[self.range.clone()]
+    }
 }
 
 /// Opens an image that this process has just written.

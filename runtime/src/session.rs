@@ -1,9 +1,10 @@
 //! Tasks on a mapped base: load, activate, answer.
 
+mod ceiling;
 mod generate;
 mod room;
 
-use std::{cell::OnceCell, panic::resume_unwind, thread};
+use std::{cell::OnceCell, mem, panic::resume_unwind, thread};
 
 use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 
@@ -78,6 +79,8 @@ pub struct Session {
     tasks: Vec<Loaded>,
     active: Option<TaskHandle>,
     room: Room,
+    /// Bytes that loading a task took and gave back, of the one that took the most.
+    loading_bytes: usize,
     /// There where a task generates text.
     generation: Option<Generation>,
 }
@@ -128,6 +131,7 @@ impl Session {
             tasks: Vec::new(),
             active: None,
             room,
+            loading_bytes: 0,
             generation: None,
         })
     }
@@ -186,9 +190,12 @@ impl Session {
 
     fn add(&mut self, mut task: Task) -> Result<TaskHandle, Error> {
         task.check(self.image.description(), self.engine.kind())?;
-        let past = match &task.form {
-            Form::Embeddings { .. } => self.engine.prepare(&KeyValues::default())?,
-            Form::KeyValues(prefix) => self.engine.prepare(prefix)?,
+        let past = match &mut task.form {
+            Form::Embeddings { .. } => self.engine.prepare(KeyValues::default())?,
+            Form::KeyValues(prefix) => self.engine.prepare(KeyValues {
+                layers: mem::take(&mut prefix.layers),
+                ..*prefix
+            })?,
             Form::Ran { .. } => unreachable!("a task is added once"),
         };
         let past = self.ran(&mut task, past)?;
@@ -262,7 +269,7 @@ impl Session {
 
     /// For each label the mean of the hidden rows that the base without a prompt gives its name, `[labels, hidden]`.
     fn prototypes(&mut self, labels: &[String]) -> Result<Vec<f32>, Error> {
-        let past = self.engine.prepare(&KeyValues::default())?;
+        let past = self.engine.prepare(KeyValues::default())?;
         let hidden = self.image.description().hidden;
         let positions = self.image.description().max_positions;
         let mut prototypes = vec![0.0; labels.len() * hidden];
@@ -486,7 +493,7 @@ impl Session {
     #[cfg(feature = "compile")]
     pub(crate) fn try_out(&mut self) -> Result<(), Error> {
         let placeholder = self.image.description().placeholder;
-        let past = self.engine.prepare(&KeyValues::default())?;
+        let past = self.engine.prepare(KeyValues::default())?;
         let text = Encoded::of_ids(&[placeholder; 2]);
         self.room.clear(self.image.description());
         self.room.push(&self.image, None, &text)?;

@@ -135,7 +135,10 @@ impl Status {
             Error::Token { .. } | Error::TokenType { .. } | Error::Padding { .. } => Self::Token,
             Error::NotANumber => Self::NotANumber,
             Error::Tokenizer { .. } | Error::Spelling { .. } => Self::Tokenizer,
-            Error::Engine { .. } | Error::Threads { .. } | Error::NothingAllowed => Self::Engine,
+            Error::Engine { .. }
+            | Error::Threads { .. }
+            | Error::Memory { .. }
+            | Error::NothingAllowed => Self::Engine,
             // Of compiling, which these programs cannot.
             Error::Write { .. } | Error::NoEngineRuns { .. } | Error::Compile { .. } => {
                 Self::Engine

@@ -1,6 +1,6 @@
 //! A task: what one verified bundle makes the base do.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use preface_bundle::{
     AnswerPlan, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role, Tensor,
@@ -9,7 +9,9 @@ use preface_bundle::{
 
 use crate::{
     EngineKind, Error,
+    engine::executor::wide,
     image::{Description, Layer},
+    map::{Numbers, Pages},
     text::Template,
 };
 
@@ -37,7 +39,7 @@ pub(crate) enum Form {
         rows: Vec<f32>,
         place: Place,
     },
-    /// Keys and values before those of the text.
+    /// Keys and values before those of the text; their numbers are the engine's once the task is added to a session.
     KeyValues(KeyValues),
     /// Rows before those of the text that were run once: their keys and values are kept.
     Ran { tokens: usize },
@@ -64,8 +66,8 @@ pub(crate) struct KeyValues {
 #[derive(Clone, Debug)]
 pub(crate) struct LayerKeyValues {
     pub shape: Layer,
-    pub keys: Vec<f32>,
-    pub values: Vec<f32>,
+    pub keys: Numbers,
+    pub values: Numbers,
     /// Added to the attention scores of the prefix.
     pub gate: f32,
 }
@@ -258,6 +260,11 @@ impl RowHead {
         classes > 0
             && self.bias.len() == classes
             && (awaits || self.weight.len() == classes * hidden)
+    }
+
+    /// Bytes of its numbers.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.weight[..]) + size_of_val(&self.bias[..])
     }
 
     #[cfg(test)]
@@ -467,7 +474,7 @@ impl KeyValues {
         let fits = self.layers.iter().all(|(&index, layer)| {
             let numbers = layer.shape.kv_heads * self.tokens * layer.shape.head_dim;
             base.layers.get(index) == Some(&layer.shape)
-                && [&layer.keys, &layer.values].map(Vec::len) == [numbers; 2]
+                && [&layer.keys, &layer.values].map(|half| half.len()) == [numbers; 2]
         });
         let partial = self.tokens > 0 && self.layers.len() < base.layers.len();
         let gated = self.layers.values().any(|layer| layer.gate != 0.0);
@@ -519,13 +526,16 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
         head_dim: run.spec().dim(4),
     };
     let half = shape.kv_heads * run.spec().dim(3) * shape.head_dim;
-    let numbers = numbers(run)?;
-    let layers = numbers.chunks_exact(2 * half).map(|layer| {
-        let (keys, values) = layer.split_at(half);
+    let elements = run.spec().elements();
+    let mut pages = Pages::zeroed(elements).map_err(|error| error.to_string())?;
+    wide(|| run.dequantise(&mut pages.numbers()[..elements])).map_err(|error| error.to_string())?;
+    let pages = Arc::new(pages);
+    let layers = (0..run.spec().dim(0)).map(|layer| {
+        let first = 2 * layer * half;
         LayerKeyValues {
             shape,
-            keys: keys.to_vec(),
-            values: values.to_vec(),
+            keys: Numbers::of(&pages, first..first + half),
+            values: Numbers::of(&pages, first + half..first + 2 * half),
             gate: 0.0,
         }
     });
@@ -534,9 +544,7 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
 
 fn numbers(tensor: &Tensor<'_>) -> Result<Vec<f32>, String> {
     let mut numbers = vec![0.0; tensor.spec().elements()];
-    tensor
-        .dequantise(&mut numbers)
-        .map_err(|error| error.to_string())?;
+    wide(|| tensor.dequantise(&mut numbers)).map_err(|error| error.to_string())?;
     Ok(numbers)
 }
 
@@ -573,6 +581,20 @@ mod tests {
         }
         head.logits(&[0.0, 0.0], &mut logits).unwrap();
         assert_eq!(logits, [0.0, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn a_verbaliser_speaks_with_tokens_of_the_vocabulary_alone() {
+        let words = Words(vec![vec![3, 9], vec![7]]);
+        assert_eq!(words.fit(10), Ok(()));
+        for vocabulary in [0, 7, 9] {
+            let first = if vocabulary == 0 { 3 } else { 9 };
+            let refused = words.fit(vocabulary).unwrap_err();
+            assert!(
+                refused.contains(&format!("token {first} ")),
+                "{vocabulary}: {refused}"
+            );
+        }
     }
 
     #[test]

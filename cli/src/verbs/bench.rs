@@ -84,6 +84,7 @@ struct Report {
     load_us: f64,
     swap_us: f64,
     arena_bytes: usize,
+    ceiling_bytes: Option<usize>,
     private_bytes: u64,
     shared_bytes: u64,
     processes: usize,
@@ -93,11 +94,13 @@ struct Report {
 
 /// Measures everything and prints it.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let tasks = arguments.files.open(arguments.tokenizer())?;
+    tasks.note_ceiling(output);
     let Tasks {
         image,
         mut session,
         handles,
-    } = arguments.files.open(arguments.tokenizer())?;
+    } = tasks;
     let &first = handles.first().context("no bundle is given")?;
     session.activate(first)?;
     let plan = session.plan(first);
@@ -144,6 +147,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         load_us,
         swap_us,
         arena_bytes: bench.session.arena_bytes(),
+        ceiling_bytes: bench.session.ceiling_bytes(),
         private_bytes: memory.private_bytes,
         shared_bytes: memory.shared_bytes,
         processes: arguments.processes,

@@ -207,11 +207,13 @@ const NO_TAG: &str = "-";
 
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let tasks = arguments.files.open(TokenizerUse::AtOpen)?;
+    tasks.note_ceiling(output);
     let Tasks {
         mut session,
         handles,
         ..
-    } = arguments.files.open(TokenizerUse::AtOpen)?;
+    } = tasks;
     let handles = match &arguments.task {
         Some(id) => vec![named(&session, id)?],
         None => handles,

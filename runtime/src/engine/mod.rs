@@ -125,6 +125,24 @@ impl Engine {
         }
     }
 
+    /// Bytes of everything that is kept between runs; `None` where runs take more.
+    pub fn reserved_bytes(&self) -> Option<usize> {
+        match self {
+            Self::Executor(executor) => Some(executor.reserved_bytes()),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => None,
+        }
+    }
+
+    /// Bytes that [`Engine::room`] takes for as many tokens as a run may see.
+    pub fn room_bytes(&self) -> usize {
+        match self {
+            Self::Executor(executor) => executor.room_bytes(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => 0,
+        }
+    }
+
     /// Rows of texts and of their prompts that fit a run; `None` where the engine sets no bound.
     pub fn most_rows(&self) -> Option<usize> {
         match self {
@@ -135,11 +153,11 @@ impl Engine {
     }
 
     /// Lays a prefix out as this engine consumes it; that of a task without one has no layers.
-    pub fn prepare(&self, prefix: &KeyValues) -> Result<Past, Error> {
+    pub fn prepare(&self, prefix: KeyValues) -> Result<Past, Error> {
         match self {
             Self::Executor(executor) => executor.prepare(prefix).map(Past::Executor),
             #[cfg(feature = "plan")]
-            Self::Plan(plan) => plan.prepare(prefix).map(Past::Plan),
+            Self::Plan(plan) => plan.prepare(&prefix).map(Past::Plan),
         }
     }
 
@@ -236,6 +254,15 @@ impl Past {
             Self::Executor(_) => {
                 unreachable!("a session lays out pasts with the engine that runs them")
             }
+        }
+    }
+
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Executor(past) => past.bytes(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => 0,
         }
     }
 

@@ -350,8 +350,8 @@ mod tests {
     fn prefix(tokens: usize) -> KeyValues {
         let layer = |seed| LayerKeyValues {
             shape: source().description.layers[0],
-            keys: numbers(seed, tokens * HIDDEN),
-            values: numbers(seed + 1, tokens * HIDDEN),
+            keys: numbers(seed, tokens * HIDDEN).into(),
+            values: numbers(seed + 1, tokens * HIDDEN).into(),
             gate: 0.0,
         };
         KeyValues {

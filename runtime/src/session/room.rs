@@ -32,6 +32,16 @@ impl Room {
         self.found.reserve_exact(rows);
     }
 
+    /// Bytes that are reserved.
+    pub fn bytes(&self) -> usize {
+        let numbers = [&self.rows, &self.features, &self.logits].map(Vec::capacity);
+        let tokens = [&self.ids, &self.types].map(Vec::capacity);
+        let numbers = numbers.iter().sum::<usize>() * size_of::<f32>();
+        let tokens = tokens.iter().sum::<usize>() * size_of::<i64>();
+        let lengths = self.lengths.capacity() * size_of::<usize>();
+        numbers + tokens + lengths + self.found.capacity() * size_of::<Scored>()
+    }
+
     /// Makes room for the answers of a task with so many labels.
     pub fn expect(&mut self, labels: usize) {
         self.logits.clear();

@@ -197,8 +197,8 @@ fn layer(seed: u32, tokens: usize, gate: f32) -> LayerKeyValues {
             kv_heads: 1,
             head_dim: HIDDEN,
         },
-        keys: numbers(seed, tokens * HIDDEN),
-        values: numbers(seed + 1, tokens * HIDDEN),
+        keys: numbers(seed, tokens * HIDDEN).into(),
+        values: numbers(seed + 1, tokens * HIDDEN).into(),
         gate,
     }
 }
@@ -483,8 +483,8 @@ fn a_task_for_another_base_is_refused() {
             };
             let layer = LayerKeyValues {
                 shape,
-                keys: vec![0.0; HIDDEN],
-                values: vec![0.0; HIDDEN],
+                keys: vec![0.0; HIDDEN].into(),
+                values: vec![0.0; HIDDEN].into(),
                 gate: 0.0,
             };
             task.form = Form::KeyValues(KeyValues {

@@ -4,7 +4,10 @@ use std::{marker::PhantomData, ops::Range, ptr, slice};
 
 use tract_data::internal::{Tensor, TensorView};
 
-use super::{super::failed, kernels::ALIGNMENT_BYTES};
+use super::{
+    super::failed,
+    kernels::{ALIGNMENT_BYTES, find_room},
+};
 use crate::Error;
 
 /// One allocation of numbers.
@@ -34,7 +37,11 @@ pub(super) struct Block {
 
 impl Arena {
     /// Room for `count` numbers, which the system hands out as they are touched.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
     pub fn new(count: usize) -> Result<Self, Error> {
+        find_room(count)?;
         // SAFETY: every slot is written before it is read, since every step's inputs are outputs of earlier steps; and
         // any bits are a number.
         let tensor = unsafe { Tensor::uninitialized_aligned::<f32>(&[count], ALIGNMENT_BYTES) };

@@ -6,7 +6,7 @@ use tract_linalg::{Func, reduce::MapReduce};
 use super::{
     super::failed,
     arena::{Block, Shared},
-    kernels::{Kernel, Panels, Sums},
+    kernels::{Kernel, Panels, Rows, Sums},
     no_kernel,
     past::{Half, Layer},
     program::{Attend, Heads, Mask},
@@ -24,8 +24,6 @@ pub(super) struct Attention {
     keys: Panels,
     values: Panels,
     right: Panels,
-    /// One head's keys or values with those of the prefix before them.
-    joined: Vec<f32>,
     /// One query, and the mixture of values that answers it.
     single: [Vec<f32>; 2],
     /// Where scores go in the arena: [`QUERIES`] runs of as many numbers as there are keys.
@@ -107,13 +105,18 @@ impl Attention {
             keys: Panels::new(&kernel.left, head_dim, most_keys)?,
             values: Panels::new(&kernel.left, most_keys, head_dim)?,
             right: Panels::new(&kernel.right, depth, QUERIES)?,
-            joined: vec![0.0; head_dim * most_keys],
             single: [vec![0.0; head_dim], vec![0.0; head_dim]],
             kernel,
             scores,
             most_keys,
             exponents: exponents.map_err(failed("choosing a kernel"))?,
         })
+    }
+
+    /// Bytes that are reserved, those of the scores not among them.
+    pub fn bytes(&self) -> usize {
+        let panels = [&self.keys, &self.values, &self.right];
+        panels.map(Panels::bytes).iter().sum()
     }
 
     /// Computes once on this thread: see [`Kernel::warm_up`].
@@ -156,28 +159,27 @@ impl Attention {
     /// Packs one head's keys and values, those of the past first.
     fn pack_head(&mut self, step: &Attend, scene: Scene<'_>, head: usize) -> Result<(), Error> {
         let length = step.head_dim;
-        let keys = scene.keys.count(scene.rows);
         for half in [Half::Keys, Half::Values] {
-            let (text, width) = scene.rows(step.half(half), head, length, (0, scene.rows));
-            let (from, width) = match scene.keys {
-                Keys::Stored(layer) => (layer.head(half, head), length),
-                Keys::Joined(layer) => match layer.filter(|layer| layer.tokens() > 0) {
-                    None => (text, width),
-                    Some(layer) => {
-                        let past = layer.head(half, head);
-                        let (before, own) = self.joined.split_at_mut(past.len());
-                        before.copy_from_slice(past);
-                        let rows = own.chunks_exact_mut(length).take(scene.rows);
-                        for (row, text) in rows.zip(text.chunks(width)) {
-                            row.copy_from_slice(&text[..length]);
-                        }
-                        (&self.joined[..], length)
+            let before = scene.keys.layer().map_or(Rows::NONE, |layer| Rows {
+                numbers: layer.head(half, head),
+                count: layer.tokens(),
+                step: length,
+            });
+            let own = match scene.keys {
+                Keys::Stored(_) => Rows::NONE,
+                Keys::Joined(_) => {
+                    let (numbers, step) =
+                        scene.rows(step.half(half), head, length, (0, scene.rows));
+                    Rows {
+                        numbers,
+                        count: scene.rows,
+                        step,
                     }
-                },
+                }
             };
             match half {
-                Half::Keys => self.keys.pack(from, (length, keys), (1, width))?,
-                Half::Values => self.values.pack(from, (keys, length), (width, 1))?,
+                Half::Keys => self.keys.pack_rows([before, own], length)?,
+                Half::Values => self.values.pack_columns([before, own], length)?,
             }
         }
         Ok(())
@@ -293,13 +295,30 @@ impl Attention {
     }
 
     fn softmax(&self, scores: &mut [f32]) -> Result<(), Error> {
-        let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let largest = wide(|| largest(scores));
         let sum = self.exponents.run_with_params(scores, largest);
         let scale = sum.map_err(failed("computing a softmax"))?.recip();
-        scores.iter_mut().for_each(|score| *score *= scale);
+        wide(|| scores.iter_mut().for_each(|score| *score *= scale));
         Ok(())
     }
 }
+
+/// The largest of the numbers, lane by lane.
+#[inline(always)]
+fn largest(numbers: &[f32]) -> f32 {
+    let (chunks, rest) = numbers.as_chunks::<LANES>();
+    let larger = |one: f32, other: f32| if other > one { other } else { one };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        let pairs = lanes.iter_mut().zip(chunk);
+        pairs.for_each(|(lane, &number)| *lane = larger(*lane, number));
+    }
+    let all = lanes.iter().chain(rest);
+    all.fold(f32::NEG_INFINITY, |one, &other| larger(one, other))
+}
+
+/// Numbers that are compared at once.
+const LANES: usize = 16;
 
 /// So far below every score that its exponential is zero beside theirs.
 const HIDDEN: f32 = -1e30;

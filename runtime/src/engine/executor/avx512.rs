@@ -56,7 +56,7 @@ pub(super) fn runs() -> bool {
 
 /// Does `work` with vectors as wide as the processor has, where the compiler puts it in place.
 #[inline]
-pub(super) fn wide<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn wide<T>(work: impl FnOnce() -> T) -> T {
     #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
     fn with_vectors<T>(work: impl FnOnce() -> T) -> T {
         work()

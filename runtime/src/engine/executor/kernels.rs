@@ -28,6 +28,15 @@ use super::{
 /// What the beginnings of the arena and of panels are multiples of, at least.
 pub(super) const ALIGNMENT_BYTES: usize = 64;
 
+/// Whether the system has room for `count` numbers: a tensor that finds none ends the process.
+pub(super) fn find_room(count: usize) -> Result<(), Error> {
+    let mut room: Vec<f32> = Vec::new();
+    let found = room.try_reserve_exact(count.saturating_add(ALIGNMENT_BYTES));
+    found.map_err(|_| Error::Memory {
+        bytes: count.saturating_mul(size_of::<f32>()),
+    })
+}
+
 /// A product kernel with what it works in.
 pub(super) struct Kernel {
     inner: Inner,
@@ -387,6 +396,7 @@ impl Panels {
     /// Room for `depth` by `mn` numbers.
     pub fn new(format: &PackedFormat, depth: usize, mn: usize) -> Result<Self, Error> {
         let count = format.len(depth, mn.next_multiple_of(format.r));
+        find_room(count)?;
         let alignment = format.alignment().max(ALIGNMENT_BYTES);
         // SAFETY: panels are packed before they are multiplied, their padding is zeroed, and any bits are a number.
         let buffer = unsafe { Tensor::uninitialized_aligned::<f32>(&[count], alignment) };
@@ -403,6 +413,11 @@ impl Panels {
         })
     }
 
+    /// Bytes that are reserved.
+    pub fn bytes(&self) -> usize {
+        self.buffer.as_bytes().len()
+    }
+
     /// Packs `mn` vectors of `depth` numbers: number `i` of vector `j` is `from[i steps.0 + j steps.1]`.
     ///
     /// # Errors
@@ -413,37 +428,14 @@ impl Panels {
         (depth, mn): (usize, usize),
         (depth_step, mn_step): (usize, usize),
     ) -> Result<(), Error> {
-        let panel = self.format.single_panel_len(depth);
-        let count = panel.saturating_mul(mn.div_ceil(self.format.r));
         let last = (depth.saturating_sub(1))
             .saturating_mul(depth_step)
             .saturating_add(mn.saturating_sub(1).saturating_mul(mn_step));
-        if depth == 0 || mn == 0 || last >= from.len() || count > self.buffer.len() {
-            let error = format_err!("{mn} vectors of {depth} do not fit");
-            return Err(failed("packing")(error));
-        }
-        self.panel_bytes = panel * size_of::<f32>();
-        self.mn = mn;
-        self.fact.k = depth;
-        let r = self.format.r;
-        // SAFETY: all reads lie before `last` and all writes before `count`, both compared above.
+        let packed = self.begin((depth, mn), last < from.len())?.as_mut_ptr();
+        // SAFETY: all reads lie before `last` and all writes within the panels, both compared above.
         unsafe {
-            let packed = self.buffer.as_slice_mut_unchecked::<f32>();
-            if !mn.is_multiple_of(r) {
-                packed[count - panel..count].fill(0.0);
-            }
-            if mn_step == 1 {
-                for (at, panel) in packed[..count].chunks_exact_mut(panel).enumerate() {
-                    let width = r.min(mn - at * r);
-                    for (index, record) in panel.chunks_exact_mut(r).take(depth).enumerate() {
-                        let start = index * depth_step + at * r;
-                        record[..width].copy_from_slice(&from[start..start + width]);
-                    }
-                }
-                return Ok(());
-            }
             self.format.pack_t::<f32>(
-                packed.as_mut_ptr(),
+                packed,
                 from.as_ptr(),
                 mn,
                 depth_step as isize,
@@ -453,6 +445,96 @@ impl Panels {
             );
         }
         Ok(())
+    }
+
+    /// Packs the rows of both parts, one behind the other, each a vector of `length` numbers.
+    ///
+    /// # Errors
+    /// As [`Panels::pack`].
+    pub fn pack_rows(&mut self, parts: [Rows<'_>; 2], length: usize) -> Result<(), Error> {
+        if let [Rows { count: 0, .. }, own] | [own, Rows { count: 0, .. }] = parts {
+            return self.pack(own.numbers, (length, own.count), (1, own.step));
+        }
+        let rows = parts[0].count + parts[1].count;
+        let r = self.format.r;
+        let panel = self.format.single_panel_len(length);
+        let packed = self.begin((length, rows), parts.iter().all(|part| part.hold(length)))?;
+        for (at, row) in parts.iter().flat_map(|part| part.of(length)).enumerate() {
+            let slots = packed[at / r * panel + at % r..].iter_mut().step_by(r);
+            slots.zip(row).for_each(|(slot, number)| *slot = *number);
+        }
+        Ok(())
+    }
+
+    /// Packs the columns of the rows of both parts, one behind the other: `length` vectors, a number of each from every
+    /// row.
+    ///
+    /// # Errors
+    /// As [`Panels::pack`].
+    pub fn pack_columns(&mut self, parts: [Rows<'_>; 2], length: usize) -> Result<(), Error> {
+        let rows = parts[0].count + parts[1].count;
+        let r = self.format.r;
+        let panel = self.format.single_panel_len(rows);
+        let packed = self.begin((rows, length), parts.iter().all(|part| part.hold(length)))?;
+        for (at, panel) in packed.chunks_exact_mut(panel).enumerate() {
+            let columns = at * r..length.min((at + 1) * r);
+            let rows = parts.iter().flat_map(|part| part.of(length));
+            for (record, row) in panel.chunks_exact_mut(r).zip(rows) {
+                record[..columns.len()].copy_from_slice(&row[columns.clone()]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The panels for `mn` vectors of `depth` numbers, where those are `there`; what pads the last one is zero.
+    fn begin(&mut self, (depth, mn): (usize, usize), there: bool) -> Result<&mut [f32], Error> {
+        let panel = self.format.single_panel_len(depth);
+        let count = panel.saturating_mul(mn.div_ceil(self.format.r));
+        if depth == 0 || mn == 0 || !there || count > self.buffer.len() {
+            let error = format_err!("{mn} vectors of {depth} do not fit");
+            return Err(failed("packing")(error));
+        }
+        self.panel_bytes = panel * size_of::<f32>();
+        self.mn = mn;
+        self.fact.k = depth;
+        // SAFETY: the tensor holds 32-bit floats, as `new` made it.
+        let packed = unsafe { self.buffer.as_slice_mut_unchecked::<f32>() };
+        let packed = &mut packed[..count];
+        if !mn.is_multiple_of(self.format.r) {
+            packed[count - panel..].fill(0.0);
+        }
+        Ok(packed)
+    }
+}
+
+/// Rows of numbers, one every `step` numbers.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub numbers: &'a [f32],
+    pub count: usize,
+    pub step: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// No row.
+    pub const NONE: Self = Self {
+        numbers: &[],
+        count: 0,
+        step: 1,
+    };
+
+    /// Whether every row has `length` numbers.
+    fn hold(&self, length: usize) -> bool {
+        let last = self.count.saturating_sub(1).saturating_mul(self.step);
+        self.count == 0
+            || (1..=self.step.max(1)).contains(&length)
+                && last.saturating_add(length) <= self.numbers.len()
+    }
+
+    /// Its rows, each of `length` numbers.
+    fn of(&self, length: usize) -> impl Iterator<Item = &'a [f32]> {
+        let rows = self.numbers.chunks(self.step.max(1)).take(self.count);
+        rows.map(move |row| &row[..length])
     }
 }
 

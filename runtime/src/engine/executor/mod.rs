@@ -34,6 +34,7 @@ pub(crate) use past::Past;
 use pool::Pool;
 use program::{Columns, Product, Step};
 use rows::Curves;
+pub(crate) use rows::wide;
 use steps::{Before, finished, texts};
 
 /// A program ready to run.
@@ -225,6 +226,29 @@ impl Executor {
         self.arena.len() * size_of::<f32>()
     }
 
+    /// Bytes that everything kept between runs takes.
+    pub fn reserved_bytes(&self) -> usize {
+        let rows: usize = self.rows.iter().map(Panels::bytes).sum();
+        let ready = self.parts.iter().flat_map(|part| &part.ready);
+        let biases = ready.map(|ready| match ready {
+            Ready::Bias(biases) => biases.iter().map(|bias| bias.as_bytes().len()).sum(),
+            _ => 0,
+        });
+        let attentions = self
+            .workers
+            .iter()
+            .filter_map(|worker| worker.attention.as_ref());
+        let attentions: usize = attentions.map(Attention::bytes).sum();
+        self.arena_bytes() + rows + biases.sum::<usize>() + attentions
+    }
+
+    /// Bytes that [`Executor::room`] takes for as many tokens as a run may see.
+    pub fn room_bytes(&self) -> usize {
+        let layers = &self.image.description().layers;
+        let numbers = layers.iter().map(|layer| layer.kv_heads * layer.head_dim);
+        2 * (self.most_rows + self.most_prefix) * numbers.sum::<usize>() * size_of::<f32>()
+    }
+
     /// Whether tokens see only those before them, so that keys and values may be kept.
     fn goes_on(&self) -> bool {
         let steps = self.image.steps().map_or(&[][..], |program| &program.steps);
@@ -238,7 +262,7 @@ impl Executor {
     ///
     /// # Errors
     /// When it has more rows than room was reserved for.
-    pub fn prepare(&self, prefix: &KeyValues) -> Result<Past, Error> {
+    pub fn prepare(&self, prefix: KeyValues) -> Result<Past, Error> {
         if prefix.tokens > self.most_prefix {
             return Err(Error::Room {
                 rows: prefix.tokens,

@@ -1,6 +1,6 @@
 //! Keys and values of the tokens before those of a run.
 
-use crate::{Error, image::Layer as Shape, task::KeyValues};
+use crate::{Error, image::Layer as Shape, map::Numbers, task::KeyValues};
 
 /// Keys and values that stand before a text's own: those of a prefix, and behind them those of tokens that were run
 /// before.
@@ -21,8 +21,16 @@ pub(super) struct Layer {
     prefix: usize,
     tokens: usize,
     gate: f32,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    store: Store,
+}
+
+/// Keys and values.
+#[derive(Clone, Debug)]
+enum Store {
+    /// Those of a prefix, to which nothing is added.
+    Prefix { keys: Numbers, values: Numbers },
+    /// Room for more.
+    Room { keys: Vec<f32>, values: Vec<f32> },
 }
 
 /// Keys or values.
@@ -34,22 +42,24 @@ pub(crate) enum Half {
 
 impl Past {
     /// A prefix by layer. Where the base counts, positions go on behind one of all layers.
-    pub fn of_prefix(prefix: &KeyValues, layers: &[Shape], counts: bool) -> Self {
-        let whole = prefix.layers.len() == layers.len();
-        let layer = |(index, &shape)| match prefix.layers.get(&index) {
-            Some(layer) if prefix.tokens > 0 => Layer {
+    pub fn of_prefix(mut prefix: KeyValues, layers: &[Shape], counts: bool) -> Self {
+        let (tokens, whole) = (prefix.tokens, prefix.layers.len() == layers.len());
+        let layer = |(index, &shape)| match prefix.layers.remove(&index) {
+            Some(layer) if tokens > 0 => Layer {
                 shape,
-                room: prefix.tokens,
-                prefix: prefix.tokens,
-                tokens: prefix.tokens,
+                room: tokens,
+                prefix: tokens,
+                tokens,
                 gate: layer.gate,
-                keys: layer.keys.clone(),
-                values: layer.values.clone(),
+                store: Store::Prefix {
+                    keys: layer.keys,
+                    values: layer.values,
+                },
             },
             _ => Layer::empty(shape, 0),
         };
         Self {
-            position: if counts && whole { prefix.tokens } else { 0 },
+            position: if counts && whole { tokens } else { 0 },
             ran: 0,
             layers: layers.iter().enumerate().map(layer).collect(),
         }
@@ -88,6 +98,15 @@ impl Past {
         layers.min().unwrap_or(usize::MAX)
     }
 
+    /// Bytes of its keys and values.
+    pub fn bytes(&self) -> usize {
+        let numbers = self.layers.iter().map(|layer| {
+            let Shape { kv_heads, head_dim } = layer.shape;
+            2 * kv_heads * layer.room * head_dim
+        });
+        numbers.sum::<usize>() * size_of::<f32>()
+    }
+
     pub(super) fn layer(&self, index: usize) -> Option<&Layer> {
         self.layers.get(index)
     }
@@ -120,8 +139,10 @@ impl Layer {
             prefix: 0,
             tokens: 0,
             gate: 0.0,
-            keys: vec![0.0; numbers],
-            values: vec![0.0; numbers],
+            store: Store::Room {
+                keys: vec![0.0; numbers],
+                values: vec![0.0; numbers],
+            },
         }
     }
 
@@ -134,7 +155,7 @@ impl Layer {
             for head in 0..self.shape.kv_heads {
                 let from = other.head(half, head);
                 let start = head * room * length;
-                self.half_mut(half)[start..start + filled].copy_from_slice(from);
+                self.half_mut(half)?[start..start + filled].copy_from_slice(from);
             }
         }
         Ok(())
@@ -150,10 +171,13 @@ impl Layer {
         }
     }
 
-    fn half_mut(&mut self, half: Half) -> &mut [f32] {
-        match half {
-            Half::Keys => &mut self.keys,
-            Half::Values => &mut self.values,
+    /// # Errors
+    /// [`Error::NoPast`] for a prefix, to which nothing is added.
+    fn half_mut(&mut self, half: Half) -> Result<&mut [f32], Error> {
+        match (&mut self.store, half) {
+            (Store::Room { keys, .. }, Half::Keys) => Ok(keys),
+            (Store::Room { values, .. }, Half::Values) => Ok(values),
+            (Store::Prefix { .. }, _) => Err(Error::NoPast),
         }
     }
 
@@ -174,9 +198,11 @@ impl Layer {
 
     /// One head's keys or values, `[tokens, head_dim]`.
     pub fn head(&self, half: Half, head: usize) -> &[f32] {
-        let numbers = match half {
-            Half::Keys => &self.keys,
-            Half::Values => &self.values,
+        let numbers: &[f32] = match (&self.store, half) {
+            (Store::Prefix { keys, .. }, Half::Keys) => keys,
+            (Store::Prefix { values, .. }, Half::Values) => values,
+            (Store::Room { keys, .. }, Half::Keys) => keys,
+            (Store::Room { values, .. }, Half::Values) => values,
         };
         let start = head * self.room * self.shape.head_dim;
         &numbers[start..start + self.tokens * self.shape.head_dim]
@@ -197,7 +223,7 @@ impl Layer {
             for head in 0..kv_heads {
                 let (from, step) = rows(half, head);
                 let start = (head * self.room + self.tokens) * head_dim;
-                let into = &mut self.half_mut(half)[start..start + count * head_dim];
+                let into = &mut self.half_mut(half)?[start..start + count * head_dim];
                 for (into, from) in into.chunks_exact_mut(head_dim).zip(from.chunks(step)) {
                     into.copy_from_slice(&from[..head_dim]);
                 }
@@ -205,5 +231,107 @@ impl Layer {
         }
         self.tokens += count;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::LayerKeyValues;
+
+    const SHAPE: Shape = Shape {
+        kv_heads: 2,
+        head_dim: 3,
+    };
+
+    /// Numbers that differ, `[kv_heads, tokens, head_dim]`.
+    fn numbers(from: usize, tokens: usize) -> Vec<f32> {
+        let count = SHAPE.kv_heads * tokens * SHAPE.head_dim;
+        (from..from + count).map(|number| number as f32).collect()
+    }
+
+    /// A prefix of one layer of two.
+    fn prefix(tokens: usize) -> Past {
+        let layer = LayerKeyValues {
+            shape: SHAPE,
+            keys: numbers(0, tokens).into(),
+            values: numbers(100, tokens).into(),
+            gate: 0.5,
+        };
+        let prefix = KeyValues {
+            tokens,
+            counted: true,
+            layers: [(1, layer)].into(),
+        };
+        Past::of_prefix(prefix, &[SHAPE; 2], true)
+    }
+
+    /// Everything that a run sees of a layer.
+    fn seen(layer: &Layer) -> (usize, usize, f32, Vec<f32>) {
+        let halves = [Half::Keys, Half::Values].into_iter();
+        let heads = halves.flat_map(|half| (0..SHAPE.kv_heads).map(move |head| (half, head)));
+        let numbers = heads.flat_map(|(half, head)| layer.head(half, head).to_vec());
+        (
+            layer.tokens(),
+            layer.prefix(),
+            layer.gate(),
+            numbers.collect(),
+        )
+    }
+
+    /// Appends `count` tokens of rows of four heads' width, of which these heads are the middle.
+    fn push(layer: &mut Layer, count: usize, from: &[f32]) -> Result<(), Error> {
+        layer.push(count, |half, head| {
+            let start = SHAPE.head_dim * (head + usize::from(half == Half::Values));
+            (&from[start..], 4 * SHAPE.head_dim)
+        })
+    }
+
+    #[test]
+    fn a_prefix_stands_in_its_layers_and_positions_go_on_behind_one_of_all() {
+        let past = prefix(2);
+        assert_eq!(past.position(), 0);
+        let layers = [0, 1].map(|index| seen(past.layer(index).unwrap()));
+        assert_eq!(layers[0], (0, 0, 0.0, Vec::new()));
+        let all = [numbers(0, 2), numbers(100, 2)].concat();
+        assert_eq!(layers[1], (2, 2, 0.5, all));
+        let whole = KeyValues {
+            tokens: 2,
+            ..KeyValues::default()
+        };
+        assert_eq!(Past::of_prefix(whole.clone(), &[], true).position(), 2);
+        assert_eq!(Past::of_prefix(whole, &[], false).position(), 0);
+    }
+
+    #[test]
+    fn tokens_are_appended_behind_a_prefix_and_forgotten_where_they_do_not_count() {
+        let mut past = Past::with_room(&[SHAPE; 2], 4);
+        past.begin(&prefix(2)).unwrap();
+        let before = seen(past.layer(1).unwrap());
+        let rows: Vec<f32> = (200..224).map(|number| number as f32).collect();
+        push(past.layer_mut(1).unwrap(), 2, &rows).unwrap();
+        let layer = past.layer(1).unwrap();
+        let own = |half, head| layer.head(half, head)[2 * SHAPE.head_dim..].to_vec();
+        assert_eq!((layer.tokens(), layer.prefix()), (4, 2));
+        assert_eq!(own(Half::Keys, 0), [200., 201., 202., 212., 213., 214.]);
+        assert_eq!(own(Half::Values, 1), [206., 207., 208., 218., 219., 220.]);
+        past.forget();
+        assert_eq!(seen(past.layer(1).unwrap()), before);
+        push(past.layer_mut(1).unwrap(), 1, &rows).unwrap();
+        past.advance(1);
+        past.forget();
+        assert_eq!((past.position(), past.layer(1).unwrap().tokens()), (1, 3));
+    }
+
+    #[test]
+    fn a_full_room_leaves_what_is_there_as_it_was() {
+        let mut past = Past::with_room(&[SHAPE; 2], 3);
+        past.begin(&prefix(2)).unwrap();
+        let before = seen(past.layer(1).unwrap());
+        let full = push(past.layer_mut(1).unwrap(), 2, &[7.0; 24]);
+        assert!(matches!(full, Err(Error::Room { rows: 4, limit: 3 })));
+        let wide = past.begin(&prefix(4));
+        assert!(matches!(wide, Err(Error::Room { rows: 4, limit: 3 })));
+        assert_eq!(seen(past.layer(1).unwrap()), before);
     }
 }

@@ -3,7 +3,7 @@
 use tract_linalg::{Func, element_wise::ElementWise};
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use super::avx512::wide;
+pub(crate) use super::avx512::wide;
 use super::{
     super::failed,
     arena::Shared,
@@ -21,7 +21,7 @@ pub(super) struct Curves {
 
 /// Does `work` with the vectors that every processor of this architecture has.
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) fn wide<T>(work: impl FnOnce() -> T) -> T {
+pub(crate) fn wide<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
