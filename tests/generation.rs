@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use preface_graph::{Base, Kind};
 use preface_runtime::{
-    Answer, Constraint, Encoded, Image, Options, Sampling, Session, TaskHandle, Trust,
+    Answer, Constraint, Encoded, Image, Options, Sampling, Session, TaskHandle, TokenizerUse, Trust,
 };
 use preface_trainer::{
     adapter::Adapter,
@@ -82,12 +82,9 @@ impl Scene {
         preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
         let public = at("keys/k.pub");
         preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
-        // SAFETY: nobody else knows the file.
-        #[allow(unsafe_code)]
-        let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
         Self {
             base: Base::open(base_folder).unwrap(),
-            session: Session::open(&image, Options::default()).unwrap(),
+            session: opened(&at("x.base"), Options::default()),
             trust: Trust::read(Path::new(&at("trust"))).unwrap(),
             folder,
         }
@@ -178,6 +175,14 @@ fn draws(session: &mut Session, text: &Encoded) {
     session.sample(Sampling::default()).unwrap();
 }
 
+/// A session on an image that a test wrote.
+fn opened(image: &str, options: Options) -> Session {
+    // SAFETY: nobody else knows the file.
+    #[allow(unsafe_code)]
+    let image = unsafe { Image::open(Path::new(image)) }.unwrap();
+    Session::open(&image, options).unwrap()
+}
+
 /// The scene of an export, and the form of its prompts.
 fn scene_of(export: &str) -> Option<(Scene, Form)> {
     let Some(export) = support::export(export) else {
@@ -224,6 +229,25 @@ fn a_text_ends_with_its_token_and_is_spelled_out() {
     let said: Value = serde_json::from_str(&said).unwrap();
     let words = said["text"].as_str().unwrap().split_whitespace().count();
     assert_eq!((words, &said["task"]), (TOKENS, &json!("whole")));
+}
+
+#[test]
+fn what_tokens_spell_may_be_read_with_the_first_text() {
+    let Some((mut scene, form)) = scene_of(LLAMA) else {
+        return;
+    };
+    scene.load("t", &form, generating(TOKENS, &[]));
+    let expected = said(&mut scene.session, "w5 w9");
+    let options = Options {
+        tokenizer: TokenizerUse::WithFirstText,
+        ..Options::default()
+    };
+    let mut session = opened(&scene.at("x.base"), options);
+    let task = session.load_file(Path::new(&scene.at("t")), &scene.trust, None);
+    session.activate(task.unwrap()).unwrap();
+    let ids = session.generate(&Encoded::of_ids(&[5, 9]), |_| {}).unwrap();
+    assert_eq!(ids.len(), TOKENS);
+    assert_eq!(said(&mut session, "w5 w9"), expected);
 }
 
 #[test]
