@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use preface_graph::{Base, Kind};
 use preface_runtime::{
-    Answer, Constraint, Encoded, Image, Options, Sampling, Session, TaskHandle, Trust,
+    Answer, Constraint, Encoded, Image, Options, Sampling, Session, TaskHandle, TokenizerUse, Trust,
 };
 use preface_trainer::{
     adapter::Adapter,
@@ -82,12 +82,9 @@ impl Scene {
         preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
         let public = at("keys/k.pub");
         preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
-        // SAFETY: nobody else knows the file.
-        #[allow(unsafe_code)]
-        let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
         Self {
             base: Base::open(base_folder).unwrap(),
-            session: Session::open(&image, Options::default()).unwrap(),
+            session: opened(&at("x.base"), Options::default()),
             trust: Trust::read(Path::new(&at("trust"))).unwrap(),
             folder,
         }
@@ -119,13 +116,18 @@ impl Scene {
         (adapter, handle)
     }
 
-    /// Runs a verb on the image and the bundle of `task`.
-    fn run(&self, verb: &str, task: &str, arguments: &[&str]) -> String {
+    /// A verb on the image and the bundle of `task`.
+    fn command(&self, verb: &str, task: &str, arguments: &[&str]) -> Command {
         let (image, bundle, trust) = (self.at("x.base"), self.at(task), self.at("trust"));
-        let files = [
-            verb, "--base", &image, "--bundle", &bundle, "--trust", &trust,
-        ];
-        preface(&[&files[..], arguments].concat())
+        let mut command = Command::new(env!("CARGO_BIN_EXE_preface"));
+        command.args([verb, "--base", &image, "--bundle", &bundle]);
+        command.args(["--trust", &trust]).args(arguments);
+        command
+    }
+
+    /// What it prints.
+    fn run(&self, verb: &str, task: &str, arguments: &[&str]) -> String {
+        printed(self.command(verb, task, arguments))
     }
 }
 
@@ -171,6 +173,14 @@ fn draws(session: &mut Session, text: &Encoded) {
     let again = session.generate(text, |_| {}).unwrap() == first;
     assert_eq!((again, allocations::calls() - before), (true, 0));
     session.sample(Sampling::default()).unwrap();
+}
+
+/// A session on an image that a test wrote.
+fn opened(image: &str, options: Options) -> Session {
+    // SAFETY: nobody else knows the file.
+    #[allow(unsafe_code)]
+    let image = unsafe { Image::open(Path::new(image)) }.unwrap();
+    Session::open(&image, options).unwrap()
 }
 
 /// The scene of an export, and the form of its prompts.
@@ -222,6 +232,25 @@ fn a_text_ends_with_its_token_and_is_spelled_out() {
 }
 
 #[test]
+fn what_tokens_spell_may_be_read_with_the_first_text() {
+    let Some((mut scene, form)) = scene_of(LLAMA) else {
+        return;
+    };
+    scene.load("t", &form, generating(TOKENS, &[]));
+    let expected = said(&mut scene.session, "w5 w9");
+    let options = Options {
+        tokenizer: TokenizerUse::WithFirstText,
+        ..Options::default()
+    };
+    let mut session = opened(&scene.at("x.base"), options);
+    let task = session.load_file(Path::new(&scene.at("t")), &scene.trust, None);
+    session.activate(task.unwrap()).unwrap();
+    let ids = session.generate(&Encoded::of_ids(&[5, 9]), |_| {}).unwrap();
+    assert_eq!(ids.len(), TOKENS);
+    assert_eq!(said(&mut session, "w5 w9"), expected);
+}
+
+#[test]
 fn a_text_ends_where_positions_run_out() {
     let Some((mut scene, form)) = scene_of(GPT2) else {
         return;
@@ -264,16 +293,16 @@ fn a_text_is_streamed_up_to_a_stop() {
     assert_eq!((again, allocations::calls() - before), (true, 0));
     assert!(session.stop_at(&[""]).is_err());
 
-    let printed = |more: &[&str]| {
+    let run = |more: &[&str]| {
         scene.run(
             "run",
             "t",
             &[&["w5 w9", "--temperature", "50", "--stop", &stop], more].concat(),
         )
     };
-    assert_eq!(printed(&[]), format!("{streamed}\n"));
-    assert_eq!(printed(&["--stream"]), format!("{streamed}\n"));
-    let line: Value = serde_json::from_str(&printed(&["--stream", "--json"])).unwrap();
+    assert_eq!(run(&[]), format!("{streamed}\n"));
+    assert_eq!(run(&["--stream"]), format!("{streamed}\n"));
+    let line: Value = serde_json::from_str(&run(&["--stream", "--json"])).unwrap();
     assert_eq!(line, json!({"task": "t", "text": streamed}));
 }
 
@@ -339,6 +368,23 @@ fn a_text_says_only_what_is_allowed() {
 }
 
 #[test]
+fn options_for_texts_are_refused_where_none_is_generated() {
+    let Some((mut scene, form)) = scene_of(LLAMA) else {
+        return;
+    };
+    let (_, task) = scene.load("labels", &form, json!({}));
+    let constraint = Constraint::labels(&["on"]).unwrap();
+    assert!(scene.session.constrain(task, Some(&constraint)).is_err());
+    for option in [["--stop", "x"], ["--seed", "1"], ["--shape", "{}"]] {
+        let mut command = scene.command("run", "labels", &[&["w5"], &option[..]].concat());
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(said.contains("none of the tasks generates text"), "{said}");
+    }
+}
+
+#[test]
 fn generated_texts_are_measured_by_whether_they_are_exact() {
     let Some((mut scene, form)) = scene_of(LLAMA) else {
         return;
@@ -386,11 +432,14 @@ fn expected(adapter: &Adapter, base: &Base, ids: &[u32], said: &[u32]) -> Vec<u3
 }
 
 fn preface(arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_preface"))
-        .args(arguments)
-        .output()
-        .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_preface"));
+    command.args(arguments);
+    printed(command)
+}
+
+fn printed(mut command: Command) -> String {
+    let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
+    assert!(output.status.success(), "{command:?}: {said}");
     String::from_utf8(output.stdout).unwrap()
 }

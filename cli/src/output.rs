@@ -62,9 +62,9 @@ impl Output {
         }
     }
 
-    /// Prints a part of a line for people on stdout, at once; silent when JSON was asked for.
+    /// Prints a part of a line on stdout, at once.
     pub fn say_part(&self, text: &str) {
-        if self.json || self.is_closed() {
+        if self.is_closed() {
             return;
         }
         let mut stdout = io::stdout().lock();
@@ -74,9 +74,9 @@ impl Output {
         }
     }
 
-    /// Whether results go to a terminal, for people.
-    pub fn is_terminal(&self) -> bool {
-        !self.json && io::stdout().is_terminal()
+    /// Whether a result for people is printed part by part: on a terminal, or where it is `asked`.
+    pub fn shows_parts(&self, asked: bool) -> bool {
+        !self.json && (asked || io::stdout().is_terminal())
     }
 
     /// Whether stdout takes no more, so that going on is in vain.

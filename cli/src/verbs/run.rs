@@ -6,7 +6,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Error, anyhow, bail};
+use anyhow::{Context, Error, anyhow, bail, ensure};
 use preface_bundle::{AnswerKind, Inputs};
 use preface_runtime::{Answer, Constraint, Sampling, Session, TaskHandle, TokenizerUse};
 use serde::Serialize;
@@ -19,14 +19,17 @@ use crate::{
 /// Answer texts with the tasks of verified bundles.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from standard input; a line
-may be a JSON object with \"text\". A task that reads pairs takes two texts parted by a tab, or \"text\" and
-\"text2\". A task that tags answers with a label for each word. With --json, one object is printed for each answer:
-{task, label | labels | tags, score}, or {task, text} of a task that generates text; score is a list where there are
-several, and where the text is outside the task's scope label is null and out_of_scope true.
+Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from
+standard input; a line may be a JSON object with \"text\". A task that reads pairs takes two texts
+parted by a tab, or \"text\" and \"text2\". A task that tags answers with a label for each word.
 
-A SHAPE is JSON, or a file of it: \"string\", \"number\", \"integer\" or \"boolean\"; a list of strings, of which the
-value is one; a list of one shape, of which the value is a list; an object of shapes, whose keys come in this order.
+With --json, one object is printed for each answer: {task, label | labels | tags, score}, or
+{task, text} of a task that generates text; score is a list where there are several, and where the
+text is outside the task's scope label is null and out_of_scope true.
+
+A SHAPE is JSON, or a file of it: \"string\", \"number\", \"integer\" or \"boolean\"; a list of
+strings, of which the value is one; a list of one shape, of which the value is a list; an object of
+shapes, whose keys come in this order.
 
 Example:
   preface run --base minilm.base --bundle intents.preface --trust trust.txt \"turn on the light\"
@@ -39,10 +42,10 @@ pub struct Arguments {
     /// Only this task answers.
     #[arg(long, value_name = "ID")]
     task: Option<String>,
-    #[command(flatten)]
-    generated: Generated,
     /// The text; without it, lines of standard input.
     text: Option<String>,
+    #[command(flatten)]
+    generated: Generated,
 }
 
 /// How a generated text comes about.
@@ -79,7 +82,7 @@ struct Generated {
 }
 
 impl Generated {
-    /// Lets the session generate so the texts of `tasks`.
+    /// Lets the session generate the texts of `tasks` so.
     fn prepare(&self, session: &mut Session, tasks: &[TaskHandle]) -> anyhow::Result<()> {
         let sampling = Sampling {
             temperature: self.temperature,
@@ -88,16 +91,19 @@ impl Generated {
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
         };
-        let unfit = "cannot generate so; it takes a task that generates text";
-        if sampling != Sampling::default() {
-            session.sample(sampling).context(unfit)?;
+        let constraint = self.constraint()?;
+        if sampling == Sampling::default() && self.stop.is_empty() && constraint.is_none() {
+            return Ok(());
         }
-        if !self.stop.is_empty() {
-            session.stop_at(&self.stop).context(unfit)?;
-        }
-        if let Some(constraint) = self.constraint()? {
+        ensure!(
+            tasks.iter().any(|&task| generates(session, task)),
+            "none of the tasks generates text: leave the options for generated texts out"
+        );
+        session.sample(sampling)?;
+        session.stop_at(&self.stop)?;
+        if let Some(constraint) = constraint {
             for &task in tasks {
-                session.constrain(task, Some(&constraint)).context(unfit)?;
+                session.constrain(task, Some(&constraint))?;
             }
         }
         Ok(())
@@ -121,6 +127,11 @@ impl Generated {
             false => format!("cannot use {shape}"),
         })?))
     }
+}
+
+fn generates(session: &Session, task: TaskHandle) -> bool {
+    let plan = session.plan(task);
+    plan.is_some_and(|plan| plan.kind == AnswerKind::Text)
 }
 
 /// One answer; a text outside the task's scope has no label.
@@ -219,7 +230,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         None => handles,
     };
     arguments.generated.prepare(&mut session, &handles)?;
-    let streams = arguments.generated.stream || output.is_terminal();
+    let streams = output.shows_parts(arguments.generated.stream);
     let name = |handle| session.tasks().find(|&(other, _)| other == handle);
     let handles: Vec<(TaskHandle, String)> = handles
         .into_iter()
@@ -270,19 +281,14 @@ fn answer(
         let text = Text::of_line(line, plan.map_or(Inputs::One, |plan| plan.inputs));
         session.activate(*handle)?;
         let several = handles.len() > 1;
-        let generates = plan.is_some_and(|plan| plan.kind == AnswerKind::Text);
-        if streams && generates {
+        if streams && generates(session, *handle) {
             let encoded = session.encode(&text.first, text.second.as_deref())?;
             if several {
                 output.say_part(&format!("{task}\t"));
             }
             let said = session.stream(&encoded, |piece| output.say_part(piece));
             output.say_part("\n");
-            let line = Line {
-                task,
-                said: Said::Text { text: said? },
-            };
-            output.json(&line)?;
+            said?;
             continue;
         }
         let said = Said::of(text.ask(session)?)?;

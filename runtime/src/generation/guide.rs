@@ -61,6 +61,8 @@ impl Guide {
     /// When the tokens cannot spell it, or a text that may end may also go on and no token ends it.
     pub fn new(constraint: &Constraint, pieces: &Pieces, stops: &[u32]) -> Result<Self, Error> {
         let automaton = &constraint.automaton;
+        let all = || (0..).take(pieces.len());
+        let stops: Vec<u32> = all().filter(|id| stops.contains(id)).collect();
         let open = |state| automaton.ends(state) && automaton.goes_on(state);
         if stops.is_empty() && automaton.states().any(open) {
             return Err(refused(
@@ -68,11 +70,10 @@ impl Guide {
                  take labels of which none begins another, or an object",
             ));
         }
-        let ids = (0..).take(pieces.len()).filter(|id| !stops.contains(id));
         let mut guide = Self {
-            lexicon: Lexicon::of(pieces, ids),
+            lexicon: Lexicon::of(pieces, all().filter(|id| !stops.contains(id))),
             constraint: constraint.clone(),
-            stops: stops.to_vec(),
+            stops,
             fewest: Vec::new(),
             fewest_in_all: NEVER,
         };
@@ -265,7 +266,7 @@ mod tests {
         let words = Pieces::of(&words, 2).unwrap();
         let labels = |labels: &[&str]| Constraint::labels(labels).unwrap();
         let number = || Constraint::shape("\"integer\"").unwrap();
-        let table: [(Constraint, &Pieces, &[u32], Option<&str>); 8] = [
+        let table: [(Constraint, &Pieces, &[u32], Option<&str>); 9] = [
             (
                 labels(&["on", "only"]),
                 &pieces,
@@ -275,6 +276,7 @@ mod tests {
             (labels(&["on", "only"]), &pieces, &[end], None),
             (labels(&["on", "off"]), &pieces, &[], None),
             (number(), &pieces, &[], Some("no token that ends")),
+            (number(), &pieces, &[end + 1], Some("no token that ends")),
             (number(), &pieces, &[end], None),
             (labels(&["on on", "off"]), &words, &[], None),
             (labels(&["off", "of"]), &words, &[0], Some("\"of\"")),

@@ -72,8 +72,8 @@ impl Session {
     /// is none. A task that is loaded again is free.
     ///
     /// # Errors
-    /// When the task is not loaded or generates no text, its tokens cannot spell what is allowed, or it allows too
-    /// few of them.
+    /// When the task is not loaded or generates no text, no tokens spell what is allowed, or the task allows too few
+    /// of them.
     pub fn constrain(
         &mut self,
         task: TaskHandle,
