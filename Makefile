@@ -6,7 +6,7 @@ CARGO ?= cargo
 # Where `make arm` keeps its toolchain.
 ARM_PREFIX ?= /opt/arm-rust
 
-.PHONY: help base demo test lint arm peft clean-out
+.PHONY: help base demo test lint python arm peft clean-out
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -29,14 +29,19 @@ test: base ## every test
 
 lint: ## formatting, clippy, licences and who may use which engine
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path runtime/python/Cargo.toml --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release -p preface --no-default-features --features device -- -D warnings
 	$(CARGO) clippy --release -p preface --no-default-features --features device,plan -- -D warnings
+	$(CARGO) clippy --release --locked --manifest-path runtime/python/Cargo.toml --target-dir target -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then \
 	  $(CARGO) deny check licenses bans sources; \
 	else \
 	  echo "lint: cargo-deny is not installed: deny.toml was NOT checked" >&2; \
 	fi
+
+python: base ## the runtime as a wheel for Python, installed and tested: out/wheels, out/python
+	CARGO="$(CARGO)" tests/python.sh
 
 arm: base ## cross-build for the boards in targets/boards and run the demo's tasks there under qemu
 	targets/setup.sh --no-link --prefix "$(ARM_PREFIX)"

@@ -37,5 +37,5 @@ pub use generation::{Constraint, Sampling};
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};
-pub use status::Status;
+pub use status::{Status, explained};
 pub use text::{Encoded, Overlength};

@@ -106,6 +106,13 @@ impl Status {
         self as i32
     }
 
+    /// Its name without `PREFACE_`.
+    pub fn name(self) -> &'static str {
+        let named = Self::of_code(self.code());
+        let name = named.and_then(|(_, name)| name.to_str().ok());
+        name.map_or("", |name| name.trim_start_matches("PREFACE_"))
+    }
+
     /// The status of that number.
     pub fn of_code(code: i32) -> Option<(Self, &'static CStr)> {
         Self::ALL
@@ -160,6 +167,17 @@ impl Status {
             }
         }
     }
+}
+
+/// What an error says, with its causes, parted by colons.
+pub fn explained(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.extend([": ", &error.to_string()]);
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

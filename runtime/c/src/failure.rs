@@ -3,11 +3,10 @@
 use std::{
     any::Any,
     cell::RefCell,
-    error::Error as _,
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use preface_runtime::{Error, LoadError, Status};
+use preface_runtime::{Error, LoadError, Status, explained};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -70,17 +69,6 @@ impl Failure {
             _ => Status::InvalidArgument,
         }
     }
-
-    /// The error and its causes, parted by colons.
-    fn text(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.extend([": ", &error.to_string()]);
-            cause = error.source();
-        }
-        text
-    }
 }
 
 thread_local! {
@@ -95,7 +83,7 @@ pub fn guarded(work: impl FnOnce() -> Result<(), Failure>) -> i32 {
     let Err(failure) = done else {
         return Status::Ok.code();
     };
-    LAST.with_borrow_mut(|last| *last = failure.text());
+    LAST.with_borrow_mut(|last| *last = explained(&failure));
     failure.status().code()
 }
 

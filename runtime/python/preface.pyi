@@ -1,0 +1,157 @@
+"""A frozen base model in a mapped image, and narrow tasks from signed bundles."""
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Answer", "Error", "Image", "Session", "Task", "Tokens", "__version__"]
+__version__: str
+
+_Path = str | PathLike[str]
+_Integers = NDArray[np.integer[Any]] | Sequence[int]
+
+class Error(Exception):
+    """Why an image, a task or a text cannot be used."""
+
+    code: int
+    """The number of `enum preface_status` in preface.h; from 10 to 21 the exit code of `preface verify`."""
+    status: str
+    """Its name there without PREFACE_, as "BAD_SIGNATURE"."""
+
+@final
+class Image:
+    """A base image, mapped: processes that open the same file share its memory.
+
+    Its tables are checked, the weights are not read. The file must not be changed or cut short while the image or a
+    session of it is there: that ends the process. Renaming another file over it is safe.
+    """
+
+    def __new__(cls, path: _Path) -> Image: ...
+    @property
+    def kind(self) -> Literal["encoder", "decoder", "encoder-decoder", "other"]: ...
+    @property
+    def engine(self) -> str:
+        """What runs it: "executor", or "plan" for a graph that the executor does not run."""
+    @property
+    def hidden(self) -> int:
+        """Numbers in one row between layers."""
+    @property
+    def layers(self) -> int: ...
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that the base has positions for; None where nothing bounds them."""
+
+@final
+class Task:
+    """What a loaded task is asked and answers."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Literal["label", "labels", "tags", "text"]: ...
+    @property
+    def inputs(self) -> int:
+        """Texts that it is asked about at once: 1 or 2."""
+    @property
+    def labels(self) -> list[str]: ...
+
+@final
+class Tokens:
+    """A text, or a pair of them, as the base reads it, special tokens included.
+
+    `ids` and `types` have an element a token; `types` tells of a pair which of the two a token is of, and is 0 for one
+    text. `words` is for tags: the place of each word's first token, -1 where it has none.
+    """
+
+    def __new__(cls, ids: _Integers, types: _Integers | None = None, words: _Integers | None = None) -> Tokens: ...
+    @property
+    def ids(self) -> NDArray[np.uint32]: ...
+    @property
+    def types(self) -> NDArray[np.uint32]: ...
+    @property
+    def words(self) -> NDArray[np.int32]: ...
+    def __len__(self) -> int: ...
+
+@final
+class Answer:
+    """What a task says about a text.
+
+    A "label" is one, "labels" are those that are probable enough, "tags" are one a word, None for a word that the
+    tokenizer drops; a "text" has none.
+    """
+
+    @property
+    def kind(self) -> Literal["label", "labels", "tags", "text"]: ...
+    @property
+    def label(self) -> str | None:
+        """The one label; None where the text is outside the task's scope, and of the other kinds."""
+    @property
+    def out_of_scope(self) -> bool:
+        """Whether the one label is less probable than the task demands."""
+    @property
+    def labels(self) -> list[str | None]: ...
+    @property
+    def classes(self) -> NDArray[np.int32]:
+        """For each of `labels` its place among the task's labels; -1 for None."""
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """For each of `labels` its probability; 0 for None."""
+    @property
+    def text(self) -> str | None:
+        """The text that was generated."""
+
+@final
+class Session:
+    """A base ready to run, with the tasks loaded onto it.
+
+    Every call names the task that answers. Threads may share a session: they take turns, without the interpreter's lock
+    while the base runs. Sessions of one image run side by side.
+    """
+
+    def __new__(
+        cls,
+        image: Image,
+        *,
+        max_tokens: int | None = None,
+        truncate: bool = False,
+        tokenizer_at_open: bool = True,
+        threads: int = 1,
+        pinned: bool = False,
+    ) -> Session:
+        """`max_tokens` bounds a text, special tokens included. `truncate` cuts the end off one that does not fit.
+
+        The tokenizer is read with the first text, or never, where `tokenizer_at_open` is false. `threads` answer, the
+        calling one among them; `pinned` keeps each but that on a processor of its own. Answers do not depend on how
+        many there are.
+        """
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The loaded tasks, in the order of loading."""
+    def load(self, bundle: _Path, trust: _Path) -> str:
+        """Verifies a bundle against a trust store and loads its task; returns the task's name."""
+    def answer(self, task: str, text: str, second: str | None = None) -> Answer:
+        """Answers a text, or with `second` a pair."""
+    def encode(self, task: str, text: str, second: str | None = None) -> Tokens:
+        """A text or a pair as the task reads it."""
+    def answer_tokens(self, task: str, tokens: Tokens | _Integers) -> Answer:
+        """Answers tokens, or the token ids of one text."""
+    def answer_all(self, requests: Sequence[tuple[str, Tokens | _Integers]]) -> list[Answer]:
+        """Answers several at once, each with its task; faster than one by one. No task may generate text."""
+    def sample(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        """Chooses the tokens of generated texts so from now on; without arguments, the most probable ones."""
+    def generate(self, task: str, tokens: Tokens | _Integers) -> NDArray[np.uint32]:
+        """The tokens that a task goes on with."""

@@ -1,0 +1,55 @@
+//! Why a call failed, as an exception.
+
+use preface_runtime::{Error as RuntimeError, LoadError, Status, explained};
+use pyo3::{create_exception, exceptions::PyException, prelude::*};
+
+create_exception!(
+    preface,
+    Error,
+    PyException,
+    "Why an image, a task or a text cannot be used. `code` is the number of `enum preface_status` in preface.h, from 10 to \
+     21 the exit code of `preface verify`; `status` is its name there, without PREFACE_."
+);
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("no task {task} is loaded; there are {}", loaded.join(", "))]
+    Task { task: String, loaded: Vec<String> },
+    #[error("{what} {number} is none of the base's")]
+    Token { what: &'static str, number: i64 },
+    #[error("this module cannot pass on an answer of this kind; use a newer one")]
+    Kind,
+    #[error("an earlier call with this session panicked; open another")]
+    Poisoned,
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+}
+
+impl Failure {
+    fn status(&self) -> Status {
+        match self {
+            Self::Task { .. } => Status::NoTask,
+            Self::Token { .. } => Status::Token,
+            Self::Kind => Status::Unsupported,
+            Self::Poisoned => Status::Poisoned,
+            Self::Load(error) => Status::of_load(error),
+            Self::Runtime(error) => Status::of_error(error),
+        }
+    }
+}
+
+impl From<Failure> for PyErr {
+    fn from(failure: Failure) -> Self {
+        let status = failure.status();
+        let error = Error::new_err(explained(&failure));
+        let marked = Python::attach(|py| {
+            let value = error.value(py);
+            value.setattr("code", status.code())?;
+            value.setattr("status", status.name())
+        });
+        marked.err().unwrap_or(error)
+    }
+}
