@@ -9,15 +9,16 @@
 #[path = "../cli/src/allocations.rs"]
 #[allow(unsafe_code)]
 mod allocations;
+#[path = "support/scene.rs"]
+mod scene;
 mod support;
 
-use std::{path::Path, process::Command};
+use std::path::Path;
 
 use preface_graph::{Base, FormKind};
-use preface_runtime::{
-    Answer, Encoded, EngineKind, Image, Options, Session, TaskHandle, Threads, Trust,
-};
+use preface_runtime::{Answer, Encoded, EngineKind, Options, Session, TaskHandle, Threads};
 use preface_trainer::form::Form;
+use scene::Scene;
 use serde_json::{Value, json};
 use support::{
     adapters::{CLASSES, adapter},
@@ -47,32 +48,12 @@ fn a_decoder_with_a_cache_allocates_nothing() {
 /// Answers every text with every task on one thread and on several: the same to the last bit, and nothing is allocated.
 fn check(folder: &Path, texts: &[String]) {
     let base = Base::open(folder).unwrap();
-    let scene = tempfile::tempdir().unwrap();
-    let at = |name: &str| scene.path().join(name).to_str().unwrap().to_owned();
-    preface(&["compile", folder.to_str().unwrap(), "-o", &at("x.base")]);
-    preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
-    preface(&[
-        "trust",
-        "new",
-        "-o",
-        &at("trust"),
-        "--key",
-        &at("keys/k.pub"),
-    ]);
-    // SAFETY: nobody else knows the file.
-    #[allow(unsafe_code)]
-    let image = unsafe { Image::open(Path::new(&at("x.base"))) }.unwrap();
-    let trust = Trust::read(Path::new(&at("trust"))).unwrap();
+    let scene = Scene::new(folder);
+    let (image, trust) = (scene.image(), scene.trust());
     let mut bundles = Vec::new();
     for (number, (form, changes)) in designs(&base).into_iter().enumerate() {
-        let task = format!("task-{number}");
-        let (folder, file) = (at("adapter"), at(&task));
-        adapter(&base, &form, changes)
-            .write(Path::new(&folder))
-            .unwrap();
-        let pack = ["pack", &folder, "--task", &task, "--sequence", "1"];
-        preface(&[&pack[..], &["--key", &at("keys/k.key"), "-o", &file]].concat());
-        bundles.push(file);
+        let adapter = adapter(&base, &form, changes);
+        bundles.push(scene.packed(&adapter, &format!("task-{number}")));
     }
     let mut alone = None;
     for count in [1, 2, 3] {
@@ -177,13 +158,4 @@ fn designs(base: &Base) -> Vec<(Form, Value)> {
         ),
         (rows, json!({"head": tags, "answer": {"kind": "tags"}})),
     ]
-}
-
-fn preface(arguments: &[&str]) {
-    let output = Command::new(env!("CARGO_BIN_EXE_preface"))
-        .args(arguments)
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
 }

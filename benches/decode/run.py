@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Tokens a second of a decoder of 100 million numbers: ONNX Runtime and llama.cpp, interleaved in one run.
+"""Tokens a second of a decoder of 100 million numbers: ours, ONNX Runtime and llama.cpp, interleaved in one run.
 
+    make base && cargo build --release -p preface
     python3 -m venv out/benches/llama/venv
     CMAKE_ARGS=-DGGML_NATIVE=ON out/benches/llama/venv/bin/pip install -r benches/decode/requirements.txt
     out/benches/llama/venv/bin/python benches/decode/model.py
-    out/benches/llama/venv/bin/python benches/decode/run.py [--threads 1,2] [--rounds 5]
+    . out/env.sh && out/benches/llama/venv/bin/python benches/decode/run.py [--threads 1,2] [--rounds 5]
 
 Each reads a prompt of 32 tokens and then takes the likeliest token 64 times, one after the other, with its cache; only
 those are timed. ONNX Runtime runs the ONNX base in f32 with all its optimisations, its cache handed from step to step as
-values of its own; llama.cpp runs the same numbers in f16 and in Q4_0, each with its weights laid out as is faster here.
+values of its own; ours runs the image that `preface compile` makes of the same base, with a prompt of one token that
+`preface train` learned in one step, on one thread alone; llama.cpp runs the same numbers in f16 and in Q4_0, each with its weights laid out as is faster here.
 Prompts are read a token at a time: llama.cpp's AMX products of several rows of Q4_0 end the process on some machines.
 That it is the same model is checked before: how often both find the same token the likeliest, and how far their logits
 lie apart.
@@ -16,8 +18,11 @@ lie apart.
 
 import argparse
 import ctypes
+import json
 import pathlib
 import statistics
+import sys
+import tempfile
 import time
 
 import llama_cpp
@@ -25,6 +30,9 @@ import numpy
 import onnxruntime
 
 import model as shape
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "peers"))
+import programs
 
 PROMPT, STEPS = 32, 64
 CONTEXT = 128
@@ -94,6 +102,30 @@ class LlamaCpp:
         return numpy.ctypeslib.as_array(ctypes.cast(found, ctypes.POINTER(ctypes.c_float)), (shape.VOCABULARY,))
 
 
+class Ours:
+    """The program, which measures itself; its processor time is that of whole texts, their prompts among them."""
+
+    def __init__(self, base: pathlib.Path, folder: pathlib.Path):
+        target = " ".join(f"w{3 + index}" for index in range(2 * STEPS))
+        lines = [json.dumps({"text": f"w{3 + index}", "target": target}) for index in range(2)]
+        data = folder / "data.jsonl"
+        data.write_text("\n".join(lines) + "\n")
+        method = ["--method", "prompt-tuning", "--tokens", 1, "--head", "generation", "--epochs", 1, "--no-advice"]
+        programs.preface("train", "--base", base, "--train", data, "--dev", data, *method, "-o", folder / "adapter")
+        programs.preface("keygen", "-o", folder / "keys", "--name", "bench")
+        programs.preface("trust", "new", "-o", folder / "trust", "--key", folder / "keys/bench.pub")
+        key = ["--key", folder / "keys/bench.key"]
+        programs.preface("pack", folder / "adapter", "--task", "bench", "--sequence", 1, *key, "-o", folder / "bundle")
+        programs.preface("compile", base, "-o", folder / "image")
+        self.files = ["--base", folder / "image", "--bundle", folder / "bundle", "--trust", folder / "trust"]
+
+    def measure(self) -> tuple[float, float]:
+        """Tokens a second, and milliseconds of processor time a token."""
+        size = ["--ids", "--tokens", PROMPT, "--generate", STEPS, "--runs", 3, "--processes", 1]
+        report = json.loads(programs.preface("bench", "--json", *self.files, *size))
+        return report["tokens_per_second"], report["cpu_ms"]["p50"] / (PROMPT + STEPS)
+
+
 def agreement(one, other, tokens: list[int]) -> str:
     """How often both find the same token the likeliest, and how far their logits lie apart."""
     found = []
@@ -123,6 +155,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     prompt = numpy.random.default_rng(2).integers(3, shape.VOCABULARY, CONTEXT).tolist()
+    folder = tempfile.TemporaryDirectory()
+    own = Ours(arguments.model, pathlib.Path(folder.name))
     print("| threads | engine | tokens a second (least, greatest) | CPU ms a token | tokens a second : ONNX Runtime's (least, greatest) |")
     print("|---|---|---|---|---|")
     for threads in map(int, arguments.threads.split(",")):
@@ -132,19 +166,19 @@ def main() -> None:
         found = {name: [] for name in engines}
         first, *others = engines
         notes = [f"{name}: {agreement(engines[first], engines[name], prompt)}" for name in others]
+        if threads == 1:
+            found["ours, f32"] = []
         for _ in range(arguments.rounds):
             for name, engine in engines.items():
                 found[name].append(measure(engine, prompt[:PROMPT]))
+            if threads == 1:
+                found["ours, f32"].append(own.measure())
         for name, runs in found.items():
             speeds, processor = zip(*runs)
             ratios = [speed / other for speed, (other, _) in zip(speeds, found[first])]
-            cells = [spread(speeds, 1), f"{statistics.median(processor):.1f}", spread(ratios, 2)]
+            cells = [programs.spread(speeds, 1), f"{statistics.median(processor):.1f}", programs.spread(ratios)]
             print(f"| {threads} | {name} | {' | '.join(cells)} |", flush=True)
         print(*notes, sep="\n", flush=True)
-
-
-def spread(values, digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}, {max(values):.{digits}f})"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 // Implements the global allocator: see the SAFETY comments there.
 #[allow(unsafe_code)]
 mod allocations;
+// Calls the C library: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod heap;
 // Maps base images: see the SAFETY comment there.
 #[allow(unsafe_code)]
 mod image;

@@ -10,7 +10,7 @@ use preface_runtime::{
     unix_now,
 };
 
-use crate::output::Output;
+use crate::{heap, output::Output};
 
 /// The files that a session is opened from.
 #[derive(clap::Args)]
@@ -75,6 +75,7 @@ impl Files {
                 pinned: self.pin,
             },
         };
+        heap::share();
         let image = crate::image::open(&self.base)?;
         let mut session = Session::open(&image, options)?;
         let trust = Trust::read(&self.trust)?;
@@ -91,6 +92,7 @@ impl Files {
             }
             handles.push(handle);
         }
+        heap::trim();
         Ok(Tasks {
             image,
             session,

@@ -112,9 +112,13 @@ impl Session {
         let (encoder, engine) = match options.tokenizer {
             TokenizerUse::WithFirstText => (OnceCell::new(), engine()),
             TokenizerUse::AtOpen => thread::scope(|scope| {
-                let encoder = scope.spawn(|| Encoder::open(image));
+                // Where no thread can be had, the tokenizer is read by this one.
+                let other = thread::Builder::new().spawn_scoped(scope, || Encoder::open(image));
                 let engine = engine();
-                let encoder = encoder.join().unwrap_or_else(|panic| resume_unwind(panic));
+                let encoder = match other {
+                    Ok(other) => other.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                    Err(_) => Encoder::open(image),
+                };
                 Ok::<_, Error>((OnceCell::from(encoder?), engine))
             })?,
         };

@@ -35,7 +35,8 @@ const SWAPS: u32 = 100_000;
 #[derive(clap::Args)]
 #[command(after_help = "\
 A run goes from token ids to a label; text_latency_ms adds the tokenizer. Cold start is the median over fresh processes,
-from starting the process to its first answer, with the image in the page cache. Memory is read from
+from starting the process to its first answer, with the image in the page cache. With --generate,
+tokens_per_second is that of generated tokens, else of tokens that are read. Memory is read from
 /proc/self/smaps_rollup after the runs, while a second process has the image open: only then does the kernel call its
 pages shared.
 
@@ -56,6 +57,9 @@ pub struct Arguments {
     /// How many runs are timed.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count(1_000_000))]
     runs: usize,
+    /// Time the tokens of generated texts, each of at most N; takes a task that generates.
+    #[arg(long, value_name = "N", value_parser = count(1_000_000))]
+    generate: Option<usize>,
     /// Processes that have the image open while memory is read, this one included.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = count(1000))]
     processes: usize,
@@ -95,7 +99,9 @@ struct Report {
 /// Measures everything and prints it.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let tasks = arguments.files.open(arguments.tokenizer())?;
-    tasks.note_ceiling(output);
+    if !arguments.hold {
+        tasks.note_ceiling(output);
+    }
     let Tasks {
         image,
         mut session,
@@ -115,6 +121,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     bench.warm_up()?;
     let (from_tokens, from_text) = bench.runs()?;
+    let generated_per_second = arguments.generate.map(|tokens| bench.generate(tokens));
+    let generated_per_second = generated_per_second.transpose()?;
     let swap_us = bench.swap(&handles)?;
     let load_us = bench.load(&arguments.files)?;
     let cold_start_ms = match arguments.cold_start_ms() {
@@ -137,7 +145,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let report = Report {
         engine: bench.session.engine().to_string(),
         tokens,
-        tokens_per_second: tokens * 1e3 / latency_ms.p50,
+        tokens_per_second: generated_per_second.unwrap_or(tokens * 1e3 / latency_ms.p50),
         latency_ms,
         cpu_ms,
         text_latency_ms: from_text.map(|cost| percentiles(cost.times_ms)),
@@ -376,6 +384,26 @@ impl Bench {
         }
         let any = !from_text.times_ms.is_empty();
         Ok((from_tokens, any.then_some(from_text)))
+    }
+
+    /// Tokens a second of texts of at most `most` generated tokens, the first of each not timed: the median over the runs.
+    fn generate(&mut self, most: usize) -> anyhow::Result<f64> {
+        let mut times_s = Vec::new();
+        for sample in self.texts.iter().cycle().take(self.runs) {
+            let (mut heard, mut first, mut last) = (0, Instant::now(), Instant::now());
+            self.session.generate(&sample.encoded, |_| {
+                heard += 1;
+                match heard {
+                    1 => first = Instant::now(),
+                    heard if heard <= most => last = Instant::now(),
+                    _ => {}
+                }
+            })?;
+            let timed = heard.min(most).saturating_sub(1);
+            ensure!(timed > 0, "the text ends before its second token");
+            times_s.push((last - first).as_secs_f64() / timed as f64);
+        }
+        Ok(percentiles(times_s).p50.recip())
     }
 
     /// Microseconds of making another task the active one.

@@ -4,7 +4,7 @@ use super::{Loaded, Session};
 use crate::task::{Form, Head};
 
 /// Bytes that reading a tokenizer takes for each byte of `tokenizer.json`, what is thrown away on the way among them.
-const TOKENIZER_BYTES: usize = 40;
+const TOKENIZER_BYTES: usize = 32;
 /// What is not counted one by one: the image's index, names, buffers of the system's, a text on its way to tokens.
 const SMALL_BYTES: usize = 2 << 20;
 /// Bytes for each token of the vocabulary that choosing a token takes.
