@@ -129,6 +129,11 @@ fn doctor_says_what_is_missing() {
     let found = json(&preface(&["doctor", "--json"]));
     assert_eq!(found["architecture"], std::env::consts::ARCH);
     assert_eq!(found["onnxruntime"]["loaded"], true, "{found}");
+    assert_eq!(found["engines"][0], "executor", "{found}");
+    for bases in ["encoders", "decoders"] {
+        let kernels = found["kernels"][bases].as_array().unwrap();
+        assert!(!kernels.is_empty(), "{found}");
+    }
     let output = preface(&["doctor", "--onnxruntime", "/nowhere/lib.so"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stdout).contains("ORT_DYLIB_PATH"));

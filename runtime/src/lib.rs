@@ -31,7 +31,7 @@ mod testing;
 mod text;
 
 pub use answer::{Answer, Choice, Choices, Scored};
-pub use engine::EngineKind;
+pub use engine::{EngineKind, Kernels};
 pub use error::Error;
 pub use generation::{Constraint, Sampling};
 pub use image::Image;

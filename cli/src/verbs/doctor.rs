@@ -5,6 +5,7 @@ use std::{env::consts::ARCH, fs, process::ExitCode, thread};
 #[cfg(feature = "host")]
 use std::path::PathBuf;
 
+use preface_runtime::Kernels;
 #[cfg(feature = "host")]
 use preface_trainer::engine::{Device, Library, cuda_libraries};
 use serde_json::{Value, json};
@@ -35,18 +36,27 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let features = processor_features();
     output.say(format_args!("processor    {ARCH}, {processors} at hand"));
     output.say(format_args!("features     {}", features.join(" ")));
-    let engine = if cfg!(feature = "plan") {
-        "plan"
-    } else {
-        "none"
+    let engines: &[&str] = match cfg!(feature = "plan") {
+        true => &["executor", "plan"],
+        false => &["executor"],
     };
-    output.say(format_args!("engine       {engine}"));
+    output.say(format_args!("engines      {}", engines.join(" ")));
+    let Kernels { encoders, decoders } = Kernels::here();
+    output.say(format_args!(
+        "kernels      {} for encoders",
+        encoders.join(" ")
+    ));
+    output.say(format_args!(
+        "             {} for decoders",
+        decoders.join(" ")
+    ));
     let (onnxruntime, works) = onnxruntime(&arguments, output);
     output.json(&json!({
         "architecture": ARCH,
         "processors": processors,
         "features": features,
-        "engine": engine,
+        "engines": engines,
+        "kernels": {"encoders": encoders, "decoders": decoders},
         "onnxruntime": onnxruntime,
     }))?;
     Ok(if works {

@@ -29,6 +29,26 @@ pub(crate) fn has_kernel(name: &str) -> bool {
     executor::has_kernel(name)
 }
 
+/// The kernels that this build chooses for this processor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernels {
+    /// Those that the weights of encoders are packed for.
+    pub encoders: Vec<String>,
+    /// Those of decoders: for many rows, and for one where it is another.
+    pub decoders: Vec<String>,
+}
+
+impl Kernels {
+    /// Looks at the processor.
+    pub fn here() -> Self {
+        let [encoders, decoders] = [false, true].map(|decodes| {
+            let chosen = executor::kernels::kernels_for_weights(decodes);
+            chosen.map_or(Vec::new(), |(names, _)| names)
+        });
+        Self { encoders, decoders }
+    }
+}
+
 /// Wraps what tract says.
 fn failed(action: &'static str) -> impl FnOnce(tract_data::TractError) -> Error {
     move |error| Error::Engine {
@@ -301,5 +321,13 @@ mod tests {
     fn kernels_have_names() {
         assert!(!has_kernel("no such kernel"));
         assert!(has_kernel("generic_f32_4x4"));
+        let Kernels { encoders, decoders } = Kernels::here();
+        assert!(!encoders.is_empty());
+        assert!(
+            encoders
+                .iter()
+                .chain(&decoders)
+                .all(|name| has_kernel(name))
+        );
     }
 }

@@ -146,7 +146,6 @@ impl Kernel {
     }
 
     /// Whether a decoder's single rows need no other kernel.
-    #[cfg(feature = "compile")]
     fn takes_one(&self) -> bool {
         match &self.inner {
             Inner::Tract(..) => false,
@@ -329,7 +328,6 @@ fn serves(packed: &PackedFormat, wanted: &PackedFormat) -> bool {
 
 /// The kernels that weights are packed for on this machine, that for many rows first, and the panels that both read:
 /// a decoder, which often asks for one row, is given a pair; an encoder what suits many rows best.
-#[cfg(feature = "compile")]
 pub(crate) fn kernels_for_weights(decodes: bool) -> Option<(Vec<String>, PackedFormat)> {
     let many = Kernel::for_rows(WIDE)?;
     if many.takes_one() {
@@ -376,7 +374,6 @@ pub(crate) fn kernels_for_weights(decodes: bool) -> Option<(Vec<String>, PackedF
 }
 
 /// Rows of a weight that kernels are chosen for.
-#[cfg(feature = "compile")]
 const WIDE: usize = 768;
 
 /// A size that kernels are chosen for where the true one varies.
