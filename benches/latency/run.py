@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""An answer on MiniLM with one thread: the executor beside its peers, interleaved in one run.
+"""An answer on MiniLM: the executor beside its peers, interleaved in one run.
 
     make base && cargo build --release -p preface
     cargo build --release --manifest-path benches/peers/Cargo.toml --target-dir target/peers
-    . out/env.sh && out/venv/bin/python benches/latency/run.py [--tokens 8,32,128] [--rounds 7]
+    . out/env.sh && out/venv/bin/python benches/latency/run.py [--tokens 8,32,128] [--rounds 7] [--threads 1]
 
 Ours runs from token ids to the label, with a prefix of one token at one layer, whose work is too little to measure; the
 peers run the base's graph from ids to hidden rows: ONNX Runtime with all its optimisations, and again from a file of
@@ -29,18 +29,19 @@ def ours(options: list, tokens: int) -> dict:
     return {"cpu_ms": report["cpu_ms"]["p50"], "latency_ms": report["latency_ms"]["p50"], "allocations": report["allocations_per_run"]}
 
 
-def peer(program: str, model: pathlib.Path, tokens: int, *options) -> dict:
-    """The medians of a peer's program."""
-    return json.loads(programs.output([programs.PEERS / program, model, "--tokens", tokens, "--runs", RUNS, *options]))
+def contestants(task: programs.Task, threads: list) -> dict:
+    """What is measured, by name: each takes a number of tokens; the first is ours. tract's plan has one thread."""
 
+    def peer(program: str, model: pathlib.Path, tokens: int, *options) -> dict:
+        """The medians of a peer's program."""
+        command = [programs.PEERS / program, model, "--tokens", tokens, "--runs", RUNS]
+        return json.loads(programs.output([*command, *threads, *options]))
 
-def contestants(task: programs.Task) -> dict:
-    """What is measured, by name: each takes a number of tokens; the first is ours."""
     bundle = task.packed()
     executor, plan = task.options(task.image(), bundle), task.options(task.image("plan"), bundle)
     model = programs.external(task.base)
     return {
-        "ours": lambda tokens: ours(executor, tokens),
+        "ours": lambda tokens: ours([*executor, *threads], tokens),
         "ONNX Runtime": lambda tokens: peer("onnxruntime", model, tokens),
         "ONNX Runtime, packed file": lambda tokens: peer("onnxruntime", model, tokens, "--packed"),
         "rten": lambda tokens: peer("rten", model, tokens),
@@ -64,12 +65,14 @@ def table(measured: dict, tokens: int) -> None:
 def main() -> None:
     parser = programs.parser(__doc__, rounds=7)
     parser.add_argument("--tokens", default="8,32,128")
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     ratio = "ours : peer (least, greatest)"
     print(f"| tokens | peer | ours, CPU ms | peer, CPU ms | {ratio} | ours, wall ms | peer, wall ms | {ratio} | our allocations a run |")
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        entries = list(contestants(programs.Task(pathlib.Path(name), arguments.base)).items())
+        task = programs.Task(pathlib.Path(name), arguments.base)
+        entries = list(contestants(task, ["--threads", arguments.threads]).items())
         for tokens in map(int, arguments.tokens.split(",")):
             measured = {name: [] for name, _ in entries}
             for round in range(arguments.rounds):

@@ -16,7 +16,7 @@ const TOKEN: i64 = 2422;
 /// An error of a peer, a file or the command line.
 pub type Failure = Box<dyn Error>;
 
-/// What is asked of a peer: `MODEL [--tokens N] [--runs N] [--packed] [--hold]`.
+/// What is asked of a peer: `MODEL [--tokens N] [--runs N] [--threads N] [--packed] [--hold]`.
 pub struct Arguments {
     /// The ONNX file.
     pub model: PathBuf,
@@ -24,6 +24,8 @@ pub struct Arguments {
     pub tokens: usize,
     /// How many runs are timed.
     pub runs: usize,
+    /// Threads that answer.
+    pub threads: usize,
     /// Whether the weights are laid out for the products when they are loaded.
     pub packed: bool,
     /// Whether to answer once, say so, and wait until standard input closes.
@@ -40,6 +42,7 @@ impl Arguments {
             model: PathBuf::new(),
             tokens: 16,
             runs: 40,
+            threads: 1,
             packed: false,
             hold: false,
         };
@@ -55,6 +58,7 @@ impl Arguments {
             match &*word {
                 "--tokens" => found.tokens = number()?,
                 "--runs" => found.runs = number()?,
+                "--threads" => found.threads = number()?,
                 "--packed" => found.packed = true,
                 "--hold" => found.hold = true,
                 option if option.starts_with("--") => {
@@ -64,7 +68,9 @@ impl Arguments {
             }
         }
         if found.model.as_os_str().is_empty() {
-            return Err("usage: MODEL [--tokens N] [--runs N] [--packed] [--hold]".into());
+            return Err(
+                "usage: MODEL [--tokens N] [--runs N] [--threads N] [--packed] [--hold]".into(),
+            );
         }
         Ok(found)
     }

@@ -1,4 +1,4 @@
-//! ONNX Runtime on one thread, through its C interface: the library that `ORT_DYLIB_PATH` names.
+//! ONNX Runtime, through its C interface: the library that `ORT_DYLIB_PATH` names.
 //!
 //! `--packed` writes `packed.onnx` beside the model where it is not there yet, optimised and with its weights laid out
 //! for the products in a file of their own, and runs that: processes then share them.
@@ -21,10 +21,10 @@ fn main() -> Result<(), Failure> {
     let arguments = Arguments::read()?;
     let environment = ort::init().build()?;
     let model = match arguments.packed {
-        true => packed(&environment, &arguments.model)?,
+        true => packed(&environment, &arguments)?,
         false => arguments.model.clone(),
     };
-    let mut session = open(builder(&environment)?, &model)?;
+    let mut session = open(builder(&environment, arguments.threads)?, &model)?;
     let mut inputs = Vec::new();
     for input in session.inputs() {
         let values = arguments.input(input.name());
@@ -43,9 +43,9 @@ fn main() -> Result<(), Failure> {
     })
 }
 
-fn builder(environment: &Environment) -> Result<SessionBuilder, Failure> {
+fn builder(environment: &Environment, threads: usize) -> Result<SessionBuilder, Failure> {
     let builder = Session::builder(environment)?
-        .with_intra_threads(1)
+        .with_intra_threads(threads)
         .map_err(plain)?;
     let builder = builder.with_inter_threads(1).map_err(plain)?;
     Ok(builder
@@ -58,12 +58,12 @@ fn open(mut builder: SessionBuilder, model: &Path) -> Result<Session, Failure> {
 }
 
 /// The optimised model with its packed weights in a file of their own.
-fn packed(environment: &Environment, model: &Path) -> Result<PathBuf, Failure> {
-    let target = model.with_file_name("packed.onnx");
+fn packed(environment: &Environment, arguments: &Arguments) -> Result<PathBuf, Failure> {
+    let target = arguments.model.with_file_name("packed.onnx");
     if target.exists() {
         return Ok(target);
     }
-    let mut builder = builder(environment)?
+    let mut builder = builder(environment, arguments.threads)?
         .with_optimized_model_path(&target)
         .map_err(plain)?;
     let entries = [
@@ -80,7 +80,7 @@ fn packed(environment: &Environment, model: &Path) -> Result<PathBuf, Failure> {
     for (key, value) in entries {
         builder = builder.with_config_entry(key, value).map_err(plain)?;
     }
-    open(builder, model)?;
+    open(builder, &arguments.model)?;
     Ok(target)
 }
 

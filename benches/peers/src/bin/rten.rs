@@ -1,4 +1,4 @@
-//! rten on one thread: an ONNX file whose weights lie beside it, mapped; `--packed` lays them out at load.
+//! rten: an ONNX file whose weights lie beside it, mapped; `--packed` lays them out at load.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ fn main() -> Result<(), Failure> {
     options.prepack_weights(arguments.packed);
     // SAFETY: the benches write the model before they start this program and leave it alone while it runs.
     let model = unsafe { options.load_mmap(&arguments.model) }?;
-    let one_thread = Arc::new(ThreadPool::with_num_threads(1));
+    let threads = Arc::new(ThreadPool::with_num_threads(arguments.threads));
     let mut inputs: Vec<(NodeId, Value)> = Vec::new();
     for &id in model.input_ids() {
         let node = model
@@ -33,7 +33,7 @@ fn main() -> Result<(), Failure> {
             .iter()
             .map(|(id, value)| (*id, value.as_view().into()))
             .collect();
-        let run = RunOptions::default().with_thread_pool(Some(one_thread.clone()));
+        let run = RunOptions::default().with_thread_pool(Some(threads.clone()));
         model.run(feeds, model.output_ids(), Some(run))?;
         Ok(())
     })
