@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     output::Output,
-    tasks::{Files, Tasks, Text},
+    tasks::{Files, Text},
 };
 
 /// Answer texts with the tasks of verified bundles.
@@ -218,19 +218,16 @@ const NO_TAG: &str = "-";
 
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let tasks = arguments.files.open(TokenizerUse::AtOpen)?;
-    tasks.note_ceiling(output);
-    let Tasks {
-        mut session,
-        handles,
-        ..
-    } = tasks;
+    let mut tasks = arguments.files.open(TokenizerUse::AtOpen)?;
     let handles = match &arguments.task {
-        Some(id) => vec![named(&session, id)?],
-        None => handles,
+        Some(id) => vec![named(&tasks.session, id)?],
+        None => tasks.handles.clone(),
     };
-    arguments.generated.prepare(&mut session, &handles)?;
-    let streams = output.shows_parts(arguments.generated.stream);
+    let generated = &arguments.generated;
+    generated.prepare(&mut tasks.session, &handles)?;
+    tasks.note_ceiling(output);
+    let mut session = tasks.session;
+    let streams = output.shows_parts(generated.stream);
     let name = |handle| session.tasks().find(|&(other, _)| other == handle);
     let handles: Vec<(TaskHandle, String)> = handles
         .into_iter()

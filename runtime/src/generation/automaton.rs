@@ -77,6 +77,13 @@ impl Automaton {
         0..State::try_from(self.states.len()).expect("a state is a number")
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        let arcs = self.states.iter().map(|node| node.arcs.capacity());
+        self.states.capacity() * size_of::<Node>()
+            + arcs.sum::<usize>() * size_of::<(u8, u8, State)>()
+    }
+
     /// The state behind one byte; `None` where no text goes on with it.
     pub fn next(&self, state: State, byte: u8) -> Option<State> {
         let mut arcs = self.node(state).arcs.iter();

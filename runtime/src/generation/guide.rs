@@ -81,6 +81,13 @@ impl Guide {
         Ok(guide)
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.constraint.automaton.bytes()
+            + self.lexicon.bytes()
+            + self.fewest.capacity() * size_of::<usize>()
+    }
+
     /// How many tokens a text has at least.
     pub fn fewest(&self) -> usize {
         self.fewest_in_all
@@ -144,6 +151,7 @@ impl Guide {
                 .walk(pieces, automaton, state, |_, next| after.push(next));
             after.sort_unstable();
             after.dedup();
+            after.shrink_to_fit();
             after
         });
         let after: Vec<Vec<State>> = after.collect();

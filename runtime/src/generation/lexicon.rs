@@ -36,6 +36,11 @@ impl Lexicon {
         }
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.tokens.capacity() * size_of::<u32>() + self.shared.capacity()
+    }
+
     /// Gives `found` every token with which a text may go on at `state`, with the state behind it.
     pub fn walk(
         &self,

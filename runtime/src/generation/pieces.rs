@@ -94,6 +94,16 @@ impl Pieces {
         Ok(pieces)
     }
 
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        let first = self.first.values();
+        let first = first.map(|piece| size_of::<(u32, Box<[u8]>)>() + piece.len());
+        self.bytes.capacity()
+            + self.ends.capacity() * size_of::<usize>()
+            + self.lost.capacity()
+            + first.sum::<usize>()
+    }
+
     /// How many tokens there are.
     pub fn len(&self) -> usize {
         self.ends.len()

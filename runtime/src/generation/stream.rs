@@ -22,6 +22,11 @@ impl Stream {
         self.begun.reserve(char::MAX.len_utf8());
     }
 
+    /// Bytes of that room.
+    pub fn bytes(&self) -> usize {
+        self.text.capacity() + self.begun.capacity()
+    }
+
     /// Begins another text.
     pub fn restart(&mut self) {
         self.text.clear();

@@ -1,7 +1,10 @@
 //! How much memory a session takes at most.
 
 use super::{Loaded, Session};
-use crate::task::{Form, Head};
+use crate::{
+    generation::guide::Guide,
+    task::{Form, Head},
+};
 
 /// Bytes that reading a tokenizer takes for each byte of `tokenizer.json`, what is thrown away on the way among them.
 const TOKENIZER_BYTES: usize = 32;
@@ -29,9 +32,9 @@ impl Session {
         let replaced = self.tasks.iter().map(Loaded::bytes).max().unwrap_or(0);
         let generation = match &self.generation {
             None => 0,
-            Some(_) => {
+            Some(generation) => {
                 let vocabulary = self.image.description().vocabulary;
-                self.engine.room_bytes() + vocabulary * SAMPLER_BYTES
+                self.engine.room_bytes() + vocabulary * SAMPLER_BYTES + generation.bytes()
             }
         };
         let tokenizer = self.image.tokenizer().len() * TOKENIZER_BYTES;
@@ -56,6 +59,7 @@ impl Loaded {
             Head::Rows(head) => head.bytes(),
             Head::Words(_) | Head::Text(_) => 0,
         };
-        self.past.bytes() + rows + head
+        let guide = self.guide.as_ref().map_or(0, Guide::bytes);
+        self.past.bytes() + rows + head + guide
     }
 }

@@ -37,6 +37,11 @@ pub(super) struct Generation {
 }
 
 impl Generation {
+    /// Bytes of what tokens spell and of room for a text.
+    pub fn bytes(&self) -> usize {
+        self.pieces.as_ref().map_or(0, Pieces::bytes) + self.stream.bytes()
+    }
+
     /// Makes room for the longest text.
     fn reserve(&mut self) {
         let longest = self.pieces.as_ref().map_or(0, Pieces::longest);
