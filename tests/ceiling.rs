@@ -23,7 +23,7 @@ const MARGIN_BYTES: u64 = 4 << 20;
 fn the_longest_text_is_answered_within_the_ceiling() {
     let folder = base_folder();
     let base = Base::open(&folder).unwrap();
-    let scene = Scene::new(&folder);
+    let scene = Scene::new(&folder, "f32");
     let form = Form::of(FormKind::KeyValues, 32, &base.description);
     let bundle = scene.packed(&adapter(&base, &form, json!({})), "t");
     let (image, trust) = (scene.at("x.base"), scene.at("trust"));

@@ -48,14 +48,49 @@ fn every_decoder_goes_on_as_on_onnxruntime() {
     assert!(generated > 10, "{generated} decoders");
 }
 
-/// A prompt of each form, and one behind the text.
-fn forms(base: &Base) -> Vec<Form> {
+#[test]
+fn a_decoder_in_fewer_bits_goes_on_as_it_reads() {
+    for name in ["stories260K_model", GPT2, LLAMA] {
+        let Some(export) = support::export(name) else {
+            return skip("the exports of ../shared");
+        };
+        for weights in ["f16", "i8", "i4"] {
+            let mut scene = Scene::with_weights(export.folder(), weights);
+            for (number, form) in forms_before(&scene.base).iter().enumerate() {
+                scene.load(&format!("task-{number}"), form, generating(TOKENS, &[]));
+                goes_on_as_it_reads(&mut scene.session, &[5, 9, 17, 40]);
+            }
+        }
+    }
+}
+
+/// What is generated token by token, a row at a time, is what comes first behind the text and the tokens before it, which
+/// are read as many rows at once; and nothing is allocated.
+fn goes_on_as_it_reads(session: &mut Session, ids: &[u32]) {
+    let text = Encoded::of_ids(ids);
+    let said = session.generate(&text, |_| {}).unwrap().to_vec();
+    assert_eq!(said.len(), TOKENS);
+    for (index, token) in said.iter().enumerate() {
+        let text = Encoded::of_ids(&[ids, &said[..index]].concat());
+        let before = allocations::calls();
+        let first = session.generate(&text, |_| {}).unwrap()[0];
+        assert_eq!((first, allocations::calls() - before), (*token, 0));
+    }
+}
+
+/// A prompt of each form before the text.
+fn forms_before(base: &Base) -> Vec<Form> {
     let described = &base.description;
     let kinds = described.forms.iter();
-    let mut forms: Vec<Form> = kinds.map(|kind| Form::of(*kind, 3, described)).collect();
+    kinds.map(|kind| Form::of(*kind, 3, described)).collect()
+}
+
+/// The same, and a prompt behind the text.
+fn forms(base: &Base) -> Vec<Form> {
+    let mut forms = forms_before(base);
     forms.push(Form::Embeddings {
         tokens: 2,
-        hidden: described.hidden,
+        hidden: base.description.hidden,
         place: Place::After,
     });
     forms
@@ -71,11 +106,17 @@ struct Scene {
 
 impl Scene {
     fn new(base_folder: &Path) -> Self {
+        Self::with_weights(base_folder, "f32")
+    }
+
+    fn with_weights(base_folder: &Path, weights: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
         preface(&[
             "compile",
             base_folder.to_str().unwrap(),
+            "--weights",
+            weights,
             "-o",
             &at("x.base"),
         ]);

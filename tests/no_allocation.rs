@@ -29,7 +29,15 @@ use support::{
 fn an_encoder_allocates_nothing() {
     let words = "turn on the light in the kitchen and in the hall ";
     let texts = [3, 5, 9, 20].map(|times| words.repeat(times));
-    check(&base_folder(), &texts);
+    check(&base_folder(), "f32", &texts);
+}
+
+#[test]
+fn an_encoder_with_weights_in_fewer_bits_allocates_nothing() {
+    let texts = [1, 3].map(|times| "turn on the light in the hall ".repeat(times));
+    for weights in ["f16", "i8", "i4"] {
+        check(&base_folder(), weights, &texts);
+    }
 }
 
 #[test]
@@ -42,13 +50,16 @@ fn a_decoder_with_a_cache_allocates_nothing() {
     let texts: Vec<String> = (1..=8)
         .map(|times| "once upon ".repeat(9 * times))
         .collect();
-    check(stories.unwrap().folder(), &texts);
+    let stories = stories.unwrap();
+    for weights in ["f32", "f16", "i8", "i4"] {
+        check(stories.folder(), weights, &texts);
+    }
 }
 
 /// Answers every text with every task on one thread and on several: the same to the last bit, and nothing is allocated.
-fn check(folder: &Path, texts: &[String]) {
+fn check(folder: &Path, weights: &str, texts: &[String]) {
     let base = Base::open(folder).unwrap();
-    let scene = Scene::new(folder);
+    let scene = Scene::new(folder, weights);
     let (image, trust) = (scene.image(), scene.trust());
     let mut bundles = Vec::new();
     for (number, (form, changes)) in designs(&base).into_iter().enumerate() {

@@ -12,10 +12,10 @@ use preface_graph::{
 };
 
 use crate::{
-    Error, Options, Session,
+    Error, Image, Options, Session, Weights,
     engine::{
         EngineKind, Lowered, TRACT,
-        lowering::{self, Lowering},
+        lowering::{self, Lowering, unstorable},
     },
     image::{Description, Inputs, Kind, Layer, Parts, PrefixInputs, Writer},
     map::open_own,
@@ -33,6 +33,8 @@ pub struct Source {
     pub description: Description,
     /// The exact bytes of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
+    /// How weights are stored.
+    pub weights: Weights,
     /// What the executor runs, or why it does not.
     pub(crate) lowering: Result<Lowering, String>,
 }
@@ -56,6 +58,8 @@ pub struct Summary {
     pub kernels: Vec<String>,
     /// The engine that runs the image.
     pub engine: EngineKind,
+    /// How the packed weights are stored.
+    pub weights: Weights,
     /// Why it is not the executor.
     pub reason: Option<String>,
 }
@@ -98,6 +102,7 @@ impl Source {
             embedding: served.embedding,
             description,
             tokenizer: base.tokenizer.clone(),
+            weights: Weights::default(),
             lowering: lowering::lower(base).map_err(|refused| refused.to_string()),
         })
     }
@@ -108,12 +113,38 @@ impl Source {
         self
     }
 
+    /// The same with weights stored in another way.
+    pub fn with_weights(mut self, weights: Weights) -> Self {
+        self.weights = weights;
+        self
+    }
+
     /// Writes the image to `path` for this machine's kernels. Nobody sees a half-written file, nor one that does not run:
     /// two tokens are run before the file takes its name.
     ///
     /// # Errors
-    /// When no engine runs the graph or the file cannot be written.
+    /// When no engine runs the graph, its weights cannot be stored as is asked, or the file cannot be written.
     pub fn write(self, path: &Path, progress: &mut dyn Progress) -> Result<Summary, Error> {
+        let written = self.write_if(path, progress, |_| true)?;
+        Ok(written.expect("it is kept"))
+    }
+
+    /// The same where `keep`, which is given the finished image, says so: else an older image at `path` stays.
+    ///
+    /// # Errors
+    /// As [`Source::write`].
+    pub fn write_if(
+        self,
+        path: &Path,
+        progress: &mut dyn Progress,
+        keep: impl FnOnce(&Image) -> bool,
+    ) -> Result<Option<Summary>, Error> {
+        if let (Err(reason), true) = (&self.lowering, self.weights != Weights::F32) {
+            return Err(Error::PlanWeights {
+                weights: self.weights,
+                reason: reason.clone(),
+            });
+        }
         let table = self.table()?;
         let mut writer = Writer::create(path)?;
         let embeddings = writer.weight(&table)?;
@@ -129,7 +160,9 @@ impl Source {
             Ok(lowering) => {
                 let decodes = self.description.kind == Kind::Decoder;
                 let total = lowering.weights.len();
-                let packed = lowering.pack(decodes, |panels| store(&mut writer, panels, total))?;
+                let packed = lowering.pack(self.weights, decodes, |panels| {
+                    store(&mut writer, panels, total)
+                })?;
                 (packed, lowering.constants(), Some(lowering.program), None)
             }
             Err(reason) => {
@@ -162,21 +195,23 @@ impl Source {
             program: &program,
             steps,
             unlowered: reason.clone(),
-            embeddings,
+            embeddings: (self.weights.of_table(), embeddings),
             packed,
         };
         let bytes = writer.finish(parts, |path| {
-            let tried = Session::open(&open_own(path)?, Options::default())
-                .and_then(|mut session| session.try_out());
+            let image = open_own(path)?;
+            let tried =
+                Session::open(&image, Options::default()).and_then(|mut session| session.try_out());
             tried.map_err(|source| match &reason {
                 None => source,
                 Some(reason) => Error::NoEngineRuns {
                     reason: reason.clone(),
                     source: Box::new(source),
                 },
-            })
+            })?;
+            Ok(keep(&image))
         })?;
-        Ok(Summary {
+        Ok(bytes.map(|bytes| Summary {
             path: path.to_owned(),
             bytes,
             embedding_bytes: embeddings.bytes,
@@ -185,11 +220,12 @@ impl Source {
             packed: total,
             kernels,
             engine,
+            weights: self.weights,
             reason,
-        })
+        }))
     }
 
-    /// The embedding table row by row, as little-endian floats.
+    /// The embedding table row by row, as it is stored.
     fn table(&self) -> Result<Vec<u8>, Error> {
         let name = &self.embedding;
         let failed = |reason: &str| Error::Compile {
@@ -211,7 +247,9 @@ impl Source {
         if table.data_type() != data_type::FLOAT || dims != [vocabulary, hidden] {
             return Err(failed(&format!("is not f32 [{vocabulary}, {hidden}]")));
         }
-        Ok(table.little_endian(Path::new(""))?.into())
+        let weights = self.weights.of_table();
+        let rows = weights.encode(&table.floats(Path::new(""))?, hidden, 1);
+        rows.ok_or_else(|| unstorable(name, weights))
     }
 }
 

@@ -5,6 +5,9 @@ use std::{
     path::PathBuf,
 };
 
+#[cfg(feature = "compile")]
+use crate::Weights;
+
 /// Why an image, a task or a text cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -258,6 +261,17 @@ pub enum Error {
         reason: String,
         /// What stopped the plan.
         source: Box<Error>,
+    },
+    /// Weights in fewer bits for a base that the executor does not run.
+    #[cfg(feature = "compile")]
+    #[error(
+        "weights in {weights} are for the executor, which does not run this image: {reason}; leave --weights {weights} away"
+    )]
+    PlanWeights {
+        /// What was asked for.
+        weights: Weights,
+        /// What stopped the lowering.
+        reason: String,
     },
     /// The base model cannot be laid out as an image.
     #[error("cannot lay the base model out: {reason}")]

@@ -29,6 +29,7 @@ mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;
 mod text;
+mod weights;
 
 pub use answer::{Answer, Choice, Choices, Scored};
 pub use engine::{EngineKind, Kernels};
@@ -39,3 +40,4 @@ pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};
 pub use status::{Status, explained};
 pub use text::{Encoded, Overlength};
+pub use weights::Weights;

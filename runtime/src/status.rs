@@ -151,7 +151,7 @@ impl Status {
                 Self::Engine
             }
             #[cfg(feature = "compile")]
-            Error::Graph(_) => Self::Engine,
+            Error::Graph(_) | Error::PlanWeights { .. } => Self::Engine,
         }
     }
 

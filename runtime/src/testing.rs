@@ -89,6 +89,7 @@ pub fn source() -> Source {
             inputs,
         },
         tokenizer,
+        weights: crate::Weights::F32,
         lowering: Err("a graph of no base".into()),
     }
 }

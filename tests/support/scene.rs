@@ -12,12 +12,13 @@ use preface_trainer::adapter::Adapter;
 pub struct Scene(tempfile::TempDir);
 
 impl Scene {
-    /// Compiles the base in `folder`.
-    pub fn new(folder: &Path) -> Self {
+    /// Compiles the base in `folder`, its weights stored as `compile --weights` names it.
+    pub fn new(folder: &Path, weights: &str) -> Self {
         let scene = Self(tempfile::tempdir().unwrap());
         let (image, keys) = (scene.at("x.base"), scene.at("keys"));
         let (public, trust) = (scene.at("keys/k.pub"), scene.at("trust"));
-        preface(&["compile", folder.to_str().unwrap(), "-o", &image]);
+        let compile = ["compile", folder.to_str().unwrap(), "-o", &image];
+        preface(&[&compile[..], &["--weights", weights]].concat());
         preface(&["keygen", "-o", &keys, "--name", "k"]);
         preface(&["trust", "new", "-o", &trust, "--key", &public]);
         scene

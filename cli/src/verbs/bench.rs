@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::{Context, ensure};
 use preface_bundle::Inputs;
-use preface_runtime::{Encoded, Error, Session, TaskHandle, TokenizerUse, Trust, unix_now};
+use preface_runtime::{
+    Encoded, Error, Session, TaskHandle, TokenizerUse, Trust, Weights, unix_now,
+};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
@@ -77,6 +79,7 @@ struct Percentiles {
 #[derive(Serialize)]
 struct Report {
     engine: String,
+    weights: Weights,
     tokens: f64,
     latency_ms: Percentiles,
     cpu_ms: Percentiles,
@@ -144,6 +147,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let cpu_ms = percentiles(from_tokens.cpu_ms);
     let report = Report {
         engine: bench.session.engine().to_string(),
+        weights: image.weights(),
         tokens,
         tokens_per_second: generated_per_second.unwrap_or(tokens * 1e3 / latency_ms.p50),
         latency_ms,
@@ -176,7 +180,10 @@ fn say(report: &Report, output: &Output) {
         image,
         ..
     } = report;
-    output.say(format_args!("engine            {}", report.engine));
+    output.say(format_args!(
+        "engine            {}, weights in {}",
+        report.engine, report.weights
+    ));
     output.say(format_args!(
         "latency           p50 {:.2} ms, p95 {:.2} ms at {:.0} tokens",
         latency_ms.p50, latency_ms.p95, report.tokens

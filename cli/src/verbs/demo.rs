@@ -14,8 +14,8 @@ use preface_packager::{
     Access, Adapter as Packable, SecretKey, TrustDraft, pack, write_file, write_trust,
 };
 use preface_runtime::{
-    Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, Trust, bundle,
-    unix_now,
+    Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, Trust, Weights,
+    bundle, unix_now,
 };
 use preface_trainer::{
     adapter::Adapter,
@@ -303,7 +303,8 @@ impl Stage<'_> {
             image.fits().is_ok() && description.base_id.to_string() == self.base.description.base_id
         });
         if self.arguments.fresh || !fits {
-            compile::compile(self.base, &path, compile::Choice::Auto, self.output)?;
+            let choice = (compile::Choice::Auto, Weights::default());
+            compile::compile(self.base, &path, choice, self.output)?;
         }
         Ok(path)
     }

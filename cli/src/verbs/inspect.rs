@@ -77,6 +77,7 @@ fn describe_image(path: &Path) -> anyhow::Result<Value> {
         "vocabulary": base.vocabulary,
         "max_positions": base.max_positions,
         "engine": image.engine().to_string(),
+        "weights": image.weights(),
         "packer": format!("tract {}", image.packer()),
         "architecture": image.architecture(),
         "kernels": image.kernels(),

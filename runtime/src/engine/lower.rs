@@ -18,8 +18,8 @@ use super::{
     program::{Packing, Program},
 };
 use crate::{
-    Error,
-    image::{Dtype, Packed, Span},
+    Error, Weights,
+    image::{Packed, Span},
 };
 
 /// Initializers smaller than this stay in the program.
@@ -259,7 +259,7 @@ fn record(packing: &Packing, panel_bytes: usize, span: Span) -> Packed {
     Packed {
         name: packing.name.clone(),
         kernels: packing.kernels.clone(),
-        dtype: Dtype::F32,
+        dtype: Weights::F32,
         r,
         alignment: alignment_bytes,
         end_padding: end_padding_record,

@@ -13,10 +13,7 @@ use tract_linalg::{
     pack::PackedFormat,
 };
 
-use crate::{
-    Image,
-    image::{Dtype, Packed},
-};
+use crate::{Image, image::Packed};
 
 /// A matrix operand whose panels are read straight from a mapped image.
 #[derive(Clone)]
@@ -29,12 +26,10 @@ pub(super) struct MappedPanels {
     fact: PackedExoticFact,
 }
 
-/// The layout that `packed` records.
+/// The layout that `packed` records, in 32-bit floats.
 pub(super) fn format(packed: &Packed) -> PackedFormat {
-    let dtype = match packed.dtype {
-        Dtype::F32 => f32::datum_type(),
-    };
-    PackedFormat::new(dtype, packed.r, packed.alignment).with_end_padding_record(packed.end_padding)
+    PackedFormat::new(f32::datum_type(), packed.r, packed.alignment)
+        .with_end_padding_record(packed.end_padding)
 }
 
 impl MappedPanels {

@@ -8,16 +8,16 @@ use sha2::{Digest, Sha256};
 
 use super::{Description, FLOAT_BYTES};
 use crate::{
-    Error,
+    Error, Weights,
     engine::executor::program::{Program, Sizes},
 };
 
 /// The start of every base image of this format.
-pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v003\n";
+pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v004\n";
 /// What comes before the version in [`MAGIC`].
 pub(crate) const FAMILY: &[u8] = b"\x89PRB\r\n\x1a\npreface-base-image-";
 /// The name of this format, for messages.
-const FORMAT: &str = "v003";
+const FORMAT: &str = "v004";
 /// Where sections and packed weights begin: a page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Bytes of the preamble, its own digest included.
@@ -153,23 +153,17 @@ fn span(rest: &mut &[u8]) -> Option<Span> {
     })
 }
 
-/// The type of packed numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Dtype {
-    F32,
-}
-
-/// One weight, packed: panels of `r` rows or columns, `k` numbers deep, as tract-linalg's `PackedFormat` lays them.
+/// One weight, packed: panels of `r` rows or columns, `k` numbers deep, as tract-linalg's `PackedFormat` lays them, or as
+/// [`crate::weights`] does in fewer bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Packed {
     /// The program's node that would pack it.
     pub name: String,
     /// The kernels that read it, in the order in which the engine tries them.
     pub kernels: Vec<String>,
-    pub dtype: Dtype,
+    pub dtype: Weights,
     pub r: usize,
-    /// In elements.
+    /// In elements, of the panels that kernels read.
     pub alignment: usize,
     /// Records of `r` elements that a kernel may read past the last.
     pub end_padding: usize,
@@ -188,17 +182,17 @@ impl Packed {
     /// Bytes of all panels; `None` where the numbers cannot belong together.
     fn expected_bytes(&self) -> Option<u64> {
         let records = self.k.checked_add(self.end_padding)?;
-        let least = records.checked_mul(self.r)?.checked_mul(FLOAT_BYTES)?;
-        let panels = if self.r == 0 {
-            0
-        } else {
-            self.mn.div_ceil(self.r)
+        let fits = match self.dtype {
+            Weights::F32 => {
+                self.panel_bytes >= records.checked_mul(self.r)?.checked_mul(FLOAT_BYTES)?
+            }
+            narrow => Some(self.panel_bytes) == narrow.panel_bytes(self.k, self.r),
         };
-        let total = panels.checked_mul(self.panel_bytes)?;
-        (self.r > 0 && self.panel_bytes >= least)
-            .then_some(total)?
-            .try_into()
-            .ok()
+        if self.r == 0 || !fits {
+            return None;
+        }
+        let panels = self.mn.div_ceil(self.r);
+        panels.checked_mul(self.panel_bytes)?.try_into().ok()
     }
 }
 
@@ -211,11 +205,12 @@ pub(crate) struct Section {
     pub sha256: Id,
 }
 
-/// The embedding table, `f32 [rows, columns]`.
+/// The embedding table, `[rows, columns]`: each row a panel of one output.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Table {
     #[serde(flatten)]
     pub span: Span,
+    pub dtype: Weights,
     pub rows: usize,
     pub columns: usize,
 }
@@ -287,12 +282,12 @@ impl Index {
     fn check(&self, weights: &Span) -> Result<(), String> {
         let Table {
             span,
+            dtype,
             rows,
             columns,
         } = &self.embeddings;
-        let bytes = rows
-            .checked_mul(*columns)
-            .and_then(|numbers| numbers.checked_mul(FLOAT_BYTES));
+        let row_bytes = dtype.panel_bytes(*columns, 1);
+        let bytes = row_bytes.and_then(|row_bytes| rows.checked_mul(row_bytes));
         if bytes.and_then(|bytes| u64::try_from(bytes).ok()) != Some(span.bytes)
             || !span.inside(weights)
         {
@@ -320,9 +315,22 @@ impl Index {
             }
         }
         match &self.steps {
-            None => Ok(()),
+            None => match self
+                .packed
+                .iter()
+                .find(|packed| packed.dtype != Weights::F32)
+            {
+                None => Ok(()),
+                Some(packed) => Err(format!("the plan does not read the weight {}", packed.name)),
+            },
             Some(steps) => self.check_steps(steps),
         }
+    }
+
+    /// How the packed weights are stored; those of fewest bits where they differ.
+    pub fn weights(&self) -> Weights {
+        let packed = self.packed.iter().map(|packed| packed.dtype);
+        packed.max().unwrap_or(self.embeddings.dtype)
     }
 
     fn check_steps(&self, steps: &Program) -> Result<(), String> {
@@ -367,11 +375,11 @@ fn fills(file: &[u8], sections: &[Span]) -> bool {
 mod tests {
     use super::*;
 
-    fn packed(r: usize, k: usize, mn: usize, panel_bytes: usize) -> Packed {
+    fn packed(dtype: Weights, r: usize, k: usize, mn: usize, panel_bytes: usize) -> Packed {
         Packed {
             name: "w".into(),
             kernels: Vec::new(),
-            dtype: Dtype::F32,
+            dtype,
             r,
             alignment: 1,
             end_padding: 1,
@@ -387,13 +395,20 @@ mod tests {
 
     #[test]
     fn panels_add_up_or_are_refused() {
+        use Weights::{F16, F32, I4, I8};
         let table = [
-            (packed(4, 3, 8, 64), Some(128)),
-            (packed(4, 3, 9, 64), Some(192)),
-            (packed(4, 3, 8, 63), None),
-            (packed(0, 3, 8, 64), None),
-            (packed(4, usize::MAX, 8, 64), None),
-            (packed(4, 3, usize::MAX, usize::MAX), None),
+            (packed(F32, 4, 3, 8, 64), Some(128)),
+            (packed(F32, 4, 3, 9, 64), Some(192)),
+            (packed(F32, 4, 3, 8, 63), None),
+            (packed(F32, 0, 3, 8, 64), None),
+            (packed(F32, 4, usize::MAX, 8, 64), None),
+            (packed(F32, 4, 3, usize::MAX, usize::MAX), None),
+            (packed(F16, 4, 3, 9, 24), Some(72)),
+            (packed(F16, 4, 3, 9, 32), None),
+            (packed(I8, 4, 3, 9, 28), Some(84)),
+            (packed(I4, 4, 3, 9, 16), Some(48)),
+            (packed(I4, 0, 3, 9, 16), None),
+            (packed(I4, 4, usize::MAX, 9, 16), None),
         ];
         for (packed, bytes) in table {
             assert_eq!(packed.expected_bytes(), bytes, "{packed:?}");

@@ -15,13 +15,14 @@ use std::{
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
+    slice::ChunksExact,
     sync::Arc,
 };
 
 use sha2::{Digest, Sha256};
 
 pub use description::{Description, Inputs, Kind, Layer, PrefixInputs};
-pub(crate) use format::{Dtype, Packed};
+pub(crate) use format::Packed;
 use format::{Index, Preamble};
 #[cfg(feature = "compile")]
 pub(crate) use {
@@ -30,7 +31,7 @@ pub(crate) use {
 };
 
 use crate::{
-    Error,
+    Error, Weights,
     engine::{EngineKind, executor::program::Program},
     map::{Map, floats},
 };
@@ -117,6 +118,11 @@ impl Image {
         }
     }
 
+    /// How its packed weights are stored.
+    pub fn weights(&self) -> Weights {
+        self.inner.index.weights()
+    }
+
     /// Why it was not made for the executor: the node that stopped the lowering.
     pub fn unlowered(&self) -> Option<&str> {
         self.inner.index.unlowered.as_deref()
@@ -127,19 +133,34 @@ impl Image {
         self.bytes(&self.inner.index.tokenizer.span)
     }
 
-    /// Reads the whole weights section and compares it with its digest.
+    /// Reads the whole weights section, compares it with its digest, and looks for what is no number.
     ///
     /// # Errors
-    /// When the weights were changed after the image was written.
+    /// When the weights were changed after the image was written, or one of them or its scale is not finite.
     pub fn verify_weights(&self) -> Result<(), Error> {
         let preamble = &self.inner.preamble;
-        if Sha256::digest(self.bytes(&preamble.weights))[..] == preamble.weights_sha256 {
-            return Ok(());
+        let path = || self.inner.path.clone();
+        if Sha256::digest(self.bytes(&preamble.weights))[..] != preamble.weights_sha256 {
+            return Err(Error::Damaged {
+                path: path(),
+                part: "weights section",
+            });
         }
-        Err(Error::Damaged {
-            path: self.inner.path.clone(),
-            part: "weights section",
-        })
+        let infinite = |name: &str| Error::Inconsistent {
+            path: path(),
+            reason: format!("the weight {name} has numbers that are not finite"),
+        };
+        let (weights, mut rows) = self.table();
+        if !rows.all(|row| weights.is_finite(row, 1)) {
+            return Err(infinite("of the embedding table"));
+        }
+        for packed in self.packed() {
+            let mut panels = self.panels(packed).chunks_exact(packed.panel_bytes.max(1));
+            if !panels.all(|panel| packed.dtype.is_finite(panel, packed.r)) {
+                return Err(infinite(&packed.name));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the image was made for this build and this architecture.
@@ -169,25 +190,23 @@ impl Image {
 
     /// Copies the embedding row of token `id` into `row` (`[hidden]`).
     pub(crate) fn embedding(&self, id: u32, row: &mut [f32]) -> Result<(), Error> {
-        let table = &self.inner.index.embeddings;
-        let bytes = self.bytes(&table.span);
-        let row_bytes = table.columns * FLOAT_BYTES;
-        let found = usize::try_from(id).ok().filter(|&id| id < table.rows);
-        let outside = Error::Token {
-            id,
-            vocabulary: table.rows,
-        };
-        let start = found.ok_or(outside)? * row_bytes;
-        let (numbers, _) = bytes[start..start + row_bytes].as_chunks();
-        for (number, bytes) in row.iter_mut().zip(numbers) {
-            *number = f32::from_le_bytes(*bytes);
-        }
+        let (weights, mut rows) = self.table();
+        let vocabulary = rows.len();
+        let found = usize::try_from(id).ok().and_then(|id| rows.nth(id));
+        let stored = found.ok_or(Error::Token { id, vocabulary })?;
+        weights.expand(stored, 1, 0, row);
         Ok(())
     }
 
-    /// The embedding rows, `[vocabulary, hidden]`.
-    pub(crate) fn table(&self) -> &[f32] {
-        floats(self.bytes(&self.inner.index.embeddings.span))
+    /// The embedding rows as they are stored, each a panel of one output, `[hidden, 1]`.
+    pub(crate) fn table(&self) -> (Weights, ChunksExact<'_, u8>) {
+        let table = &self.inner.index.embeddings;
+        let row_bytes = table.dtype.panel_bytes(table.columns, 1);
+        let row_bytes = row_bytes.expect("the table was checked when the image was opened");
+        (
+            table.dtype,
+            self.bytes(&table.span).chunks_exact(row_bytes.max(1)),
+        )
     }
 
     /// What the executor runs; `None` where the image is the plan's.
@@ -373,8 +392,21 @@ mod tests {
     #[test]
     fn tables_that_contradict_themselves_are_refused() {
         type Change = fn(&mut Index);
-        let table: [(&str, Change); 7] = [
+        let table: [(&str, Change); 10] = [
             ("size of its rows", |index| index.embeddings.rows += 1),
+            ("size of its rows", |index| {
+                index.embeddings.dtype = Weights::F16
+            }),
+            ("size of its panels", |index| {
+                index.packed[0].dtype = Weights::I4
+            }),
+            ("plan does not read", |index| {
+                let packed = &mut index.packed[0];
+                let panels = packed.mn.div_ceil(packed.r);
+                packed.dtype = Weights::I8;
+                packed.panel_bytes = packed.dtype.panel_bytes(packed.k, packed.r).unwrap();
+                packed.span.bytes = (panels * packed.panel_bytes) as u64;
+            }),
             ("not the one described", |index| {
                 index.description.vocabulary += 1
             }),

@@ -14,7 +14,7 @@ use super::{
     Description, Packed,
     format::{Index, PAGE_BYTES, Preamble, Section, Span, Table},
 };
-use crate::{Error, engine::executor::program::Program};
+use crate::{Error, Weights, engine::executor::program::Program};
 
 /// Writes an image part by part; nobody sees the file before [`Writer::finish`].
 pub(crate) struct Writer {
@@ -36,7 +36,8 @@ pub(crate) struct Parts<'a> {
     pub steps: Option<Program>,
     /// Why there are no steps.
     pub unlowered: Option<String>,
-    pub embeddings: Span,
+    /// The embedding table, and how it is stored.
+    pub embeddings: (Weights, Span),
     pub packed: Vec<Packed>,
 }
 
@@ -85,17 +86,19 @@ impl Writer {
         Ok(span)
     }
 
-    /// Writes the rest, makes it durable, and puts the file in its place once `try_out` says that it runs: until then an
-    /// older file of that name stays. Returns its length.
+    /// Writes the rest, makes it durable, and puts the file in its place once `try_out` says that it is to be kept: else
+    /// an older file of that name stays. Returns the length of what was kept.
     pub fn finish(
         mut self,
         parts: Parts<'_>,
-        try_out: impl FnOnce(&Path) -> Result<(), Error>,
-    ) -> Result<u64, Error> {
+        try_out: impl FnOnce(&Path) -> Result<bool, Error>,
+    ) -> Result<Option<u64>, Error> {
         self.checked(|writer| writer.finish_file(parts))?;
-        try_out(&self.partial)?;
+        if !try_out(&self.partial)? {
+            return Ok(None);
+        }
         self.checked(Self::put_in_place)?;
-        Ok(self.offset)
+        Ok(Some(self.offset))
     }
 
     fn finish_file(&mut self, parts: Parts<'_>) -> io::Result<()> {
@@ -104,7 +107,8 @@ impl Writer {
             bytes: self.offset - PAGE_BYTES,
         };
         let embeddings = Table {
-            span: parts.embeddings,
+            span: parts.embeddings.1,
+            dtype: parts.embeddings.0,
             rows: parts.description.vocabulary,
             columns: parts.description.hidden,
         };
@@ -197,29 +201,69 @@ mod tests {
     use super::*;
     use crate::testing;
 
-    #[test]
-    fn what_does_not_run_leaves_the_older_image() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.base");
-        fs::write(&path, "an older image").unwrap();
-        let mut writer = Writer::create(&path).unwrap();
-        let embeddings = writer.weight(&[0; 64]).unwrap();
-        let parts = Parts {
-            description: testing::source().description,
+    /// An image of nothing but an embedding table.
+    fn parts(writer: &mut Writer, weights: Weights, table: &[u8]) -> Parts<'static> {
+        let mut description = testing::source().description;
+        description.tokenizer_id = Id::of(b"{}");
+        Parts {
+            description,
             tract: "0",
             tokenizer: b"{}",
             program: b"",
             steps: None,
             unlowered: None,
-            embeddings,
+            embeddings: (weights, writer.weight(table).unwrap()),
             packed: Vec::new(),
-        };
-        let tried = writer.finish(parts, |written| {
-            assert!(written.is_file() && written != path);
-            Err(Error::NoTask)
-        });
-        assert!(matches!(tried, Err(Error::NoTask)));
-        assert_eq!(fs::read_to_string(&path).unwrap(), "an older image");
-        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_scale_that_is_no_number_is_noticed_at_verify() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = testing::WORDS.len();
+        for (weights, whole) in [
+            (Weights::I8, true),
+            (Weights::F16, true),
+            (Weights::I8, false),
+        ] {
+            let numbers = testing::numbers(1, rows * testing::HIDDEN);
+            let mut table = weights.encode(&numbers, testing::HIDDEN, 1).unwrap();
+            if !whole {
+                let last = table.len() - testing::HIDDEN;
+                table[last - 4..last].copy_from_slice(&f32::NAN.to_le_bytes());
+            }
+            let mut writer = Writer::create(&folder.path().join("x.base")).unwrap();
+            let parts = parts(&mut writer, weights, &table);
+            let verify = |path: &Path| crate::map::open_own(path)?.verify_weights().map(|()| true);
+            match writer.finish(parts, verify) {
+                Ok(_) => assert!(whole),
+                Err(error) => assert!(
+                    !whole && error.to_string().contains("not finite"),
+                    "{error}"
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_run_or_is_not_kept_leaves_the_older_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.base");
+        fs::write(&path, "an older image").unwrap();
+        for said in [Err(Error::NoTask), Ok(false)] {
+            let mut writer = Writer::create(&path).unwrap();
+            let parts = parts(&mut writer, Weights::F32, &[0; 64]);
+            let runs = said.is_ok();
+            let tried = writer.finish(parts, |written| {
+                assert!(written.is_file() && written != path);
+                said
+            });
+            assert!(matches!(
+                (tried, runs),
+                (Ok(None), true) | (Err(Error::NoTask), false)
+            ));
+            assert_eq!(fs::read_to_string(&path).unwrap(), "an older image");
+            assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        }
     }
 }

@@ -133,6 +133,14 @@ impl<'a> Shared<'a> {
 }
 
 impl Block {
+    /// The same runs without their first `count` numbers.
+    pub fn behind(self, count: usize) -> Self {
+        Self {
+            first: self.first + count,
+            ..self
+        }
+    }
+
     pub fn fits(self, length: usize, runs: usize, room: usize) -> bool {
         let last = self.step.checked_mul(runs.saturating_sub(1));
         let end = last.and_then(|last| self.first.checked_add(last)?.checked_add(length));

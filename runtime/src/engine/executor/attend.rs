@@ -6,7 +6,7 @@ use tract_linalg::{Func, reduce::MapReduce};
 use super::{
     super::failed,
     arena::{Block, Shared},
-    kernels::{Kernel, Panels, Rows, Sums},
+    kernels::{Kernel, Left, Panels, Rows, Sums},
     no_kernel,
     past::{Half, Layer},
     program::{Attend, Heads, Mask},
@@ -202,7 +202,7 @@ impl Attention {
             step: keys,
         };
         let sums = Sums {
-            left: &self.keys,
+            left: Left::Floats(&self.keys),
             right: &self.right,
             bias: None,
             scale: Some(scene.scale),
@@ -224,7 +224,7 @@ impl Attention {
             step: width,
         };
         let sums = Sums {
-            left: &self.values,
+            left: Left::Floats(&self.values),
             right: &self.right,
             bias: None,
             scale: None,

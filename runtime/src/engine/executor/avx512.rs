@@ -2,13 +2,18 @@
 //!
 //! A tile is up to 48 rows by 8 runs, its sums in 24 of the 32 registers: each number of the left panel is loaded once for
 //! eight runs, so that the panel may come from the second-level cache as fast as it is multiplied. Tiles at the edges
-//! use fewer registers instead of padding.
+//! use fewer registers instead of padding. Left panels may be of weights in fewer bits, which become floats on their way
+//! to the registers.
 
 use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_ps,
-    _mm512_setzero_ps,
+    __m512, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_loadu_si128, _mm_prefetch, _mm256_loadu_si256,
+    _mm512_add_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_setr_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_srli_epi32,
 };
+
+use crate::{Weights, weights::GROUP};
 
 /// The kernel's name in images.
 pub(super) const NAME: &str = "preface_avx512_48x8";
@@ -21,8 +26,10 @@ pub(super) const RUNS: usize = 8;
 pub(super) const LANES: usize = 16;
 /// Vectors of rows in a tile.
 pub(super) const VECTORS: usize = 3;
-/// How far ahead of its use the left panel is fetched, in records of [`ROWS`] numbers.
-const AHEAD: usize = 8;
+/// How far ahead of its use the left panel is fetched.
+const AHEAD_BYTES: usize = 8 * ROWS * size_of::<f32>();
+/// Bytes of a cache line.
+pub(super) const LINE_BYTES: usize = LANES * size_of::<f32>();
 
 /// One tile.
 #[derive(Clone, Copy)]
@@ -32,10 +39,12 @@ pub(super) struct Tile {
     pub rows: usize,
     /// Runs that are there, at most [`RUNS`].
     pub runs: usize,
+    /// How the left panel is stored.
+    pub weights: Weights,
     /// `[depth, ROWS]`.
-    pub left: *const f32,
+    pub left: *const u8,
     /// What is read soon: a cache line of it is fetched with each record.
-    pub next: *const f32,
+    pub next: *const u8,
     /// `[depth, RUNS]`.
     pub right: *const f32,
     /// Added to each row, `[rows]`; null where nothing is.
@@ -79,42 +88,168 @@ pub(crate) fn wide<T>(work: impl FnOnce() -> T) -> T {
 pub(super) unsafe fn multiply(tile: Tile) {
     type Kernel = unsafe fn(Tile);
     macro_rules! kernels {
-        ($($vectors:literal)*) => { [$([
-            compute::<$vectors, 1>, compute::<$vectors, 2>, compute::<$vectors, 3>, compute::<$vectors, 4>,
-            compute::<$vectors, 5>, compute::<$vectors, 6>, compute::<$vectors, 7>, compute::<$vectors, 8>,
-        ]),*] };
+        ($weights:ident) => {
+            [
+                kernels!($weights, 1),
+                kernels!($weights, 2),
+                kernels!($weights, 3),
+            ]
+        };
+        ($weights:ident, $vectors:literal) => {
+            [
+                compute::<$weights, $vectors, 1>,
+                compute::<$weights, $vectors, 2>,
+                compute::<$weights, $vectors, 3>,
+                compute::<$weights, $vectors, 4>,
+                compute::<$weights, $vectors, 5>,
+                compute::<$weights, $vectors, 6>,
+                compute::<$weights, $vectors, 7>,
+                compute::<$weights, $vectors, 8>,
+            ]
+        };
     }
-    const KERNELS: [[Kernel; RUNS]; VECTORS] = kernels!(1 2 3);
-    let kernel = KERNELS[tile.rows.div_ceil(LANES) - 1][tile.runs - 1];
+    const F32_KERNELS: [[Kernel; RUNS]; VECTORS] = kernels!(F32);
+    const F16_KERNELS: [[Kernel; RUNS]; VECTORS] = kernels!(F16);
+    const I8_KERNELS: [[Kernel; RUNS]; VECTORS] = kernels!(I8);
+    const I4_KERNELS: [[Kernel; RUNS]; VECTORS] = kernels!(I4);
+    let kernels = match tile.weights {
+        Weights::F32 => &F32_KERNELS,
+        Weights::F16 => &F16_KERNELS,
+        Weights::I8 => &I8_KERNELS,
+        Weights::I4 => &I4_KERNELS,
+    };
+    let kernel = kernels[tile.rows.div_ceil(LANES) - 1][tile.runs - 1];
     // SAFETY: the caller's promise.
     unsafe { kernel(tile) }
 }
 
-/// A tile of `V` vectors of rows by `N` runs.
+const F32: u8 = Weights::F32 as u8;
+const F16: u8 = Weights::F16 as u8;
+const I8: u8 = Weights::I8 as u8;
+const I4: u8 = Weights::I4 as u8;
+
+/// A left panel that is read record by record.
+struct Records<const W: u8, const V: usize> {
+    left: *const u8,
+    /// Of the panel, or of its group.
+    scales: [__m512; V],
+    /// Two records of `i4`.
+    pair: [__m512i; V],
+}
+
+impl<const W: u8, const V: usize> Records<W, V> {
+    /// Cache lines of a record, about.
+    const LINES: usize = match W {
+        F32 => V,
+        F16 => V.div_ceil(2),
+        _ => 1,
+    };
+
+    /// The records of the panel at `left`.
+    ///
+    /// # Safety
+    /// The panel is whole.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn of(mut left: *const u8) -> Self {
+        let mut scales = [_mm512_setzero_ps(); V];
+        if W == I8 {
+            for (line, scales) in scales.iter_mut().enumerate() {
+                // SAFETY: the panel begins with `ROWS` scales.
+                *scales = unsafe { _mm512_loadu_ps(left.cast::<f32>().add(line * LANES)) };
+            }
+            left = left.wrapping_add(ROWS * size_of::<f32>());
+        }
+        Self {
+            left,
+            scales,
+            pair: [_mm512_setzero_si512(); V],
+        }
+    }
+
+    /// Record `index`, behind the one before it.
+    ///
+    /// # Safety
+    /// There is such a record.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn next(&mut self, index: usize) -> [__m512; V] {
+        let mut column = [_mm512_setzero_ps(); V];
+        // SAFETY: the caller's promise: what is read is the record, or the scales before its group.
+        unsafe {
+            if W == I4 && index.is_multiple_of(GROUP) {
+                for (line, scales) in self.scales.iter_mut().enumerate() {
+                    let halves = _mm256_loadu_si256(self.left.add(line * LANES * 2).cast());
+                    *scales = _mm512_cvtph_ps(halves);
+                }
+                self.left = self.left.add(ROWS * 2);
+            }
+            for (line, numbers) in column.iter_mut().enumerate() {
+                let first = line * LANES;
+                *numbers = match W {
+                    F32 => _mm512_loadu_ps(self.left.cast::<f32>().add(first)),
+                    F16 => _mm512_cvtph_ps(_mm256_loadu_si256(self.left.add(first * 2).cast())),
+                    I8 => {
+                        let bytes = _mm_loadu_si128(self.left.add(first).cast());
+                        let integers = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+                        _mm512_mul_ps(integers, self.scales[line])
+                    }
+                    _ => {
+                        let pair = &mut self.pair[line];
+                        *pair = match index % 2 {
+                            0 => {
+                                let bytes = _mm_loadu_si128(self.left.add(first).cast());
+                                _mm512_cvtepu8_epi32(bytes)
+                            }
+                            _ => _mm512_srli_epi32::<4>(*pair),
+                        };
+                        let integers = _mm512_permutexvar_ps(*pair, nibble_values());
+                        _mm512_mul_ps(integers, self.scales[line])
+                    }
+                };
+            }
+            self.left = self.left.add(match W {
+                F32 => ROWS * 4,
+                F16 => ROWS * 2,
+                I8 => ROWS,
+                _ => ROWS * (index % 2),
+            });
+        }
+        column
+    }
+}
+
+/// What each nibble of `i4` stands for; of an index, a permutation reads the lower four bits alone.
+#[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn compute<const V: usize, const N: usize>(tile: Tile) {
+fn nibble_values() -> __m512 {
+    _mm512_setr_ps(
+        -8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0,
+    )
+}
+
+/// A tile of `V` vectors of rows by `N` runs, of a left panel that is stored as `W`.
+#[target_feature(enable = "avx512f")]
+unsafe fn compute<const W: u8, const V: usize, const N: usize>(tile: Tile) {
     let mut sums = [[_mm512_setzero_ps(); V]; N];
     // SAFETY: all reads lie within `depth` records of the panels; a prefetch may lie anywhere.
     unsafe {
-        let (mut left, mut right) = (tile.left, tile.right);
+        let mut left = Records::<W, V>::of(tile.left);
+        let mut right = tile.right;
         for record in 0..tile.depth {
-            let next = tile.next.wrapping_add(record * LANES);
+            let next = tile.next.wrapping_add(record * LINE_BYTES);
             _mm_prefetch::<_MM_HINT_T1>(next.cast());
-            for line in 0..V {
-                let ahead = left.wrapping_add(AHEAD * ROWS + line * LANES);
+            for line in 0..Records::<W, V>::LINES {
+                let ahead = left.left.wrapping_add(AHEAD_BYTES + line * LINE_BYTES);
                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
             }
-            let mut column = [_mm512_setzero_ps(); V];
-            for (line, numbers) in column.iter_mut().enumerate() {
-                *numbers = _mm512_loadu_ps(left.add(line * LANES));
-            }
+            let column = left.next(record);
             for (run, sums) in sums.iter_mut().enumerate() {
                 let number = _mm512_set1_ps(*right.add(run));
                 for (sum, &numbers) in sums.iter_mut().zip(&column) {
                     *sum = _mm512_fmadd_ps(numbers, number, *sum);
                 }
             }
-            left = left.add(ROWS);
             right = right.add(RUNS);
         }
     }
@@ -152,7 +287,7 @@ unsafe fn finish<const V: usize, const N: usize>(tile: &Tile, sums: &[[__m512; V
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "compile"))]
 mod tests {
     use super::*;
 
@@ -166,18 +301,27 @@ mod tests {
                 .map(|index| ((index * 37 + seed) as f32).sin())
                 .collect()
         };
-        let depth = 19;
-        let (left, right) = (numbers(1, depth * ROWS), numbers(2, depth * RUNS));
         let (bias, residual) = (numbers(3, ROWS), numbers(4, RUNS * 50));
-        for rows in 1..=ROWS {
-            for runs in 1..=RUNS {
+        let mut cases = Vec::new();
+        for (weights, depth) in Weights::ALL.into_iter().zip([19, 19, 19, 71]) {
+            let numbers = numbers(1, depth * ROWS);
+            let stored = weights.encode(&numbers, depth * ROWS, ROWS).unwrap();
+            let mut left = vec![0.0; depth * ROWS];
+            weights.expand(&stored, ROWS, 0, &mut left);
+            let sizes = (1..=ROWS).flat_map(|rows| (1..=RUNS).map(move |runs| (rows, runs)));
+            cases.push((weights, depth, stored, left, sizes));
+        }
+        for (weights, depth, stored, left, sizes) in cases {
+            let right = numbers(2, depth * RUNS);
+            for (rows, runs) in sizes {
                 let mut output = vec![9.0; RUNS * 60];
                 let tile = Tile {
                     depth,
                     rows,
                     runs,
-                    left: left.as_ptr(),
-                    next: left.as_ptr(),
+                    weights,
+                    left: stored.as_ptr(),
+                    next: stored.as_ptr(),
                     right: right.as_ptr(),
                     bias: bias.as_ptr(),
                     scale: 0.5,
@@ -200,7 +344,7 @@ mod tests {
                     };
                     assert!(
                         (number - expected).abs() < 1e-4,
-                        "{rows} {runs} {run} {row}"
+                        "{weights} {rows} {runs} {run} {row}"
                     );
                 }
             }

@@ -17,9 +17,12 @@ use tract_linalg::{
 };
 
 use crate::Error;
+#[cfg(target_arch = "x86_64")]
+use crate::Weights;
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
+use super::narrow::Narrow;
 use super::{
     super::failed,
     arena::{Arena, Block, Shared},
@@ -59,14 +62,22 @@ impl fmt::Debug for Kernel {
     }
 }
 
+/// A left operand.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a> {
+    Floats(&'a dyn MMMInputValue),
+    /// As it is stored, for a kernel that [reads](Kernel::reads_stored) it so.
+    Stored(&'a Narrow),
+}
+
 /// Which numbers a product adds up and what it does with the sums.
 pub(super) struct Sums<'a> {
     /// `[rows, depth]` in panels.
-    pub left: &'a dyn MMMInputValue,
+    pub left: Left<'a>,
     /// `[depth, runs]` in panels.
     pub right: &'a Panels,
-    /// Added to each row, `[rows]`.
-    pub bias: Option<&'a Tensor>,
+    /// Added to each row: the numbers of a tensor from that place on.
+    pub bias: Option<(&'a Tensor, usize)>,
     /// Multiplies every sum.
     pub scale: Option<&'a Tensor>,
     /// Added number by number.
@@ -154,6 +165,15 @@ impl Kernel {
         }
     }
 
+    /// Whether it reads weights in fewer bits as they are stored.
+    pub fn reads_stored(&self) -> bool {
+        match &self.inner {
+            Inner::Tract(..) => false,
+            #[cfg(target_arch = "x86_64")]
+            Inner::Avx512 => true,
+        }
+    }
+
     /// Multiplies once on this thread, so that its own memory, which kernels ask for with their first product, is there.
     pub fn warm_up(&mut self) -> Result<(), Error> {
         let mut arena = Arena::new(1)?;
@@ -165,9 +185,9 @@ impl Kernel {
         right.pack(&[1.0], (1, 1), (1, 1))?;
         let output = Block { first: 0, step: 1 };
         let sums = Sums {
-            left: &left,
+            left: Left::Floats(&left),
             right: &right,
-            bias: Some(&tensor1(&[1.0f32])),
+            bias: Some((&tensor1(&[1.0f32]), 0)),
             scale: Some(&tensor0(1.0f32)),
             residual: Some(output),
             output,
@@ -190,24 +210,39 @@ impl Kernel {
         let room = arena.len();
         let blocks = sums.residual.iter().chain([&sums.output]);
         let inside = blocks.into_iter().all(|block| block.fits(rows, runs, room));
-        let left = sums.left.format().downcast_ref::<PackedFormat>();
-        let packed = left.is_some_and(|left| serves(left, &self.left))
+        let (left_fits, mn, k) = match sums.left {
+            Left::Floats(left) => {
+                let format = left.format().downcast_ref::<PackedFormat>();
+                let serves = format.is_some_and(|format| serves(format, &self.left));
+                (serves, left.mn(), left.k())
+            }
+            Left::Stored(left) => {
+                let packed = left.packed();
+                (packed.r == self.left.r, left.mn(), packed.k)
+            }
+        };
+        let fit = left_fits
             && serves(&sums.right.format, &self.right)
-            && (sums.left.mn(), sums.right.mn) == (rows, runs)
-            && sums.left.k() == sums.right.fact.k
-            && sums.bias.is_none_or(|bias| bias.len() == rows);
-        if !inside || !packed {
+            && (mn, sums.right.mn) == (rows, runs)
+            && k == sums.right.fact.k
+            && sums
+                .bias
+                .is_none_or(|(bias, first)| bias.len().checked_sub(first) >= Some(rows));
+        if !inside || !fit {
             let error = format_err!("{rows} rows and {runs} runs do not fit their operands");
             return Err(failed("multiplying")(error));
         }
-        let multiplied = match &mut self.inner {
-            Inner::Tract(kernel, scratch) => {
+        let multiplied = match (&mut self.inner, sums.left) {
+            (Inner::Tract(kernel, scratch), Left::Floats(left)) => {
                 // SAFETY: the blocks lie inside the arena and are this thread's meanwhile; operands are packed as the
                 // kernel reads them and have the sizes that it is told, both compared above.
-                unsafe { fused(&**kernel, &mut **scratch, arena, (rows, runs), sums) }
+                unsafe { fused(&**kernel, &mut **scratch, arena, (rows, runs), (left, sums)) }
+            }
+            (Inner::Tract(..), Left::Stored(_)) => {
+                Err(format_err!("the kernel reads 32-bit floats alone"))
             }
             #[cfg(target_arch = "x86_64")]
-            Inner::Avx512 => {
+            (Inner::Avx512, _) => {
                 // SAFETY: the same; and the kernel was chosen where the processor has AVX-512.
                 unsafe { tiles(arena, (rows, runs), sums) }
             }
@@ -225,18 +260,21 @@ unsafe fn fused(
     scratch: &mut dyn ScratchSpace,
     arena: Shared<'_>,
     (rows, runs): (usize, usize),
-    sums: &Sums<'_>,
+    (left, sums): (&dyn MMMInputValue, &Sums<'_>),
 ) -> TractResult<()> {
+    let shape = [rows];
     let mut specs: TVec<FusedSpec<'_>> = TVec::new();
     specs.push(FusedSpec::AddMatMul {
-        a: AsInputValue::Borrowed(sums.left),
+        a: AsInputValue::Borrowed(left),
         b: AsInputValue::Borrowed(sums.right),
         packing: 0,
     });
-    let bias = sums
-        .bias
-        .map(|bias| FusedSpec::BinPerRow(bias.view(), BinOp::Add));
-    specs.extend(bias);
+    specs.extend(sums.bias.map(|(bias, first)| {
+        let offset = (first * size_of::<f32>()) as isize;
+        // SAFETY: the caller's promise.
+        let view = unsafe { TensorView::from_bytes(bias, offset, &shape, &[1]) };
+        FusedSpec::BinPerRow(view, BinOp::Add)
+    }));
     let scale = sums
         .scale
         .map(|scale| FusedSpec::BinScalar(scale, BinOp::Mul));
@@ -272,14 +310,21 @@ unsafe fn tiles(
     (rows, runs): (usize, usize),
     sums: &Sums<'_>,
 ) -> TractResult<()> {
-    let bias = sums.bias.map(floats).transpose()?;
+    let bias = sums
+        .bias
+        .map(|(bias, first)| Ok::<_, TractError>(&floats(bias)?[first..]));
+    let bias = bias.transpose()?;
     let scale = sums.scale.map(floats).transpose()?;
     let numbers = arena.as_mut_ptr();
     let depth = sums.right.fact.k;
     for (panel, first) in (0..rows).step_by(avx512::ROWS).enumerate() {
-        let left = sums.left.panel_bytes(panel, None)?.cast::<f32>();
+        let panel_at = |index: usize| match sums.left {
+            Left::Floats(left) => left.panel_bytes(index, None),
+            Left::Stored(left) => Ok(left.panel(index).as_ptr()),
+        };
+        let left = panel_at(panel)?;
         let next = match first + avx512::ROWS < rows {
-            true => sums.left.panel_bytes(panel + 1, None)?.cast::<f32>(),
+            true => panel_at(panel + 1)?,
             false => left,
         };
         for (other, run) in (0..runs).step_by(avx512::RUNS).enumerate() {
@@ -292,9 +337,13 @@ unsafe fn tiles(
                     depth,
                     rows: avx512::ROWS.min(rows - first),
                     runs: avx512::RUNS.min(runs - run),
+                    weights: match sums.left {
+                        Left::Floats(_) => Weights::F32,
+                        Left::Stored(left) => left.packed().dtype,
+                    },
                     left,
                     next: match run < avx512::RUNS * avx512::VECTORS {
-                        true => next.wrapping_add(run / avx512::RUNS * depth * avx512::LANES),
+                        true => next.wrapping_add(run / avx512::RUNS * depth * avx512::LINE_BYTES),
                         false => left,
                     },
                     right: right.cast(),
@@ -314,8 +363,8 @@ unsafe fn tiles(
     Ok(())
 }
 
-#[cfg(target_arch = "x86_64")]
-fn floats(tensor: &Tensor) -> TractResult<&[f32]> {
+/// The numbers of a tensor of 32-bit floats.
+pub(super) fn floats(tensor: &Tensor) -> TractResult<&[f32]> {
     tensor.try_as_plain_ram()?.as_slice()
 }
 
@@ -413,6 +462,37 @@ impl Panels {
     /// Bytes that are reserved.
     pub fn bytes(&self) -> usize {
         self.buffer.as_bytes().len()
+    }
+
+    /// Copies the first vector that was packed.
+    pub fn copy_first(&self, vector: &mut [f32]) {
+        // SAFETY: the tensor holds 32-bit floats, as `new` made it.
+        let numbers = unsafe { self.buffer.as_slice_unchecked::<f32>() };
+        let first = numbers.iter().step_by(self.format.r);
+        let pairs = vector.iter_mut().zip(first);
+        pairs.for_each(|(to, number)| *to = *number);
+    }
+
+    /// Panels of vectors of `depth` numbers that there is room for.
+    pub fn room(&self, depth: usize) -> usize {
+        self.buffer.len() / self.format.single_panel_len(depth).max(1)
+    }
+
+    /// Lets `write` write the panels of `mn` vectors of `depth` numbers, each given with its number.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub fn fill(
+        &mut self,
+        (depth, mn): (usize, usize),
+        write: impl Fn(usize, &mut [f32]),
+    ) -> Result<(), Error> {
+        let panel = self.format.single_panel_len(depth);
+        let panels = self.begin((depth, mn), true)?.chunks_exact_mut(panel);
+        panels
+            .enumerate()
+            .for_each(|(index, panel)| write(index, panel));
+        Ok(())
     }
 
     /// Packs `mn` vectors of `depth` numbers: number `i` of vector `j` is `from[i steps.0 + j steps.1]`.
@@ -648,9 +728,9 @@ mod tests {
             let mut arena = Arena::new(1200).unwrap();
             arena.numbers().copy_from_slice(&numbers(4, 1200));
             let sums = Sums {
-                left: &packed[0],
+                left: Left::Floats(&packed[0]),
                 right: &packed[1],
-                bias: Some(&bias),
+                bias: Some((&bias, 0)),
                 scale: None,
                 residual: Some(residual),
                 output,
@@ -707,7 +787,7 @@ mod tests {
             (usize::MAX, 8, false),
         ] {
             let sums = Sums {
-                left: &left,
+                left: Left::Floats(&left),
                 right: &right,
                 bias: None,
                 scale: None,

@@ -11,6 +11,7 @@ mod avx512;
 // Calls kernels: see the SAFETY comments there.
 #[allow(unsafe_code)]
 pub(crate) mod kernels;
+mod narrow;
 mod past;
 // Hands work to threads: see the SAFETY comments there.
 #[allow(unsafe_code)]
@@ -26,10 +27,11 @@ use std::ops::Range;
 use tract_data::internal::{Tensor, format_err, tensor0, tensor1};
 
 use super::{Input, failed, panels::MappedPanels};
-use crate::{Error, Image, Threads, task::KeyValues};
+use crate::{Error, Image, Threads, Weights, task::KeyValues};
 use arena::Arena;
 use attend::{Attention, QUERIES};
-use kernels::{Kernel, Panels};
+use kernels::{Kernel, Left, Panels};
+use narrow::{Expanded, Narrow};
 pub(crate) use past::Past;
 use pool::Pool;
 use program::{Columns, Product, Step};
@@ -76,6 +78,11 @@ struct Part {
 #[derive(Debug)]
 struct Worker {
     kernels: Vec<Kernel>,
+    /// For each kernel, where weights in fewer bits are expanded; none where there are no such weights, or it reads them as
+    /// they are stored.
+    expanded: Vec<Option<Expanded>>,
+    /// A row of the embedding table.
+    row: Vec<f32>,
     attention: Option<Attention>,
     /// How its piece of the last step went.
     done: Result<(), Error>,
@@ -95,9 +102,16 @@ struct Weight {
 /// Neighbouring outputs of a weight.
 #[derive(Debug)]
 struct Piece {
-    panels: MappedPanels,
+    panels: Operand,
     first: usize,
     outputs: usize,
+}
+
+/// Panels in the map.
+#[derive(Debug)]
+enum Operand {
+    Floats(MappedPanels),
+    Narrow(Narrow),
 }
 
 /// What a step needs beside the program.
@@ -125,6 +139,15 @@ pub(crate) fn has_kernel(name: &str) -> bool {
 
 fn no_kernel() -> Error {
     failed("choosing kernels")(format_err!("none of this machine's fits the image"))
+}
+
+impl Operand {
+    fn left(&self) -> Left<'_> {
+        match self {
+            Self::Floats(panels) => Left::Floats(panels),
+            Self::Narrow(narrow) => Left::Stored(narrow),
+        }
+    }
 }
 
 impl Worker {
@@ -178,13 +201,26 @@ impl Executor {
         let most_keys = most_rows + most_prefix;
         let room = longest.map_or(0, |_| QUERIES.min(most_rows) * most_keys);
         let room = room.next_multiple_of(ALIGNMENT);
+        let most = |of: fn(&Weight) -> usize| weights.iter().map(of).max().unwrap_or(1);
+        let deepest = most(|weight| weight.inputs);
+        let widest = most(|weight| weight.outputs);
+        let narrow = image.weights() != Weights::F32;
+        let hidden = image.description().hidden;
         let worker = |piece: usize| {
             let kernels = names.iter().map(|name| Kernel::named(name));
             let kernels: Option<Vec<Kernel>> = kernels.collect();
+            let kernels = kernels.ok_or_else(no_kernel)?;
+            let expanded = kernels.iter().map(|kernel| {
+                let expands = narrow && !kernel.reads_stored();
+                let expanded = expands.then(|| Expanded::new(kernel, deepest, widest));
+                expanded.transpose()
+            });
             let scores = scores + piece * room;
             let attention = longest.map(|length| Attention::new(length, most_keys, scores));
             Ok::<_, Error>(Worker {
-                kernels: kernels.ok_or_else(no_kernel)?,
+                expanded: expanded.collect::<Result<_, _>>()?,
+                row: vec![0.0; hidden],
+                kernels,
                 attention: attention.transpose()?,
                 done: Ok(()),
             })
@@ -195,8 +231,6 @@ impl Executor {
             worker.done = worker.warm_up(&curves);
         });
         finished(&mut workers)?;
-        let inputs = weights.iter().map(|weight| weight.inputs);
-        let deepest = inputs.max().unwrap_or(1);
         let rows = workers[0].kernels.iter();
         let rows = rows.map(|kernel| Panels::new(&kernel.right, deepest, most_rows));
         Ok(Self {
@@ -210,7 +244,7 @@ impl Executor {
             pool,
             workers,
             curves,
-            row: vec![0.0; image.description().hidden],
+            row: vec![0.0; hidden],
             made: 0..0,
             image: image.clone(),
         })
@@ -239,7 +273,9 @@ impl Executor {
             .iter()
             .filter_map(|worker| worker.attention.as_ref());
         let attentions: usize = attentions.map(Attention::bytes).sum();
-        self.arena_bytes() + rows + biases.sum::<usize>() + attentions
+        let expanded = self.workers.iter().flat_map(|worker| &worker.expanded);
+        let expanded: usize = expanded.flatten().map(Expanded::bytes).sum();
+        self.arena_bytes() + rows + biases.sum::<usize>() + attentions + expanded
     }
 
     /// Bytes that [`Executor::room`] takes for as many tokens as a run may see.
@@ -412,14 +448,20 @@ fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
             Piece {
                 first,
                 outputs: packed.mn.min(panels.end * packed.r) - first,
-                panels: MappedPanels::new(image, packed, panels),
+                panels: match packed.dtype {
+                    Weights::F32 => Operand::Floats(MappedPanels::new(image, packed, panels)),
+                    _ => Operand::Narrow(Narrow::new(image, packed, panels)),
+                },
             }
         });
         Weight {
             pieces: pieces.collect(),
             inputs: packed.k,
             outputs: packed.mn,
-            kernels: [one.unwrap_or(many), many],
+            kernels: match packed.dtype {
+                Weights::F32 => [one.unwrap_or(many), many],
+                _ => [many; 2],
+            },
         }
     });
     (weights.collect(), kernels)

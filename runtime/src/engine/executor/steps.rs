@@ -7,7 +7,7 @@ use std::{mem, ops::Range};
 
 use super::{
     super::Input,
-    Executor, Part, Past, Ready, Worker,
+    Executor, Operand, Part, Past, Ready, Worker,
     arena::Block,
     attend::{Keys, Scene},
     kernels::Sums,
@@ -16,7 +16,7 @@ use super::{
     program::{Attend, Columns, Product, RowStep, Step, Tied},
     rows::{Memory, inner, wide},
 };
-use crate::Error;
+use crate::{Error, Weights, map::floats};
 
 /// What stands before the texts of a run.
 pub(super) enum Before<'a, 'p> {
@@ -101,14 +101,20 @@ impl Executor {
                 }
             };
             let sums = Sums {
-                left: &piece.panels,
+                left: piece.panels.left(),
                 right: panels,
-                bias: biases.get(at),
+                bias: biases.get(at).map(|bias| (bias, 0)),
                 scale: None,
                 residual: product.residual.map(block),
                 output: block(product.output),
             };
-            worker.kernels[which].multiply(arena, (piece.outputs, rows), &sums)
+            let kernel = &mut worker.kernels[which];
+            match (&piece.panels, &mut worker.expanded[which]) {
+                (Operand::Narrow(narrow), Some(expanded)) => {
+                    narrow.multiply(kernel, expanded, (arena, rows), &sums)
+                }
+                _ => kernel.multiply(arena, (piece.outputs, rows), &sums),
+            }
         })
     }
 
@@ -125,13 +131,21 @@ impl Executor {
         // SAFETY: pieces write scores of their own.
         let arena = unsafe { self.arena.share() };
         let work = vocabulary * hidden;
-        each(&mut self.pool, &mut self.workers, work, |piece, _| {
+        each(&mut self.pool, &mut self.workers, work, |piece, worker| {
             let tokens = share(vocabulary, piece, pieces);
             let scores = arena.write(to + tokens.start..to + tokens.end);
+            let (weights, rows) = image.table();
             wide(|| {
-                let table = &image.table()[tokens.start * hidden..tokens.end * hidden];
-                let pairs = scores.iter_mut().zip(table.chunks_exact(hidden));
-                pairs.for_each(|(score, other)| *score = inner(row, other));
+                for (score, stored) in scores.iter_mut().zip(rows.skip(tokens.start)) {
+                    let other = match weights {
+                        Weights::F32 => floats(stored),
+                        _ => {
+                            weights.expand(stored, 1, 0, &mut worker.row);
+                            &worker.row
+                        }
+                    };
+                    *score = inner(row, other);
+                }
             });
             if let Some(bias) = tied.bias {
                 let bias = &image.constants()[bias + tokens.start..bias + tokens.end];

@@ -31,8 +31,8 @@ use super::executor::{
     program::{Logits, Program},
 };
 use crate::{
-    Error,
-    image::{Dtype, Packed, Span},
+    Error, Weights,
+    image::{Packed, Span},
 };
 use attention::Scores;
 use draft::{Draft, Kind, Matrix, Part};
@@ -49,8 +49,12 @@ pub(crate) struct Lowering {
 
 impl Lowering {
     /// Packs every weight for this machine's kernels and hands its panels to `store`, which says where it put them.
+    ///
+    /// # Errors
+    /// When no kernel suits, numbers cannot be stored as `weights`, or `store` fails.
     pub fn pack(
         &self,
+        weights: Weights,
         decodes: bool,
         mut store: impl FnMut(&[u8]) -> Result<Span, Error>,
     ) -> Result<Vec<Packed>, Error> {
@@ -61,18 +65,24 @@ impl Lowering {
             let Matrix {
                 inputs, outputs, ..
             } = *matrix;
-            let panels = panels(matrix, numbers, format.r, format.single_panel_len(inputs));
+            let length = match weights {
+                Weights::F32 => format.single_panel_len(inputs),
+                _ => inputs * format.r,
+            };
+            let panels = panels(matrix, numbers, format.r, length);
+            let encoded = weights.encode(&panels, length, format.r);
+            let encoded = encoded.ok_or_else(|| unstorable(&matrix.name, weights))?;
             Ok(Packed {
                 name: matrix.name.clone(),
                 kernels: kernels.clone(),
-                dtype: Dtype::F32,
+                dtype: weights,
                 r: format.r,
                 alignment: format.alignment_bytes,
                 end_padding: format.end_padding_record,
                 k: inputs,
                 mn: outputs,
-                panel_bytes: format.single_panel_len(inputs) * size_of::<f32>(),
-                span: store(&panels)?,
+                panel_bytes: encoded.len() / outputs.div_ceil(format.r).max(1),
+                span: store(&encoded)?,
             })
         });
         packed.collect()
@@ -85,8 +95,17 @@ impl Lowering {
     }
 }
 
+/// What is wrong with a tensor that has a number which `weights` cannot store.
+pub(crate) fn unstorable(name: &str, weights: Weights) -> Error {
+    Error::Compile {
+        reason: format!(
+            "{name} has numbers that {weights} does not hold; compile it with other --weights"
+        ),
+    }
+}
+
 /// `matrix` in panels of `r` outputs, each panel `length` numbers long: the outputs of an input are neighbours.
-fn panels(matrix: &Matrix, numbers: &[f32], r: usize, length: usize) -> Vec<u8> {
+fn panels(matrix: &Matrix, numbers: &[f32], r: usize, length: usize) -> Vec<f32> {
     let mut panels = vec![0.0f32; length * matrix.outputs.div_ceil(r)];
     for input in 0..matrix.inputs {
         for output in 0..matrix.outputs {
@@ -97,8 +116,7 @@ fn panels(matrix: &Matrix, numbers: &[f32], r: usize, length: usize) -> Vec<u8> 
             panels[output / r * length + input * r + output % r] = numbers[at];
         }
     }
-    let numbers = panels.iter();
-    numbers.flat_map(|number| number.to_le_bytes()).collect()
+    panels
 }
 
 /// Why a base does not lower.
