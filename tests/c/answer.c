@@ -255,8 +255,8 @@ static void meet_room_errors(preface_session *session) {
   GOOD(preface_session_encode(session, "some text", NULL, &text.tokens));
 }
 
-/* Texts and tokens that cannot be answered; `last` is a task that reads pairs. */
-static void meet_text_errors(preface_session *session, size_t last) {
+/* Texts and tokens that cannot be answered. */
+static void meet_text_errors(preface_session *session) {
   said said;
   text text;
   preface_tokens *tokens = room(&text);
@@ -278,7 +278,13 @@ static void meet_text_errors(preface_session *session, size_t last) {
   tokens->ids = NULL;
   EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_answer_tokens(session, tokens, ready(&said)));
   EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_answer_tokens(session, NULL, ready(&said)));
-  GOOD(preface_session_activate(session, last));
+}
+
+/* A task that reads pairs is given one text, or no room for token types. */
+static void meet_pair_errors(preface_session *session, size_t task) {
+  said said;
+  text text;
+  GOOD(preface_session_activate(session, task));
   EXPECT(PREFACE_INPUTS, preface_session_answer(session, "text", NULL, ready(&said)));
   room(&text)->types = NULL;
   EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_encode(session, "text", "text", &text.tokens));
@@ -318,6 +324,7 @@ static void meet_another_thread(preface_session *session) {
 int main(int arguments, char **argument) {
   preface_image *image;
   preface_session *session;
+  preface_task_facts facts = {sizeof facts, 0, 0, 0};
   char line[1024];
   size_t tasks = 0, task, count, loaded;
   ASSERT(arguments > 5);
@@ -345,7 +352,9 @@ int main(int arguments, char **argument) {
     answer_together(session, tasks, line);
   }
   meet_room_errors(session);
-  meet_text_errors(session, tasks - 1);
+  meet_text_errors(session);
+  GOOD(preface_session_task(session, tasks - 1, &facts));
+  if (facts.inputs == 2) meet_pair_errors(session, tasks - 1);
   meet_another_thread(session);
   preface_session_close(session);
   preface_session_close(NULL);

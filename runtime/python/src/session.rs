@@ -66,7 +66,7 @@ impl Session {
         max_tokens: Option<usize>,
         truncate: bool,
         tokenizer_at_open: bool,
-        threads: usize,
+        threads: u8,
         pinned: bool,
     ) -> Result<Self, Failure> {
         let overlength = if truncate {
@@ -84,7 +84,7 @@ impl Session {
             overlength,
             tokenizer,
             threads: Threads {
-                count: threads,
+                count: threads.into(),
                 pinned,
             },
         };
