@@ -28,9 +28,9 @@ fn the_longest_text_is_answered_within_the_ceiling() {
     let bundle = scene.packed(&adapter(&base, &form, json!({})), "t");
     let (image, trust) = (scene.at("x.base"), scene.at("trust"));
     let files = ["--base", &image, "--bundle", &bundle, "--trust", &trust];
-    let bench = ["bench", "--json", "--runs", "1", "--processes", "1"];
-    let report: Value =
-        serde_json::from_slice(&preface(&[&bench[..], &files].concat()).stdout).unwrap();
+    let bench = ["bench", "--runs", "1", "--processes", "1"];
+    let measured = preface(&[&bench[..], &files, &["--json"]].concat());
+    let report: Value = serde_json::from_slice(&measured.stdout).unwrap();
     let ceiling = report["ceiling_bytes"].as_u64().unwrap();
     let mapped = report["image_bytes"].as_u64().unwrap();
     let longest = vec!["light"; base.description.max_positions.unwrap() - 2].join(" ");
