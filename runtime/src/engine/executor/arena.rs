@@ -4,11 +4,20 @@ use std::{marker::PhantomData, ops::Range, ptr, slice};
 
 use tract_data::internal::{Tensor, TensorView};
 
-use super::{
-    super::failed,
-    kernels::{ALIGNMENT_BYTES, find_room},
-};
+use super::super::failed;
 use crate::Error;
+
+/// What the beginnings of the arena and of panels are multiples of, at least.
+pub(super) const ALIGNMENT_BYTES: usize = 64;
+
+/// Whether the system has room for `count` numbers: a tensor that finds none ends the process.
+pub(super) fn find_room(count: usize) -> Result<(), Error> {
+    let mut room: Vec<f32> = Vec::new();
+    let found = room.try_reserve_exact(count.saturating_add(ALIGNMENT_BYTES));
+    found.map_err(|_| Error::Memory {
+        bytes: count.saturating_mul(size_of::<f32>()),
+    })
+}
 
 /// One allocation of numbers.
 #[derive(Debug)]

@@ -6,8 +6,9 @@ use tract_linalg::{Func, reduce::MapReduce};
 use super::{
     super::failed,
     arena::{Block, Shared},
-    kernels::{Kernel, Left, Panels, Rows, Sums},
+    kernels::{Kernel, Left, Sums},
     no_kernel,
+    operands::{Panels, Rows},
     past::{Half, Layer},
     program::{Attend, Heads, Mask},
     rows::{inner, wide},

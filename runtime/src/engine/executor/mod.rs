@@ -12,6 +12,9 @@ mod avx512;
 #[allow(unsafe_code)]
 pub(crate) mod kernels;
 mod narrow;
+// Packs panels: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod operands;
 mod past;
 // Hands work to threads: see the SAFETY comments there.
 #[allow(unsafe_code)]
@@ -30,8 +33,9 @@ use super::{Input, failed, panels::MappedPanels};
 use crate::{Error, Image, Threads, Weights, task::KeyValues};
 use arena::Arena;
 use attend::{Attention, QUERIES};
-use kernels::{Kernel, Left, Panels};
+use kernels::{Kernel, Left};
 use narrow::{Expanded, Narrow};
+use operands::Panels;
 pub(crate) use past::Past;
 use pool::Pool;
 use program::{Columns, Product, Step};

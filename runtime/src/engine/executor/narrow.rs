@@ -6,8 +6,9 @@ use std::ops::Range;
 use super::{
     super::failed,
     arena::Shared,
-    kernels::{Kernel, Left, Panels, Sums, floats},
+    kernels::{Kernel, Left, Sums, floats},
     no_kernel,
+    operands::Panels,
     rows::wide,
 };
 use crate::{Error, Image, image::Packed, weights::GROUP};
