@@ -9,9 +9,10 @@
 
 Each reads a prompt of 32 tokens and then takes the likeliest token 64 times, one after the other, with its cache; only
 those are timed. ONNX Runtime runs the ONNX base in f32 with all its optimisations, its cache handed from step to step as
-values of its own; ours runs the image that `preface compile` makes of the same base, with a prompt of one token that
-`preface train` learned in one step, on one thread alone; llama.cpp runs the same numbers in f16 and in Q4_0, each with its weights laid out as is faster here.
-Prompts are read a token at a time: llama.cpp's AMX products of several rows of Q4_0 end the process on some machines.
+values of its own; ours runs images that `preface compile` makes of the same base, with weights in f32, f16, i8 and i4,
+and with a prompt of one token that `preface train` learned in one step; llama.cpp runs the same numbers in f16 and in
+Q4_0, each with its weights laid out as is faster here. Prompts are read a token at a time: llama.cpp's AMX products of
+several rows of Q4_0 end the process on some machines.
 That it is the same model is checked before: how often both find the same token the likeliest, and how far their logits
 lie apart.
 """
@@ -38,6 +39,8 @@ PROMPT, STEPS = 32, 64
 CONTEXT = 128
 # GGUF files with whether llama.cpp lays their weights out again at load, as is faster on x86-64 with AVX-512 and AMX.
 FILES = [("f16", False), ("q4_0", True)]
+# How our images store weights.
+WEIGHTS = ["f32", "f16", "i8", "i4"]
 
 
 class OnnxRuntime:
@@ -116,13 +119,15 @@ class Ours:
         programs.preface("trust", "new", "-o", folder / "trust", "--key", folder / "keys/bench.pub")
         key = ["--key", folder / "keys/bench.key"]
         programs.preface("pack", folder / "adapter", "--task", "bench", "--sequence", 1, *key, "-o", folder / "bundle")
-        programs.preface("compile", base, "-o", folder / "image")
-        self.files = ["--base", folder / "image", "--bundle", folder / "bundle", "--trust", folder / "trust"]
+        for weights in WEIGHTS:
+            programs.preface("compile", base, "--weights", weights, "-o", folder / weights)
+        self.folder, self.files = folder, ["--bundle", folder / "bundle", "--trust", folder / "trust"]
 
-    def measure(self) -> tuple[float, float]:
+    def measure(self, weights: str, threads: int) -> tuple[float, float]:
         """Tokens a second, and milliseconds of processor time a token."""
+        image = ["--base", self.folder / weights, "--threads", threads]
         size = ["--ids", "--tokens", PROMPT, "--generate", STEPS, "--runs", 3, "--processes", 1]
-        report = json.loads(programs.preface("bench", "--json", *self.files, *size))
+        report = json.loads(programs.preface("bench", "--json", *image, *self.files, *size))
         return report["tokens_per_second"], report["cpu_ms"]["p50"] / (PROMPT + STEPS)
 
 
@@ -166,13 +171,12 @@ def main() -> None:
         found = {name: [] for name in engines}
         first, *others = engines
         notes = [f"{name}: {agreement(engines[first], engines[name], prompt)}" for name in others]
-        if threads == 1:
-            found["ours, f32"] = []
+        found |= {f"ours, {weights}": [] for weights in WEIGHTS}
         for _ in range(arguments.rounds):
             for name, engine in engines.items():
                 found[name].append(measure(engine, prompt[:PROMPT]))
-            if threads == 1:
-                found["ours, f32"].append(own.measure())
+            for weights in WEIGHTS:
+                found[f"ours, {weights}"].append(own.measure(weights, threads))
         for name, runs in found.items():
             speeds, processor = zip(*runs)
             ratios = [speed / other for speed, (other, _) in zip(speeds, found[first])]
