@@ -46,10 +46,20 @@ build_arm() (
   say "building for $triple"
   . "$prefix/env"
   cargo --config targets/cargo-aarch64.toml build --release --target "$triple" --target-dir target/arm \
-    -p preface --no-default-features --features device,plan,compile
+    -p preface -p preface-c --no-default-features --features preface/device,preface/plan,preface/compile
   aarch64-linux-gnu-strip -o "$out/preface" "target/arm/$triple/release/preface"
   say "stripped: $(stat -c %s "$out/preface") bytes"
 )
+
+# The C program with the shared library beside it, and with the static one in it.
+build_c() {
+  say "building tests/c/answer.c for $triple"
+  local libraries=target/arm/$triple/release
+  local compile=(aarch64-linux-gnu-gcc -std=c99 -O1 -Wall -Wextra -Werror -DCOUNT_ALLOCATIONS -I runtime/c/include tests/c/answer.c)
+  cp "$libraries/libpreface.so" "$out"
+  "${compile[@]}" -L "$out" -lpreface -lpthread "-Wl,-rpath,$PWD/$out" -o "$out/answer-shared"
+  "${compile[@]}" "$libraries/libpreface.a" -lpthread -ldl -lm -lgcc_s -Wl,-z,noexecstack -o "$out/answer-static"
+}
 
 # The newest glibc symbol version that the program needs is in the oldest glibc of the boards.
 check_glibc() {
@@ -62,8 +72,12 @@ check_glibc() {
   say "needs glibc $needed; the boards have $allowed or newer"
 }
 
+emulate() { # BOARD PROGRAM ARGUMENT...
+  ARM_BOARD=$1 "$prefix/bin/qemu-board" "$@"
+}
+
 on() { # BOARD ARGUMENT...
-  ARM_BOARD=$1 "$prefix/bin/qemu-board" "$1" "$out/preface" "${@:2}"
+  emulate "$1" "$out/preface" "${@:2}"
 }
 
 # Copies of a bundle with one fault each, named after the exit code that `verify` owes them.
@@ -128,9 +142,28 @@ check_allocations() { # BOARD BUNDLE
   [ "$calls" = 0.0 ] || fail "$1: a run makes $calls allocations"
 }
 
+# Two sentences through the C interface with every task.
+check_c() { # BOARD
+  local bundles=("${tasks[@]/%/.preface}") library
+  bundles=("${bundles[@]/#/out/demo/}")
+  head -n 2 "$out/${tasks[0]}.txt" >"$out/c.txt"
+  "$native" run --json --base out/demo/base.base --bundle "${bundles[@]}" --trust out/demo/trust <"$out/c.txt" |
+    python3 -c 'import json, sys; [print(line["task"], line["label"]) for line in map(json.loads, sys.stdin)]' >"$out/c.x86-64.labels"
+  rm -rf "$out/other"
+  "$native" keygen -o "$out/other" --name other
+  "$native" trust new -o "$out/other/trust" --key "$out/other/other.pub"
+  make_altered "${bundles[0]}"
+  for library in shared static; do
+    sed 's/$/\t/' "$out/c.txt" | emulate "$1" "$out/answer-$library" "$out/$1.base" out/demo/trust "$out/other/trust" \
+      "$out/altered-12.preface" "${bundles[@]}" | sed 's/\t[0-9]*\t[0-9]*\t\([^:]*\):.*/ \1/' >"$out/c.$1.labels"
+    diff -u "$out/c.x86-64.labels" "$out/c.$1.labels" || fail "$1: the C program answers otherwise than x86-64"
+  done
+}
+
 build_native
 make_demo
 build_arm
+build_c
 check_glibc
 for board in $boards; do
   say "$board: compiling the base image"
@@ -142,4 +175,6 @@ for board in $boards; do
     check_allocations "$board" "$bundle"
     say "$board: $task: verified, altered copies refused, $sentences_per_task labels equal, no allocation"
   done
+  check_c "$board"
+  say "$board: the C program, shared and static: every error met, labels equal, no allocation"
 done
