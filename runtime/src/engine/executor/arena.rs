@@ -121,6 +121,7 @@ impl<'a> Shared<'a> {
     }
 
     /// Where a kernel reads or writes; it stays inside where it keeps to a block that [`Block::fits`].
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn as_mut_ptr(self) -> *mut f32 {
         self.start
     }
