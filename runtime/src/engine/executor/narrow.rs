@@ -152,12 +152,12 @@ impl Narrow {
         let bias = bias.transpose().map_err(failed("adding a bias"))?;
         let at = |first: usize| first..first + sums.len();
         let residual = of.residual.map(|block| arena.read(at(block.first)));
-        let output = arena.write(at(of.output.first));
+        let output = at(of.output.first);
         for more in [bias, residual].into_iter().flatten() {
             let pairs = sums.iter_mut().zip(more);
             pairs.for_each(|(sum, number)| *sum += number);
         }
-        output.copy_from_slice(sums);
+        arena.write(output).copy_from_slice(sums);
         Ok(())
     }
 }
