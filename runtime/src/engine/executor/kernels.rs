@@ -204,7 +204,7 @@ impl Kernel {
             }
         };
         let fit = left_fits
-            && serves(&sums.right.layout(), &self.right)
+            && serves(sums.right.layout(), &self.right)
             && (mn, sums.right.mn()) == (rows, runs)
             && k == sums.right.k()
             && sums
