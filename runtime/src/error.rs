@@ -177,7 +177,9 @@ pub enum Error {
         bytes: usize,
     },
     /// More rows of prompt and text than room was reserved for.
-    #[error("{rows} rows of prompt and text, room was reserved for {limit}")]
+    #[error(
+        "{rows} rows of prompt and text, room was reserved for {limit}; shorten the text, or let the session have more tokens"
+    )]
     Room {
         /// Rows, or keys with those of a prefix.
         rows: usize,

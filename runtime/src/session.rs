@@ -14,7 +14,7 @@ use room::Room;
 use crate::{
     Answer, Error, Image,
     answer::Reader,
-    engine::{Engine, EngineKind, Past},
+    engine::{Engine, EngineKind, PROMPT_ROWS, Past},
     generation::guide::Guide,
     image::{Description, Kind},
     task::{Form, Head, KeyValues, Limits, Measure, Place, Task, pool},
@@ -35,7 +35,7 @@ pub struct Options {
 }
 
 /// The threads of a session: started when it is opened, the one that asks among them. Answers do not depend on how many
-/// there are. tract's plan runs on one.
+/// there are. tract's plan runs on one. They do not survive a fork of the process: open the session in the child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threads {
     /// How many; none is as one.
@@ -59,7 +59,8 @@ pub enum TokenizerUse {
     /// At open, so that the first text is answered as fast as the others.
     #[default]
     AtOpen,
-    /// With the first text, or never where only token ids are given.
+    /// With the first text, or never where only token ids are given and no task generates text or has label names for
+    /// its head.
     WithFirstText,
 }
 
@@ -522,7 +523,9 @@ impl Session {
         let room = positions.saturating_sub(task.prompt_positions());
         let rows = match task.form {
             Form::Embeddings { tokens, .. } => tokens,
-            Form::KeyValues(_) | Form::Ran { .. } => 0,
+            Form::KeyValues(_) => 0,
+            // Its keys have the room of a prefix, and beyond that they take the text's.
+            Form::Ran { tokens } => tokens.saturating_sub(PROMPT_ROWS),
         };
         let reserved = self.engine.most_rows().unwrap_or(usize::MAX);
         let most = self.options.max_tokens.unwrap_or(usize::MAX);

@@ -300,7 +300,7 @@ impl Past {
 }
 
 /// Rows of a prompt, or of a prefix, that room is reserved for beside a text.
-const PROMPT_ROWS: usize = 256;
+pub(crate) const PROMPT_ROWS: usize = 256;
 
 #[cfg(test)]
 mod tests {

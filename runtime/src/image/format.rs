@@ -26,6 +26,9 @@ const PREAMBLE_DIGEST_AT: usize = 136;
 /// An index longer than this is refused before it is parsed.
 const INDEX_LIMIT_BYTES: u64 = 64 << 20;
 
+/// Numbers of a token's keys in a layer; more are refused.
+const MOST_WIDTH: usize = 1 << 20;
+
 /// A run of bytes of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Span {
@@ -159,11 +162,11 @@ fn span(rest: &mut &[u8]) -> Option<Span> {
 pub(crate) struct Packed {
     /// The program's node that would pack it.
     pub name: String,
-    /// The kernels that read it, in the order in which the engine tries them.
+    /// The kernels that read it: for many rows, and for one where it is another.
     pub kernels: Vec<String>,
     pub dtype: Weights,
     pub r: usize,
-    /// In elements, of the panels that kernels read.
+    /// In bytes, of the panels that kernels read.
     pub alignment: usize,
     /// Records of `r` elements that a kernel may read past the last.
     pub end_padding: usize,
@@ -181,14 +184,19 @@ impl Packed {
 
     /// Bytes of all panels; `None` where the numbers cannot belong together.
     fn expected_bytes(&self) -> Option<u64> {
+        if [self.r, self.k, self.mn, self.alignment].contains(&0) {
+            return None;
+        }
         let records = self.k.checked_add(self.end_padding)?;
         let fits = match self.dtype {
+            // Kernels read every panel from a boundary on.
             Weights::F32 => {
                 self.panel_bytes >= records.checked_mul(self.r)?.checked_mul(FLOAT_BYTES)?
+                    && self.panel_bytes.is_multiple_of(self.alignment)
             }
             narrow => Some(self.panel_bytes) == narrow.panel_bytes(self.k, self.r),
         };
-        if self.r == 0 || !fits {
+        if !fits {
             return None;
         }
         let panels = self.mn.div_ceil(self.r);
@@ -290,6 +298,7 @@ impl Index {
         let bytes = row_bytes.and_then(|row_bytes| rows.checked_mul(row_bytes));
         if bytes.and_then(|bytes| u64::try_from(bytes).ok()) != Some(span.bytes)
             || !span.inside(weights)
+            || span.offset % PAGE_BYTES != 0
         {
             return Err("the embedding table has not the size of its rows".into());
         }
@@ -298,6 +307,13 @@ impl Index {
         }
         if self.tokenizer.sha256 != self.description.tokenizer_id {
             return Err("the tokenizer is not the one described".into());
+        }
+        if self.description.hidden == 0 {
+            return Err("the rows have no numbers".into());
+        }
+        let mut layers = self.description.layers.iter();
+        if layers.any(|layer| layer.kv_heads.saturating_mul(layer.head_dim) > MOST_WIDTH) {
+            return Err("a layer has more keys than any model".into());
         }
         if self.description.inputs.prefixes.len() != self.description.layers.len() {
             return Err("a layer has no prefix inputs".into());

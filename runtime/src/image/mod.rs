@@ -136,7 +136,7 @@ impl Image {
     /// Reads the whole weights section, compares it with its digest, and looks for what is no number.
     ///
     /// # Errors
-    /// When the weights were changed after the image was written, or one of them or its scale is not finite.
+    /// When the weights were changed after the image was written, or one of them is not finite.
     pub fn verify_weights(&self) -> Result<(), Error> {
         let preamble = &self.inner.preamble;
         let path = || self.inner.path.clone();

@@ -20,13 +20,12 @@ impl Weights {
         }
     }
 
-    /// Whether every number of a panel in fewer bits, or every scale that makes its numbers, is finite.
+    /// Whether every number of a panel is finite.
     pub(crate) fn is_finite(self, panel: &[u8], r: usize) -> bool {
-        let singles = |bytes: &[u8]| {
+        let singles = |bytes: &[u8], greatest: f32| {
             let (singles, _) = bytes.as_chunks();
-            singles
-                .iter()
-                .all(|bytes| f32::from_le_bytes(*bytes).is_finite())
+            let mut singles = singles.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            singles.all(|single| single.abs() <= greatest)
         };
         let halves = |bytes: &[u8]| {
             let (halves, _) = bytes.as_chunks();
@@ -34,9 +33,9 @@ impl Weights {
             halves.all(half::f16::is_finite)
         };
         match self {
-            Self::F32 => true,
+            Self::F32 => singles(panel, f32::MAX),
             Self::F16 => halves(panel),
-            Self::I8 => singles(&panel[..r * size_of::<f32>()]),
+            Self::I8 => singles(&panel[..r * size_of::<f32>()], f32::MAX / 128.0),
             Self::I4 => panel
                 .chunks(group_bytes(r))
                 .all(|group| halves(&group[..2 * r])),

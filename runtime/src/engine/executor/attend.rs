@@ -331,7 +331,10 @@ fn hide(scores: &mut [f32], mask: Mask, place: usize) {
         scores[..hidden].fill(HIDDEN);
     }
     if let Some(after) = mask.after {
-        let visible = (place + after + 1).min(scores.len());
+        let visible = place
+            .saturating_add(after)
+            .saturating_add(1)
+            .min(scores.len());
         scores[visible..].fill(HIDDEN);
     }
 }

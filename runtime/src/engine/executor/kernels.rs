@@ -9,15 +9,13 @@ use tract_linalg::{
     pack::PackedFormat,
 };
 
-use crate::Error;
-#[cfg(target_arch = "x86_64")]
-use crate::Weights;
+use crate::{Error, Weights, image::Packed};
 
 #[cfg(target_arch = "x86_64")]
 use super::avx512;
 use super::narrow::Narrow;
 use super::{
-    super::failed,
+    super::{failed, panels::format},
     arena::{ALIGNMENT_BYTES, Arena, Block, Shared},
     operands::Panels,
 };
@@ -138,8 +136,8 @@ impl Kernel {
         }
     }
 
-    /// Whether a decoder's single rows need no other kernel.
-    fn takes_one(&self) -> bool {
+    /// Whether it reads weights in fewer bits as they are stored, and single rows as well as many.
+    pub fn reads_stored(&self) -> bool {
         match &self.inner {
             Inner::Tract(..) => false,
             #[cfg(target_arch = "x86_64")]
@@ -147,12 +145,11 @@ impl Kernel {
         }
     }
 
-    /// Whether it reads weights in fewer bits as they are stored.
-    pub fn reads_stored(&self) -> bool {
-        match &self.inner {
-            Inner::Tract(..) => false,
-            #[cfg(target_arch = "x86_64")]
-            Inner::Avx512 => true,
+    /// Whether the panels of `packed` are laid out as it reads them.
+    pub fn reads(&self, packed: &Packed) -> bool {
+        match packed.dtype {
+            Weights::F32 => serves(&format(packed), &self.left),
+            _ => packed.r == self.left.r,
         }
     }
 
@@ -361,7 +358,7 @@ fn serves(packed: &PackedFormat, wanted: &PackedFormat) -> bool {
 /// a decoder, which often asks for one row, is given a pair; an encoder what suits many rows best.
 pub(crate) fn kernels_for_weights(decodes: bool) -> Option<(Vec<String>, PackedFormat)> {
     let many = Kernel::for_rows(WIDE)?;
-    if many.takes_one() {
+    if many.reads_stored() {
         return Some((vec![many.name().to_owned()], many.left));
     }
     let runnable = MmmDispatch::native().runnable();

@@ -235,15 +235,31 @@ impl Executor {
             worker.done = worker.warm_up(&curves);
         });
         finished(&mut workers)?;
-        let rows = workers[0].kernels.iter();
-        let rows = rows.map(|kernel| Panels::new(&kernel.right, deepest, most_rows));
+        for (packed, weight) in image.packed().iter().zip(&weights) {
+            let mut kernels = weight
+                .kernels
+                .iter()
+                .map(|&which| &workers[0].kernels[which]);
+            if let Some(kernel) = kernels.find(|kernel| !kernel.reads(packed)) {
+                let (weight, kernel) = (&packed.name, kernel.name());
+                let reason = format!("the weight {weight} is not laid out for its kernel {kernel}");
+                return Err(image.unfit(reason));
+            }
+        }
+        let rows = workers[0].kernels.iter().enumerate();
+        let rows = rows.map(|(which, kernel)| {
+            let mut weights = weights.iter();
+            let several = weights.any(|weight| weight.kernels[1] == which);
+            Panels::new(&kernel.right, deepest, if several { most_rows } else { 1 })
+        });
+        let rows = rows.collect::<Result<_, _>>()?;
         Ok(Self {
             arena: Arena::new(scores + pool.count() * room)?,
             parts,
             most_rows,
             most_prefix,
             weights,
-            rows: rows.collect::<Result<_, _>>()?,
+            rows,
             packed: None,
             pool,
             workers,
@@ -443,7 +459,10 @@ fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
             })
         };
         let many = place(&packed.kernels[0]);
-        let one = packed.kernels.get(1).map(|name| place(name));
+        let one = match packed.dtype {
+            Weights::F32 => packed.kernels.get(1).map(|name| place(name)),
+            _ => None,
+        };
         let panels = packed.panels().len();
         let bounds =
             (0..pieces).map(|piece| panels * piece / pieces..panels * (piece + 1) / pieces);
@@ -462,10 +481,7 @@ fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
             pieces: pieces.collect(),
             inputs: packed.k,
             outputs: packed.mn,
-            kernels: match packed.dtype {
-                Weights::F32 => [one.unwrap_or(many), many],
-                _ => [many; 2],
-            },
+            kernels: [one.unwrap_or(many), many],
         }
     });
     (weights.collect(), kernels)

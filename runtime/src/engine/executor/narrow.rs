@@ -148,6 +148,10 @@ impl Narrow {
             });
         }
         let sums = &mut sums[..self.mn()];
+        if let Some(scale) = of.scale {
+            let scale = floats(scale).map_err(failed("scaling a product"))?[0];
+            sums.iter_mut().for_each(|sum| *sum *= scale);
+        }
         let bias = of.bias.map(|(bias, from)| Ok(&floats(bias)?[from..]));
         let bias = bias.transpose().map_err(failed("adding a bias"))?;
         let at = |first: usize| first..first + sums.len();

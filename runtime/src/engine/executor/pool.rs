@@ -16,8 +16,8 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::{Error, Threads};
 
-/// How often a thread looks for work, or for the end of it, before it sleeps: some 50 us, longer than the gaps between the
-/// steps of a run.
+/// How often a thread looks for work, or for the end of it, before it sleeps: longer than the gaps between the steps of a
+/// run.
 const SPINS: usize = 2_000;
 
 /// A fixed number of threads, the one that asks among them. They take no memory once started.
@@ -152,11 +152,8 @@ impl Pool {
             .for_each(|thread| thread.thread().unpark());
         let own = catch_unwind(AssertUnwindSafe(|| work(0)));
         wait(|| shared.left.load(Ordering::Acquire) == 0);
-        if let Err(panic) = own {
-            resume_unwind(panic);
-        }
-        let panic = shared.panic.lock().ok().and_then(|mut panic| panic.take());
-        if let Some(panic) = panic {
+        let others = shared.panic.lock().ok().and_then(|mut panic| panic.take());
+        if let Some(panic) = own.err().or(others) {
             resume_unwind(panic);
         }
     }
@@ -270,9 +267,11 @@ mod tests {
     fn a_panic_of_a_piece_is_the_callers_and_the_pool_goes_on() {
         let mut pool = pool(3);
         let mut done = [false; 3];
-        for bad in 0..3 {
+        for bad in [&[0][..], &[1], &[2], &[0, 1, 2]] {
             let panicked = catch_unwind(AssertUnwindSafe(|| {
-                pool.each(&mut done, |piece, _| assert_ne!(piece, bad, "as it should"));
+                pool.each(&mut done, |piece, _| {
+                    assert!(!bad.contains(&piece), "as it should")
+                });
             }));
             assert!(panicked.is_err());
             pool.each(&mut done, |_, done| *done = true);

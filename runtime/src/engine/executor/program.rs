@@ -226,6 +226,9 @@ impl Program {
         if self.slots.first() != Some(&hidden) || self.max_rows == 0 {
             return Err("the program has no slot for embedding rows".into());
         }
+        if self.max_rows > MOST_ROWS {
+            return Err("the program has more rows than any model".into());
+        }
         if self.output.first != 0 || self.slots.get(self.output.slot) != Some(&hidden) {
             return Err("the hidden rows are no whole slot".into());
         }
@@ -260,6 +263,9 @@ impl Logits {
         bounds.steps(&self.steps, "the logits")
     }
 }
+
+/// More rows than this are refused.
+const MOST_ROWS: usize = 1 << 20;
 
 /// An arena of more numbers than this is refused.
 const MOST_NUMBERS: usize = 1 << 36;
@@ -398,6 +404,12 @@ impl Bounds<'_> {
             ));
         }
         let mut dims = step.dims;
+        let count = dims
+            .iter()
+            .fold(1usize, |count, &dim| count.saturating_mul(dim));
+        if count > MOST_NUMBERS {
+            return Err("it computes more numbers than any model".into());
+        }
         step.inputs
             .iter()
             .try_for_each(|input| self.operand(input, dims))?;
@@ -543,7 +555,7 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 26] = [
+        let table: [(&str, Change); 28] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
@@ -567,6 +579,13 @@ mod tests {
             ("other columns than it writes", |program| {
                 program.slots[1] = 7;
                 product(program).residual = Some(Columns { slot: 1, first: 1 })
+            }),
+            ("more rows than any model", |program| {
+                program.max_rows = MOST_ROWS + 1
+            }),
+            ("more numbers than any model", |program| {
+                row(program).inputs[0].strides = [0; 3];
+                row(program).dims[0] = MOST_NUMBERS
             }),
             ("of 1 operands", |program| row(program).inputs.truncate(1)),
             ("of 2 operands", |program| row(program).dims[0] = 0),

@@ -1,7 +1,7 @@
 //! Steps, each done in pieces by the threads of the pool.
 //!
 //! What a piece computes does not depend on how many there are: products are parted between panels of the weight,
-//! attention between heads of the keys, everything else between rows.
+//! attention between heads of the keys, the product with the embedding table between tokens, everything else between rows.
 
 use std::{mem, ops::Range};
 

@@ -65,6 +65,9 @@ impl Lowering {
             let Matrix {
                 inputs, outputs, ..
             } = *matrix;
+            if weights != Weights::F32 && weights.panel_bytes(inputs, format.r).is_none() {
+                return Err(unstorable(&matrix.name, weights));
+            }
             let length = match weights {
                 Weights::F32 => format.single_panel_len(inputs),
                 _ => inputs * format.r,
