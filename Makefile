@@ -18,13 +18,14 @@ demo: base ## the whole way on the built-in tasks, training to running: out/demo
 	$(CARGO) build --release -p preface
 	. out/env.sh; $(CARGO) run --quiet --release -p preface -- demo --base out/base --out out/demo
 
+# Some tests count all allocations of their process: without nextest, which gives each its own, one runs at a time.
 test: base ## every test
 	. out/env.sh; \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	  $(CARGO) nextest run --release --workspace; \
 	  $(CARGO) test --release --workspace --doc; \
 	else \
-	  $(CARGO) test --release --workspace; \
+	  RUST_TEST_THREADS=1 $(CARGO) test --release --workspace; \
 	fi
 
 lint: ## formatting, clippy, licences and who may use which engine

@@ -12,7 +12,8 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use preface_graph::{Base, Kind};
 use preface_runtime::{
-    Answer, Constraint, Encoded, Image, Options, Sampling, Session, TaskHandle, TokenizerUse, Trust,
+    Answer, Constraint, Encoded, Error, Image, Options, Sampling, Session, TaskHandle,
+    TokenizerUse, Trust,
 };
 use preface_trainer::{
     adapter::Adapter,
@@ -396,6 +397,19 @@ fn a_text_says_only_what_is_allowed() {
     let refused = scene.session.constrain(task, Some(&long)).unwrap_err();
     assert!(refused.to_string().contains("and 60 may come"), "{refused}");
 
+    // A task beside it that generates none answers as ever.
+    scene.load("labels", &form, json!({}));
+    let beside = scene.at("labels");
+    let both = ["Once upon", "--json", "--bundle", &beside];
+    let both = scene.run(
+        "run",
+        "t",
+        &[&both[..], &["--only-labels", "turn_on"]].concat(),
+    );
+    assert!(
+        both.contains(r#""text":"turn_on""#) && both.contains(r#""label":"#),
+        "{both}"
+    );
     let only = ["Once upon", "--only-labels", "turn_on", "Réglage"];
     let said = scene.run("run", "t", &only);
     assert!(["turn_on\n", "Réglage\n"].contains(&&*said), "{said}");
@@ -415,7 +429,8 @@ fn options_for_texts_are_refused_where_none_is_generated() {
     };
     let (_, task) = scene.load("labels", &form, json!({}));
     let constraint = Constraint::labels(&["on"]).unwrap();
-    assert!(scene.session.constrain(task, Some(&constraint)).is_err());
+    let refused = scene.session.constrain(task, Some(&constraint));
+    assert!(matches!(refused, Err(Error::NoText { .. })));
     for option in [["--stop", "x"], ["--seed", "1"], ["--shape", "{}"]] {
         let mut command = scene.command("run", "labels", &[&["w5"], &option[..]].concat());
         let output = command.output().unwrap();

@@ -109,7 +109,7 @@ class Ours:
     """The program, which measures itself; its processor time is that of whole texts, their prompts among them."""
 
     def __init__(self, base: pathlib.Path, folder: pathlib.Path):
-        target = " ".join(f"w{3 + index}" for index in range(2 * STEPS))
+        target = " ".join(f"w{3 + index}" for index in range(STEPS))
         lines = [json.dumps({"text": f"w{3 + index}", "target": target}) for index in range(2)]
         data = folder / "data.jsonl"
         data.write_text("\n".join(lines) + "\n")

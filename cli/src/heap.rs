@@ -16,7 +16,7 @@ mod library {
 /// Lets every thread take memory from one heap: another one takes 64 MiB of addresses, and keeps what its thread gave back.
 pub fn share() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: glibc documents the call for any time and any thread.
+    // SAFETY: the program has one thread when it begins with a session's files.
     unsafe {
         library::mallopt(library::ARENA_MAX, 1);
     }

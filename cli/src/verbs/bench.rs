@@ -53,7 +53,8 @@ pub struct Arguments {
     /// Length of a made-up text, special tokens included.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = count(1_000_000))]
     tokens: usize,
-    /// Run from token ids alone, so that the tokenizer is never read.
+    /// Run from token ids alone: the tokenizer is never read, unless the task generates text or its labels speak for
+    /// themselves.
     #[arg(long, conflicts_with = "text")]
     ids: bool,
     /// How many runs are timed.

@@ -58,7 +58,7 @@ struct Generated {
     /// End a text before this string; may be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Answer with one of these alone; several may follow.
+    /// Answer with one of these alone; several may follow, so that the text comes before them.
     #[arg(long, value_name = "LABEL", num_args = 1.., conflicts_with = "shape")]
     only_labels: Vec<String>,
     /// Answer with JSON of this shape alone.
@@ -103,7 +103,9 @@ impl Generated {
         session.stop_at(&self.stop)?;
         if let Some(constraint) = constraint {
             for &task in tasks {
-                session.constrain(task, Some(&constraint))?;
+                if generates(session, task) {
+                    session.constrain(task, Some(&constraint))?;
+                }
             }
         }
         Ok(())

@@ -15,8 +15,9 @@
  * side. A handle is closed when no other call with it is under way; an image may be closed before its sessions.
  *
  * Memory. Closing a handle gives back all that it took. After its first, an answer or a generated token from token ids
- * allocates nothing where the image runs on PREFACE_ENGINE_EXECUTOR; reading or spelling a text takes what the tokenizer
- * needs, and preface_session_answer_all() a list of its requests.
+ * allocates nothing where the image runs on PREFACE_ENGINE_EXECUTOR; reading a text takes what the tokenizer needs, a
+ * generated text that is longer than all before it room for itself, and preface_session_answer_all() a list of its
+ * requests.
  *
  * Structures begin with their size: begin with `structure s = {sizeof(structure)};`, which leaves the other fields zero.
  * Later versions add fields at the end, whose zero means what was meant before.
@@ -133,7 +134,7 @@ enum preface_overlength {
 
 enum preface_tokenizer {
   PREFACE_TOKENIZER_AT_OPEN = 0,
-  PREFACE_TOKENIZER_WITH_FIRST_TEXT = 1 /* or never, where only token ids are given */
+  PREFACE_TOKENIZER_WITH_FIRST_TEXT = 1 /* or never, where only token ids are given and no task generates text */
 };
 
 typedef struct preface_options {

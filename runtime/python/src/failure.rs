@@ -18,6 +18,8 @@ pub enum Failure {
     Task { task: String, loaded: Vec<String> },
     #[error("{what} {number} is none of the base's")]
     Token { what: &'static str, number: i64 },
+    #[error("{threads} threads are none or more than 64")]
+    Threads { threads: u8 },
     #[error("this module cannot pass on an answer of this kind; use a newer one")]
     Kind,
     #[error("an earlier call with this session panicked; open another")]
@@ -33,6 +35,7 @@ impl Failure {
         match self {
             Self::Task { .. } => Status::NoTask,
             Self::Token { .. } => Status::Token,
+            Self::Threads { .. } => Status::InvalidArgument,
             Self::Kind => Status::Unsupported,
             Self::Poisoned => Status::Poisoned,
             Self::Load(error) => Status::of_load(error),

@@ -79,6 +79,9 @@ impl Session {
         } else {
             TokenizerUse::WithFirstText
         };
+        if !(1..=64).contains(&threads) {
+            return Err(Failure::Threads { threads });
+        }
         let options = Options {
             max_tokens,
             overlength,

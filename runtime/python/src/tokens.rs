@@ -80,7 +80,11 @@ fn integers(array: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
     let py = array.py();
     let numpy = py.import(intern!(py, "numpy"))?;
     let array = numpy.call_method1(intern!(py, "asarray"), (array,))?;
-    let only_integers = [("casting", "safe")].into_py_dict(py)?;
+    if array.getattr(intern!(py, "size"))?.extract::<usize>()? == 0 {
+        return Ok(Vec::new());
+    }
+    // Those of 64 bits without a sign that are too large become negative, which no id is.
+    let only_integers = [("casting", "same_kind")].into_py_dict(py)?;
     let array = array.call_method(intern!(py, "astype"), ("int64",), Some(&only_integers))?;
     let array: PyReadonlyArray1<'_, i64> = array.extract()?;
     Ok(array.as_array().iter().copied().collect())

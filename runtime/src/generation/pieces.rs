@@ -200,6 +200,11 @@ fn spelled_in_the_middle(
         .iter()
         .flat_map(|token| [token.clone(), MARK.to_string()]);
     let text = decode(decoder, mark().chain(marked))?;
+    if text.matches(MARK).count() != tokens.len() + 1 {
+        return Err(Error::Spelling {
+            decoder: "of this vocabulary",
+        });
+    }
     let two = decode(decoder, mark().chain(mark()))?;
     let before_mark = two.trim_matches(MARK);
     let spelled = text.split(MARK).skip(1).zip(tokens).map(|(piece, token)| {

@@ -84,6 +84,7 @@ impl Session {
         task: TaskHandle,
         constraint: Option<&Constraint>,
     ) -> Result<(), Error> {
+        limits(&self.loaded(task)?.task)?;
         self.read_pieces()?;
         let generation = self.generation.as_ref().ok_or(Error::NoTask)?;
         let pieces = generation.pieces.as_ref().ok_or(Error::NoTask)?;

@@ -104,7 +104,8 @@ impl Arguments {
         };
         let against = |found: &Measured| losses(reference.as_ref().unwrap_or(found), found);
         let most = self.max_loss.unwrap_or(f64::INFINITY);
-        let too_much = |loss: &Loss| loss.loss_points > most;
+        // What is exactly as much is not more, however it is rounded.
+        let too_much = |loss: &Loss| loss.loss_points > most + 1e-9;
         let (found, summary) = with(weights, &|found| !against(found).iter().any(too_much))?;
         let losses = against(&found);
         let reference_bytes = reference.as_ref().unwrap_or(&found).image_bytes;
