@@ -254,16 +254,17 @@ unsafe fn compute<const W: u8, const V: usize, const N: usize>(tile: Tile) {
         }
     }
     // SAFETY: masks keep reads and writes within `rows` numbers.
-    unsafe { finish(&tile, &sums) }
+    unsafe { finish(&tile, sums) }
 }
 
-/// Adds what is to be added and writes the sums.
+/// Adds what is to be added and writes the sums. They are given by value: where they are lent, the compiler keeps them in
+/// memory all the time.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn finish<const V: usize, const N: usize>(tile: &Tile, sums: &[[__m512; V]; N]) {
+unsafe fn finish<const V: usize, const N: usize>(tile: &Tile, sums: [[__m512; V]; N]) {
     let scale = _mm512_set1_ps(tile.scale);
-    for (run, sums) in sums.iter().enumerate() {
-        for (line, &sum) in sums.iter().enumerate() {
+    for (run, sums) in sums.into_iter().enumerate() {
+        for (line, sum) in sums.into_iter().enumerate() {
             let first = line * LANES;
             let mask = match tile.rows - first {
                 LANES.. => u16::MAX,
