@@ -82,8 +82,7 @@ struct Part {
 #[derive(Debug)]
 struct Worker {
     kernels: Vec<Kernel>,
-    /// For each kernel, where weights in fewer bits are expanded; none where there are no such weights, or it reads them as
-    /// they are stored.
+    /// For each kernel, where weights in fewer bits are expanded; none where there are no such weights.
     expanded: Vec<Option<Expanded>>,
     /// A row of the embedding table.
     row: Vec<f32>,
@@ -215,8 +214,7 @@ impl Executor {
             let kernels: Option<Vec<Kernel>> = kernels.collect();
             let kernels = kernels.ok_or_else(no_kernel)?;
             let expanded = kernels.iter().map(|kernel| {
-                let expands = narrow && !kernel.reads_stored();
-                let expanded = expands.then(|| Expanded::new(kernel, deepest, widest));
+                let expanded = narrow.then(|| Expanded::new(kernel, deepest, widest));
                 expanded.transpose()
             });
             let scores = scores + piece * room;

@@ -35,6 +35,10 @@ pub(super) struct Text {
     pub rows: usize,
 }
 
+/// Weights in fewer bits that a kernel reads as they are stored are expanded once for more rows than these, since it makes
+/// numbers of them anew for every few.
+const FEW_ROWS: usize = 48;
+
 /// A step of so few multiplications is done before other threads have heard of it.
 const FEW: usize = 1 << 16;
 
@@ -110,7 +114,9 @@ impl Executor {
             };
             let kernel = &mut worker.kernels[which];
             match (&piece.panels, &mut worker.expanded[which]) {
-                (Operand::Narrow(narrow), Some(expanded)) => {
+                (Operand::Narrow(narrow), Some(expanded))
+                    if rows > FEW_ROWS || !kernel.reads_stored() =>
+                {
                     narrow.multiply(kernel, expanded, (arena, rows), &sums)
                 }
                 _ => kernel.multiply(arena, (piece.outputs, rows), &sums),
