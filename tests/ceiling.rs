@@ -25,7 +25,7 @@ fn the_longest_text_is_answered_within_the_ceiling() {
     let base = Base::open(&folder).unwrap();
     let scene = Scene::new(&folder, "f32");
     let form = Form::of(FormKind::KeyValues, 32, &base.description);
-    let bundle = scene.packed(&adapter(&base, &form, json!({})), "t");
+    let bundle = scene.packed(&adapter(&base, &form, json!({})), "t", &[]);
     let (image, trust) = (scene.at("x.base"), scene.at("trust"));
     let files = ["--base", &image, "--bundle", &bundle, "--trust", &trust];
     let bench = ["bench", "--runs", "1", "--processes", "1"];

@@ -6,6 +6,9 @@
 #[path = "../cli/src/allocations.rs"]
 #[allow(unsafe_code)]
 mod allocations;
+#[path = "support/scene.rs"]
+#[allow(dead_code)]
+mod scene;
 mod support;
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
@@ -23,9 +26,9 @@ use preface_trainer::{
     metrics::Found,
     tokens::Tokens,
 };
+use scene::Scene as Files;
 use serde_json::{Value, json};
 use support::{adapters::adapter, exports, library, skip};
-use tempfile::TempDir;
 
 /// Tokens of every text.
 const TOKENS: usize = 12;
@@ -99,7 +102,7 @@ fn forms(base: &Base) -> Vec<Form> {
 
 /// A base compiled and opened, with keys that sign its tasks.
 struct Scene {
-    folder: TempDir,
+    files: Files,
     base: Base,
     session: Session,
     trust: Trust,
@@ -111,47 +114,24 @@ impl Scene {
     }
 
     fn with_weights(base_folder: &Path, weights: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-        preface(&[
-            "compile",
-            base_folder.to_str().unwrap(),
-            "--weights",
-            weights,
-            "-o",
-            &at("x.base"),
-        ]);
-        preface(&["keygen", "-o", &at("keys"), "--name", "k"]);
-        let public = at("keys/k.pub");
-        preface(&["trust", "new", "-o", &at("trust"), "--key", &public]);
+        let files = Files::new(base_folder, weights);
         Self {
             base: Base::open(base_folder).unwrap(),
-            session: opened(&at("x.base"), Options::default()),
-            trust: Trust::read(Path::new(&at("trust"))).unwrap(),
-            folder,
+            session: opened(&files.at("x.base"), Options::default()),
+            trust: files.trust(),
+            files,
         }
     }
 
     /// The path of one of its files.
     fn at(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
+        self.files.at(name)
     }
 
     /// Packs an adapter nobody trained as `task`, loads it and makes it the active one.
     fn load(&mut self, task: &str, form: &Form, changes: Value) -> (Adapter, TaskHandle) {
-        let (folder, file) = (self.at("adapter"), self.at(task));
         let adapter = adapter(&self.base, form, changes);
-        adapter.write(Path::new(&folder)).unwrap();
-        let pack = ["pack", &folder, "--task", task, "--sequence", "1"];
-        let signed = [
-            "--dtype",
-            "f32",
-            "--key",
-            &self.at("keys/k.key"),
-            "-o",
-            &file,
-        ];
-        preface(&[&pack[..], &signed].concat());
+        let file = self.files.packed(&adapter, task, &["--dtype", "f32"]);
         let handle = self.session.load_file(Path::new(&file), &self.trust, None);
         let handle = handle.unwrap();
         self.session.activate(handle).unwrap();
@@ -485,12 +465,6 @@ fn expected(adapter: &Adapter, base: &Base, ids: &[u32], said: &[u32]) -> Vec<u3
         Found::Places(found) => found.iter().map(|&token| token as u32).collect(),
         other => panic!("another kind of answer: {other:?}"),
     }
-}
-
-fn preface(arguments: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_preface"));
-    command.args(arguments);
-    printed(command)
 }
 
 fn printed(mut command: Command) -> String {

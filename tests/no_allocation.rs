@@ -64,7 +64,7 @@ fn check(folder: &Path, weights: &str, texts: &[String]) {
     let mut bundles = Vec::new();
     for (number, (form, changes)) in designs(&base).into_iter().enumerate() {
         let adapter = adapter(&base, &form, changes);
-        bundles.push(scene.packed(&adapter, &format!("task-{number}")));
+        bundles.push(scene.packed(&adapter, &format!("task-{number}"), &[]));
     }
     let mut alone = None;
     for count in [1, 2, 3] {

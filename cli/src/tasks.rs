@@ -43,6 +43,14 @@ pub fn count(most: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=most)
 }
 
+/// What happens to a text that is too long, where `--truncate` is given or not.
+pub fn overlength(truncate: bool) -> Overlength {
+    match truncate {
+        true => Overlength::Truncate,
+        false => Overlength::Refuse,
+    }
+}
+
 /// A session with its tasks in the order of their bundles.
 pub struct Tasks {
     pub image: Image,
@@ -61,14 +69,9 @@ impl Files {
             !self.base.is_dir(),
             "{base} is a base folder; compile it first: preface compile {base} -o {base}.base"
         );
-        let overlength = if self.truncate {
-            Overlength::Truncate
-        } else {
-            Overlength::Refuse
-        };
         let options = Options {
             max_tokens: self.max_tokens,
-            overlength,
+            overlength: overlength(self.truncate),
             tokenizer,
             threads: Threads {
                 count: self.threads,

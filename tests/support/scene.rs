@@ -42,13 +42,13 @@ impl Scene {
         Trust::read(Path::new(&self.at("trust"))).unwrap()
     }
 
-    /// Packs and signs an adapter; returns the bundle's path.
-    pub fn packed(&self, adapter: &Adapter, task: &str) -> String {
+    /// Packs and signs an adapter, with more arguments of `pack`; returns the bundle's path.
+    pub fn packed(&self, adapter: &Adapter, task: &str, more: &[&str]) -> String {
         let (folder, bundle) = (self.at("adapter"), self.at(task));
         adapter.write(Path::new(&folder)).unwrap();
         let key = self.at("keys/k.key");
         let pack = ["pack", &folder, "--task", task, "--sequence", "1"];
-        preface(&[&pack[..], &["--key", &key, "-o", &bundle]].concat());
+        preface(&[&pack[..], &["--key", &key, "-o", &bundle], more].concat());
         bundle
     }
 }

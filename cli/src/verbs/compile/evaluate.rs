@@ -7,15 +7,13 @@ use std::{
 
 use anyhow::Context;
 use preface_graph::Base;
-use preface_runtime::{
-    Image, Options, Overlength, Session, Trust, Weights, compile::Summary, unix_now,
-};
+use preface_runtime::{Image, Options, Session, Trust, Weights, compile::Summary, unix_now};
 use preface_trainer::{data::Dataset, metrics::Evaluation};
 use serde::Serialize;
 use serde_json::json;
 
 use super::{Choice, compile_if, described, say};
-use crate::{output::Output, verbs::eval::on_runtime};
+use crate::{output::Output, tasks::overlength, verbs::eval::on_runtime};
 
 /// What is measured before an image takes its place.
 #[derive(clap::Args)]
@@ -136,12 +134,8 @@ impl Arguments {
         trust: &Trust,
         output: &Output,
     ) -> anyhow::Result<Measured> {
-        let overlength = match self.truncate {
-            true => Overlength::Truncate,
-            false => Overlength::Refuse,
-        };
         let options = Options {
-            overlength,
+            overlength: overlength(self.truncate),
             ..Options::default()
         };
         let mut session = Session::open(image, options)?;
