@@ -25,6 +25,7 @@ mod load;
 mod map;
 mod session;
 mod status;
+pub mod store;
 mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;
