@@ -146,7 +146,11 @@ impl Session {
             path,
             bytes: &bytes,
         };
-        file.verified(trust, |_| policy, |bundle, taken| self.take(path, bundle, taken))?
+        file.verified(
+            trust,
+            |_| policy,
+            |bundle, taken| self.take(path, bundle, taken),
+        )?
     }
 
     /// Loads a bundle whose verification took `taken` bytes beside it.

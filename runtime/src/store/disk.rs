@@ -168,7 +168,9 @@ impl Disk {
     ) -> Result<(), StoreError> {
         let bytes = state.to_bytes();
         let copies = self.copies();
-        let before = copies.each_ref().map(|path| read_file(path, MAX_STATE_BYTES).ok());
+        let before = copies
+            .each_ref()
+            .map(|path| read_file(path, MAX_STATE_BYTES).ok());
         let staged = copies
             .iter()
             .map(|path| stage(path, &bytes).map_err(failed("write", path)));
@@ -200,7 +202,9 @@ impl Disk {
     /// Removes the bundles that `state` does not keep. What cannot be removed is removed another time.
     pub fn sweep(&self, state: &State) {
         for (path, name) in files_of(&self.bundles()).into_iter().flatten() {
-            let id = name.strip_suffix(EXTENSION).and_then(|stem| stem.strip_suffix('.'));
+            let id = name
+                .strip_suffix(EXTENSION)
+                .and_then(|stem| stem.strip_suffix('.'));
             let kept = id.and_then(Id::from_hex).is_some_and(|id| state.keeps(id));
             if id.is_some() && !kept {
                 let _ = fs::remove_file(path);
@@ -231,7 +235,12 @@ impl Disk {
 
 fn files_of(folder: &Path) -> io::Result<impl Iterator<Item = (PathBuf, String)>> {
     let entries = fs::read_dir(folder)?.flatten();
-    Ok(entries.map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned())))
+    Ok(entries.map(|entry| {
+        (
+            entry.path(),
+            entry.file_name().to_string_lossy().into_owned(),
+        )
+    }))
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -300,6 +309,8 @@ impl Drop for Staged {
 }
 
 fn sync_folder_of(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }

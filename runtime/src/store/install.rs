@@ -8,9 +8,7 @@ use preface_bundle::{
 };
 
 use super::{Release, State, Store, StoreError, TaskState, probe};
-use crate::{
-    Image, LoadError, Options, Session, TokenizerUse, Trust, bundle, load::Candidate,
-};
+use crate::{Image, LoadError, Options, Session, TokenizerUse, Trust, bundle, load::Candidate};
 
 /// When an installed bundle is confirmed, which raises the rollback floor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -280,7 +278,11 @@ fn with_signers_alone(file: &[u8], bundle: &VerifiedBundle<'_>) -> Vec<u8> {
     let block = SIGNATURE_MAGIC.len() + 4 + count * ENTRY_BYTES;
     let body = file.len().saturating_sub(block);
     let mut kept = file.get(..body).unwrap_or_default().to_vec();
-    let entries = || frame.signatures().filter(|entry| signers.contains(&entry.key_id));
+    let entries = || {
+        frame
+            .signatures()
+            .filter(|entry| signers.contains(&entry.key_id))
+    };
     let number = |value: usize| u16::try_from(value).unwrap_or(0).to_le_bytes();
     kept.extend(SIGNATURE_MAGIC);
     kept.extend(number(entries().count()));

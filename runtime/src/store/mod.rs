@@ -255,6 +255,3 @@ impl State {
         clock.max(floor)
     }
 }
-
-#[cfg(all(test, feature = "compile"))]
-mod tests;

@@ -20,10 +20,7 @@ pub(super) fn try_out(
     let manifest = bundle.manifest();
     let typed = session.description().inputs.token_types.is_some();
     let paired = manifest.answer.inputs == Inputs::Pair;
-    let labelled = matches!(
-        manifest.answer.kind,
-        AnswerKind::Label | AnswerKind::Labels
-    );
+    let labelled = matches!(manifest.answer.kind, AnswerKind::Label | AnswerKind::Labels);
     if !labelled || (paired && typed) {
         return Ok(0);
     }

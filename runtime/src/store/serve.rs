@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use preface_bundle::{Expiry, Id, Policy};
 
-use super::{MAX_STARTS, State, Store, StoreError, TaskState, disk::Stamp, install::check_security};
+use super::{
+    MAX_STARTS, State, Store, StoreError, TaskState, disk::Stamp, install::check_security,
+};
 use crate::{LoadError, Session, TaskHandle, Trust, bundle, load::Candidate};
 
 /// A task of the store as it was loaded.
@@ -47,7 +49,11 @@ impl fmt::Display for Note {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused { id, error } => {
-                write!(formatter, "bundle {id} is not used: {}", crate::explained(error))
+                write!(
+                    formatter,
+                    "bundle {id} is not used: {}",
+                    crate::explained(error)
+                )
             }
             Self::Reverted { id } => write!(
                 formatter,
@@ -180,14 +186,18 @@ impl Follower {
             path: &path,
             bytes: &bytes,
         };
-        file.verified(&self.trust, |_| policy, |bundle, taken| {
-            // A bundle that is good by itself and lies in the place of another.
-            if bundle.bundle_id() != id || bundle.manifest().task != task {
-                return Err(StoreError::Replaced { path: path.clone() });
-            }
-            check_security(bundle, state, &path)?;
-            Ok(session.take(&path, bundle, taken)?)
-        })?
+        file.verified(
+            &self.trust,
+            |_| policy,
+            |bundle, taken| {
+                // A bundle that is good by itself and lies in the place of another.
+                if bundle.bundle_id() != id || bundle.manifest().task != task {
+                    return Err(StoreError::Replaced { path: path.clone() });
+                }
+                check_security(bundle, state, &path)?;
+                Ok(session.take(&path, bundle, taken)?)
+            },
+        )?
     }
 }
 

@@ -140,7 +140,11 @@ impl TaskState {
         let before = |kept: &&Release| {
             kept.proven && active.is_some_and(|active| kept.order() < active.order())
         };
-        let older = self.kept.iter().filter(before).max_by_key(|kept| kept.order());
+        let older = self
+            .kept
+            .iter()
+            .filter(before)
+            .max_by_key(|kept| kept.order());
         let previous = self.previous.and_then(|id| self.release(id));
         previous.or(older).copied()
     }
@@ -162,7 +166,10 @@ impl TaskState {
     fn is_sound(&self) -> bool {
         let named = |id: Option<Id>| id.is_none_or(|id| self.release(id).is_some());
         let twice = |place: usize, release: &Release| {
-            self.kept.iter().skip(place + 1).any(|other| other.id == release.id)
+            self.kept
+                .iter()
+                .skip(place + 1)
+                .any(|other| other.id == release.id)
         };
         let mut kept = self.kept.iter().enumerate();
         let above = |one: Option<Release>, other: Option<Release>| {
@@ -191,7 +198,9 @@ impl TaskState {
         }
         let place = |id: Option<Id>| {
             let place = self.kept.iter().position(|kept| Some(kept.id) == id);
-            place.and_then(|place| u8::try_from(place).ok()).unwrap_or(NONE)
+            place
+                .and_then(|place| u8::try_from(place).ok())
+                .unwrap_or(NONE)
         };
         let places = [place(self.active), place(self.previous)];
         bytes.extend(places);
@@ -298,7 +307,8 @@ impl State {
         for _ in 0..count {
             let task = TaskState::read(&mut reader)?;
             let last = state.tasks.last();
-            last.is_none_or(|last| last.task < task.task).then_some(())?;
+            last.is_none_or(|last| last.task < task.task)
+                .then_some(())?;
             state.tasks.push(task);
         }
         reader.0.is_empty().then_some(state)
@@ -335,7 +345,10 @@ impl State {
     /// What is remembered of a task, which is added where it is new; `None` where there is no room for it.
     pub fn task_or_new(&mut self, task: &str) -> Option<&mut TaskState> {
         let place = self.tasks.partition_point(|known| *known.task < *task);
-        let known = self.tasks.get(place).is_some_and(|known| known.task == task);
+        let known = self
+            .tasks
+            .get(place)
+            .is_some_and(|known| known.task == task);
         if !known {
             (self.tasks.len() < MAX_TASKS).then_some(())?;
             self.tasks.insert(place, TaskState::new(task));
