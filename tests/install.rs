@@ -4,6 +4,8 @@
 
 #[path = "install/faults.rs"]
 mod faults;
+#[path = "install/floors.rs"]
+mod floors;
 #[path = "install/folder.rs"]
 mod folder;
 #[path = "support/fused.rs"]

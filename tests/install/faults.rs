@@ -194,14 +194,12 @@ fn writing(scene: &Scene, calls: Vec<Call>) -> Vec<Call> {
     calls.into_iter().filter(writes).collect()
 }
 
-/// Lets every writing call of an install fail in turn.
-fn failing_everywhere(scene: &Scene, old: Option<Id>) {
-    let install = scene.install_arguments("new", &[]);
-    let calls = writing(scene, calls(scene, &install));
+/// Lets every writing call of a verb fail in turn; each writes at least `files` files.
+fn failing_everywhere(scene: &Scene, old: Option<Id>, program: &[String], files: usize) {
+    let calls = writing(scene, calls(scene, program));
     let names = |name: &str| calls.iter().filter(|call| call.name == name).count();
-    // The bundle and both copies of the state.
     assert!(
-        names("write") >= 3 && names("rename") >= 3 && names("fsync") >= 6,
+        names("write") >= files && names("rename") >= files && names("fsync") >= 2 * files,
         "{calls:#?}"
     );
     for error in ["ENOSPC", "EIO", "EDQUOT"] {
@@ -210,25 +208,19 @@ fn failing_everywhere(scene: &Scene, old: Option<Id>) {
             scene.restore();
             let [trace, inject] = inject(call, &format!("error={error}"));
             let arguments = ["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
-            let (code, report) = reported(&strace(&arguments, &install));
-            assert_eq!(
-                (code, &report["reason"]),
-                (20, &"io".into()),
-                "{what}: {report}"
-            );
+            let (code, report) = reported(&strace(&arguments, program));
+            let reason = &report["reason"];
+            assert_eq!((code, reason), (20, &"io".into()), "{what}: {report}");
             check_sound(scene, &[old], &what);
-            assert!(
-                scene.temporary().is_empty(),
-                "{what}: {:?}",
-                scene.temporary()
-            );
+            let left = scene.temporary();
+            assert!(left.is_empty(), "{what}: {left:?}");
             check_files(scene, &what);
             check_next(scene, &what);
         }
     }
     let _ = writeln!(
         std::io::stderr(),
-        "{} writing calls failed in 3 ways: the old bundle active after each",
+        "{} writing calls failed in 3 ways: what was active before is active after each",
         calls.len()
     );
 }
@@ -249,12 +241,94 @@ fn a_disk_that_fails_at_any_write_leaves_the_old_bundle_active_and_nothing_behin
     let scene = Scene::new();
     scene.installed("old");
     scene.save();
-    failing_everywhere(&scene, Some(id_of(&scene.at("old"))));
+    let install = scene.install_arguments("new", &[]);
+    failing_everywhere(&scene, Some(id_of(&scene.at("old"))), &install, 3);
 }
 
 #[test]
 fn a_disk_that_fails_during_the_first_install_leaves_nothing_active() {
-    failing_everywhere(&Scene::new(), None);
+    let scene = Scene::new();
+    let install = scene.install_arguments("new", &[]);
+    failing_everywhere(&scene, None, &install, 5);
+}
+
+#[test]
+fn a_disk_that_fails_during_a_step_back_or_a_confirmation_leaves_everything_as_it_was() {
+    let scene = Scene::new();
+    scene.installed("old");
+    scene.installed("new");
+    scene.save();
+    let new = Some(id_of(&scene.at("new")));
+    let verb = |verb: &str| {
+        let store = scene.text("store");
+        ["--json", verb, crate::scene::TASK, "--store", &store].map(str::to_owned)
+    };
+    failing_everywhere(&scene, new, &verb("rollback"), 2);
+    scene.pack(3, 3, "third");
+    assert_eq!(scene.install("third", &["--no-confirm"]).0, 0);
+    std::fs::remove_dir_all(scene.at("saved")).unwrap();
+    scene.save();
+    let third = Some(id_of(&scene.at("third")));
+    failing_trial(&scene, third, &verb("confirm"));
+}
+
+/// A confirmation that fails leaves the bundle on trial, and the next one works.
+fn failing_trial(scene: &Scene, third: Option<Id>, confirm: &[String]) {
+    let before = scene.state();
+    for call in writing(scene, calls(scene, confirm)) {
+        scene.restore();
+        let [trace, inject] = inject(&call, "error=EIO");
+        let arguments = ["-f", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+        assert_eq!(
+            reported(&strace(&arguments, confirm)).0,
+            20,
+            "{}",
+            call.line
+        );
+        let task = scene.task();
+        let expected = before.task(crate::scene::TASK).unwrap();
+        assert_eq!((&task, task.active), (expected, third), "{}", call.line);
+        assert!(scene.temporary().is_empty(), "{}", call.line);
+        assert_eq!(scene.verb(&["confirm", crate::scene::TASK]).0, 0);
+        assert_eq!(scene.task().confirmed.map(|floor| floor.sequence), Some(3));
+    }
+}
+
+/// Power that fails loses what was not flushed: whatever takes its place was flushed before, and its folder after.
+#[test]
+fn what_takes_its_place_was_flushed_before_and_its_folder_after() {
+    let scene = Scene::new();
+    let install = scene.install_arguments("old", &[]);
+    let calls = calls(&scene, &install);
+    let of_store = |call: &&Call| call.line.contains(&scene.text("store"));
+    let calls: Vec<&Call> = calls.iter().filter(of_store).collect();
+    let mut renames = 0;
+    for (place, call) in calls.iter().enumerate() {
+        if !call.name.starts_with("rename") {
+            continue;
+        }
+        renames += 1;
+        let paths: Vec<&str> = call.line.split('"').skip(1).step_by(2).collect();
+        let [from, to] = paths[..] else {
+            panic!("{}", call.line);
+        };
+        let last = |name: &str, path: &str| {
+            let of_file = format!("<{path}>");
+            let mut before = calls[..place].iter();
+            before.rposition(|call| call.name == name && call.line.contains(&of_file))
+        };
+        let (written, flushed) = (last("write", from), last("fsync", from));
+        assert!(written.is_some() && written < flushed, "{}", call.line);
+        let folder = format!("<{}>", Path::new(to).parent().unwrap().display());
+        let next = calls[place + 1..].iter().find(|call| call.name == "fsync");
+        assert!(
+            next.is_some_and(|next| next.line.contains(&folder)),
+            "{}",
+            call.line
+        );
+    }
+    // The empty state, the bundle and the state with it.
+    assert_eq!(renames, 5);
 }
 
 /// A disk that fails for good from some write on.

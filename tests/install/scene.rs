@@ -333,3 +333,19 @@ pub fn good(arguments: &[&str]) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {said}");
 }
+
+/// Exit code and reason of an install.
+pub fn code(scene: &Scene, name: &str) -> (i32, String) {
+    let (code, report) = scene.install(name, &[]);
+    (code, report["reason"].as_str().unwrap().to_owned())
+}
+
+/// The same as it should be.
+pub fn is(code: i32, reason: &str) -> (i32, String) {
+    (code, reason.to_owned())
+}
+
+/// The sequence that was confirmed.
+pub fn floor(scene: &Scene) -> Option<u64> {
+    scene.task().confirmed.map(|floor| floor.sequence)
+}
