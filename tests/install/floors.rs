@@ -200,3 +200,27 @@ fn a_rival_of_an_unconfirmed_bundle_is_refused() {
     assert_eq!(code(&scene, "equal"), is(15, "rival"));
     assert_eq!(scene.task().active, Some(id_of(&scene.at("new"))));
 }
+
+#[test]
+fn a_newer_trust_store_is_remembered_without_an_install() {
+    let scene = Scene::new();
+    let old = scene.trust();
+    assert!(scene.store().remember(&old).is_err(), "there is no store");
+    scene.installed("old");
+    let trust = fs::read_to_string(scene.at("trust")).unwrap();
+    let newer = trust.replace("version 1", "version 3") + "min-security 2\n";
+    fs::write(scene.at("trust"), newer + "dated 2026-01-01T00:00:00Z\n").unwrap();
+    let newer = scene.trust();
+    assert!(scene.store().remember(&newer).unwrap());
+    assert!(!scene.store().remember(&newer).unwrap());
+    let state = scene.state();
+    assert_eq!((state.trust_version, state.min_security), (3, 2));
+    assert_eq!(state.time_floor, 1_767_225_600);
+    let refused = scene.store().remember(&old).unwrap_err();
+    assert_eq!(refused.exit_code(), 15);
+    let (code, _, said) = scene.run();
+    assert!(
+        code == 2 && said.contains("security version 0 is below"),
+        "{said}"
+    );
+}

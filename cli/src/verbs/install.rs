@@ -129,7 +129,7 @@ fn done(installed: &Installed) -> Value {
     let is_new = *before != Some(release.id);
     let verb = match (is_new, *changed) {
         (true, _) => "installed",
-        (false, true) => "written again",
+        (false, true) => "was active already, and the store is up to date again",
         (false, false) => "was active already",
     };
     let tried = match (*probes, is_new) {

@@ -14,9 +14,11 @@ mod state;
 
 use std::{path::Path, sync::Arc};
 
-use preface_bundle::{Id, TrustStore};
+use preface_bundle::{Frame, Id, TrustStore};
 
 use disk::{Disk, Found};
+
+use crate::{LoadError, Trust, bundle};
 
 pub use counter::{MonotonicCounter, NoCounter};
 pub use error::StoreError;
@@ -200,11 +202,31 @@ impl Store {
     /// loaded.
     fn check_file(&self, id: Id) -> Result<(), StoreError> {
         let path = self.disk.bundle(id);
-        let bytes = crate::bundle::read(&path).map_err(crate::LoadError::ReadBundle)?;
-        match preface_bundle::Frame::parse(&bytes) {
+        let bytes = bundle::read(&path).map_err(LoadError::ReadBundle)?;
+        match Frame::parse(&bytes) {
             Ok(frame) if frame.bundle_id() == id => Ok(()),
             _ => Err(StoreError::Replaced { path }),
         }
+    }
+
+    /// Raises the floors to those of a trust store that is in force now, as an install with it would; whether that
+    /// changed anything.
+    ///
+    /// # Errors
+    /// When it is another fleet's or older than one used before, or what stands in the way of writing it down.
+    pub fn remember(&self, trust: &Trust) -> Result<bool, StoreError> {
+        let trust = trust.store()?;
+        self.disk.check()?;
+        let _lock = self.disk.prepare()?;
+        let state = self.state()?;
+        self.check_trust(&state, &trust)?;
+        let mut next = state.clone();
+        next.rise(&trust);
+        let changed = next != state;
+        if changed {
+            self.commit(&mut next)?;
+        }
+        Ok(changed)
     }
 
     /// Refuses a trust store of another fleet, or one older than was used before.

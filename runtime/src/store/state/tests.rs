@@ -111,7 +111,7 @@ fn the_largest_state_is_read() {
     for number in 0..MAX_TASKS {
         let name = format!("task-{number:02}");
         let Some(task) = state.task_or_new(&name) else {
-            assert_eq!(number, MAX_TASKS - 3);
+            assert!(number >= MAX_TASKS - 3, "{number}");
             continue;
         };
         (1..=9).for_each(|number| task.install(release(number)));
