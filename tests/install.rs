@@ -10,10 +10,14 @@ mod floors;
 mod folder;
 #[path = "support/fused.rs"]
 mod fused;
+#[path = "install/killed.rs"]
+mod killed;
 #[path = "install/rules.rs"]
 mod rules;
 #[path = "install/scene.rs"]
 mod scene;
+#[path = "install/strace.rs"]
+mod strace;
 mod support;
 #[path = "install/swap.rs"]
 mod swap;

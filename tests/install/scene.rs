@@ -11,7 +11,7 @@ use preface_bundle::Id;
 use preface_graph::Base;
 use preface_runtime::{
     Answer, Encoded, Image, Options, Session, TokenizerUse, Trust,
-    store::{State, Store, TaskState},
+    store::{State, Store, StoreError, TaskState},
 };
 use preface_trainer::form::Form;
 use prost::Message;
@@ -348,4 +348,57 @@ pub fn is(code: i32, reason: &str) -> (i32, String) {
 /// The sequence that was confirmed.
 pub fn floor(scene: &Scene) -> Option<u64> {
     scene.task().confirmed.map(|floor| floor.sequence)
+}
+
+/// What must hold whatever happened: the old bundle or the new one is active and can be loaded, the floor is not above
+/// it, and the next install works.
+pub fn check_sound(scene: &Scene, allowed: &[Option<Id>], what: &str) -> Option<Id> {
+    let active = match scene.store().state() {
+        Err(StoreError::NoStore { .. }) => None,
+        state => {
+            let state = state.unwrap_or_else(|error| panic!("{what}: {error}"));
+            state.task(TASK).and_then(|task| {
+                let active = task.active.and_then(|id| task.release(id));
+                let floor = task.confirmed.map(|floor| floor.order());
+                assert!(
+                    floor <= active.map(|active| active.order()),
+                    "{what}: {task:?}"
+                );
+                assert_eq!(
+                    task.trial,
+                    active.is_some() && floor != active.map(|one| one.order())
+                );
+                task.active
+            })
+        }
+    };
+    assert!(allowed.contains(&active), "{what}: {active:?} is active");
+    if let Some(id) = active {
+        let path = scene.at(&format!("store/bundles/{id}.preface"));
+        assert_eq!(id_of(&path), id, "{what}");
+        let loaded = scene.session().load_file(&path, &scene.trust(), None);
+        assert!(loaded.is_ok(), "{what}: {loaded:?}");
+    }
+    active
+}
+
+/// The next install works, and leaves nothing behind.
+pub fn check_next(scene: &Scene, what: &str) {
+    let (code, report) = scene.install("new", &[]);
+    assert_eq!(code, 0, "{what}: {report}");
+    let task = scene.task();
+    let new = Some(id_of(&scene.at("new")));
+    let confirmed = task.confirmed.map(|floor| floor.id);
+    assert_eq!(
+        (task.active, confirmed, task.trial),
+        (new, new, false),
+        "{what}"
+    );
+    assert!(
+        scene.temporary().is_empty(),
+        "{what}: {:?}",
+        scene.temporary()
+    );
+    let files = fs::read_dir(scene.at("store/bundles")).unwrap().count();
+    assert_eq!(files, task.kept.len(), "{what}: a file that nobody names");
 }
