@@ -60,7 +60,7 @@ pub use manifest::{CORE_BYTES, Form, Manifest, TASK_BYTES, is_task_id, is_task_p
 pub use tensor::{Dtype, MAX_RANK, Role, TensorSpec, TensorTable};
 pub use trust::{MAX_KEYS, TrustStore, TrustedKey, unix_seconds};
 pub use values::{MAX_VALUE, Tensor, f16_to_f32};
-pub use verify::{Admitted, Authenticated, Binding, Floor, Policy, VerifiedBundle};
+pub use verify::{Admitted, Authenticated, Binding, Expiry, Floor, Policy, VerifiedBundle};
 
 /// Most bytes of a payload as stored.
 pub const MAX_STORED_BYTES: usize = 1 << 20;

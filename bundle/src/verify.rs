@@ -36,6 +36,17 @@ pub struct Floor {
     pub bundle_id: Id,
 }
 
+/// Whether a bundle past its last day is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expiry {
+    /// It is: what a device demands of a bundle that it takes in.
+    #[default]
+    Refused,
+    /// It is not: what was taken in while it was valid goes on serving, as a device without
+    /// supplies has nothing better.
+    Passed,
+}
+
 /// What a device demands of a bundle beyond its signatures.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
@@ -49,6 +60,8 @@ pub struct Policy {
     pub floor: Option<Floor>,
     /// The time, unix seconds; the trust store's date is used where it is later.
     pub now: Option<u64>,
+    /// What happens past the bundle's last day.
+    pub expiry: Expiry,
     /// Feature level of the runtime.
     pub runtime_level: u32,
 }
@@ -71,6 +84,7 @@ impl Policy {
             tokenizer: Binding::Unchecked,
             floor: None,
             now: None,
+            expiry: Expiry::Refused,
             runtime_level: RUNTIME_LEVEL,
         }
     }
@@ -291,7 +305,7 @@ impl<'a> Authenticated<'a> {
     fn check_expiry(&self, policy: &Policy) -> Result<(), Error> {
         let not_after = self.manifest.not_after;
         match policy.now.max(self.store.dated()) {
-            Some(now) if not_after != 0 && now > not_after => {
+            Some(now) if not_after != 0 && now > not_after && policy.expiry == Expiry::Refused => {
                 Err(Error::Expired { not_after, now })
             }
             _ => Ok(()),
@@ -782,6 +796,12 @@ mod tests {
             ..policy()
         };
         assert!(verify(&Sample::default().file(), &trust(), &forever).is_ok());
+        let serving = Policy {
+            now: Some(1001),
+            expiry: Expiry::Passed,
+            ..policy()
+        };
+        assert!(verify(&file, &trust(), &serving).is_ok());
     }
 
     #[test]

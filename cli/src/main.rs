@@ -19,6 +19,7 @@ mod onnxruntime;
 mod output;
 #[cfg(feature = "host")]
 mod report;
+mod store;
 mod tasks;
 mod verbs;
 
@@ -59,6 +60,11 @@ enum Command {
     #[cfg(feature = "compile")]
     Compile(verbs::compile::Arguments),
     Run(verbs::run::Arguments),
+    Install(verbs::install::Arguments),
+    List(verbs::list::Arguments),
+    Activate(verbs::activate::Arguments),
+    Rollback(verbs::rollback::Arguments),
+    Confirm(verbs::confirm::Arguments),
     Bench(verbs::bench::Arguments),
     Doctor(verbs::doctor::Arguments),
     #[cfg(feature = "host")]
@@ -84,6 +90,11 @@ impl Command {
             #[cfg(feature = "compile")]
             Self::Compile(arguments) => verbs::compile::run(arguments, output),
             Self::Run(arguments) => verbs::run::run(arguments, output),
+            Self::Install(arguments) => verbs::install::run(&arguments, output),
+            Self::List(arguments) => verbs::list::run(&arguments, output),
+            Self::Activate(arguments) => verbs::activate::run(&arguments, output),
+            Self::Rollback(arguments) => verbs::rollback::run(&arguments, output),
+            Self::Confirm(arguments) => verbs::confirm::run(&arguments, output),
             Self::Bench(arguments) => verbs::bench::run(arguments, output),
             Self::Doctor(arguments) => verbs::doctor::run(arguments, output),
             #[cfg(feature = "host")]

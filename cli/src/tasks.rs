@@ -1,12 +1,13 @@
 //! A base image with verified bundles on it: what `run` and `bench` begin with.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use preface_bundle::Inputs;
 use preface_runtime::{
     Answer, Error, Image, Options, Overlength, Session, TaskHandle, Threads, TokenizerUse, Trust,
+    store::{Follower, Store},
     unix_now,
 };
 
@@ -19,8 +20,11 @@ pub struct Files {
     #[arg(long, value_name = "IMAGE")]
     pub base: PathBuf,
     /// Bundles of the tasks; several may follow.
-    #[arg(long = "bundle", value_name = "FILE", required = true, num_args = 1..)]
+    #[arg(long = "bundle", value_name = "FILE", required_unless_present = "store", num_args = 1..)]
     pub bundles: Vec<PathBuf>,
+    /// The store whose active bundles are the tasks, in place of --bundle.
+    #[arg(long, value_name = "DIR", conflicts_with = "bundles")]
+    pub store: Option<PathBuf>,
     /// Trust store with the keys that may sign them.
     #[arg(long, value_name = "FILE")]
     pub trust: PathBuf,
@@ -56,6 +60,8 @@ pub struct Tasks {
     pub image: Image,
     pub session: Session,
     pub handles: Vec<TaskHandle>,
+    /// What whoever runs the device should hear of its store.
+    pub notes: Vec<String>,
 }
 
 impl Files {
@@ -82,31 +88,79 @@ impl Files {
         let image = crate::image::open(&self.base)?;
         let mut session = Session::open(&image, options)?;
         let trust = Trust::read(&self.trust)?;
-        let mut handles = Vec::new();
-        for path in &self.bundles {
-            let handle = session.load_file(path, &trust, unix_now())?;
-            if let Some(place) = handles.iter().position(|&other| other == handle) {
-                bail!(
-                    "{} and {} both have the task {}; give one of them",
-                    self.bundles[place].display(),
-                    path.display(),
-                    name(&session, handle)
-                );
-            }
-            handles.push(handle);
-        }
+        let (handles, notes) = match &self.store {
+            Some(store) => load_store(store, trust, &mut session)?,
+            None => (self.load_bundles(&trust, &mut session)?, Vec::new()),
+        };
         heap::trim();
         Ok(Tasks {
             image,
             session,
             handles,
+            notes,
         })
+    }
+
+    fn load_bundles(
+        &self,
+        trust: &Trust,
+        session: &mut Session,
+    ) -> anyhow::Result<Vec<TaskHandle>> {
+        let mut handles = Vec::new();
+        for path in &self.bundles {
+            let handle = session.load_file(path, trust, unix_now())?;
+            if let Some(place) = handles.iter().position(|&other| other == handle) {
+                bail!(
+                    "{} and {} both have the task {}; give one of them",
+                    self.bundles[place].display(),
+                    path.display(),
+                    name(session, handle)
+                );
+            }
+            handles.push(handle);
+        }
+        Ok(handles)
     }
 }
 
+/// Loads what a store has active, and says what of it may not be used.
+fn load_store(
+    folder: &Path,
+    trust: Trust,
+    session: &mut Session,
+) -> anyhow::Result<(Vec<TaskHandle>, Vec<String>)> {
+    let served = Follower::new(Store::at(folder), trust).follow(session)?;
+    let loaded = served.iter().filter_map(|task| task.loaded);
+    let handles: Vec<TaskHandle> = loaded.map(|(handle, _)| handle).collect();
+    let mut notes = Vec::new();
+    for task in &served {
+        let name = &task.task;
+        notes.extend(task.notes.iter().map(|note| format!("task {name}: {note}")));
+        match task.loaded {
+            Some((_, id)) if !task.notes.is_empty() => {
+                notes.push(format!("task {name}: bundle {id} serves"));
+            }
+            None => notes.push(format!(
+                "task {name} is not served: install a bundle for it"
+            )),
+            _ => {}
+        }
+    }
+    if handles.is_empty() {
+        let why = notes.iter().map(|note| format!("; {note}"));
+        bail!(
+            "no task of {} can be served{}",
+            folder.display(),
+            why.collect::<String>()
+        );
+    }
+    Ok((handles, notes))
+}
+
 impl Tasks {
-    /// Says what memory the session takes at most, where that is known.
-    pub fn note_ceiling(&self, output: &Output) {
+    /// Says what of the store is not used, and what memory the session takes at most, where that is known.
+    pub fn note(&self, output: &Output) {
+        self.notes.iter().for_each(|note| output.note(note));
         if let Some(bytes) = self.session.ceiling_bytes() {
             let mebibytes = bytes as f64 / f64::from(1 << 20);
             output.note(format_args!(

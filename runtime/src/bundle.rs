@@ -99,6 +99,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     read_capped(&open(path)?, path, MAX_FILE_BYTES)
 }
 
+/// Reads a regular file, not a link, of at most `limit` bytes.
+pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, ReadError> {
+    read_capped(&open(path)?, path, limit)
+}
+
 /// Reads a trust store: a regular file of at most [`MAX_TRUST_BYTES`] that belongs to root or to
 /// the user of this process, and that nobody else can write.
 ///

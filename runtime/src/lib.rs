@@ -2,8 +2,9 @@
 //!
 //! A base image ([`Image`]) is a frozen base model laid out for mapping: its weights are packed for this machine's
 //! kernels and never copied, so every process that opens the image shares one copy. A [`Session`] runs an image; it
-//! loads tasks from verified bundles and switches between them without touching the base. With the feature `compile`
-//! the module [`compile`] makes an image from a base folder.
+//! loads tasks from verified bundles and switches between them without touching the base. A [`store::Store`] keeps the
+//! bundles of a device, and what must not be gone back behind. With the feature `compile` the module [`compile`] makes
+//! an image from a base folder.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
@@ -25,6 +26,7 @@ mod load;
 mod map;
 mod session;
 mod status;
+pub mod store;
 mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;

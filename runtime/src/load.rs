@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use preface_bundle::{Frame, Policy, PublicKey, TrustStore};
+use preface_bundle::{Frame, Policy, PublicKey, TrustStore, VerifiedBundle};
 
 use crate::{
     Error, Session, TaskHandle,
@@ -66,6 +66,18 @@ impl LoadError {
             Self::DoesNotFit { .. } => None,
         }
     }
+
+    /// One word for scripts, finer than the exit code.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::ReadBundle(ReadError::TooLarge { .. }) => "too-large",
+            Self::ReadBundle(_) => "unreadable",
+            Self::ReadTrust(error) if error.trust_exit_code() == 21 => "unsafe-permissions",
+            Self::ReadTrust(_) => "trust-store-invalid",
+            Self::Trust { source, .. } | Self::NotVerified { source, .. } => source.reason(),
+            Self::DoesNotFit { .. } => "does-not-fit",
+        }
+    }
 }
 
 /// A trust store as it was read from its file: whose signatures count.
@@ -94,7 +106,11 @@ impl Trust {
         Ok(trust)
     }
 
-    fn store(&self) -> Result<TrustStore<'_>, LoadError> {
+    /// The trust store itself.
+    ///
+    /// # Errors
+    /// When it is not valid; one that was read is.
+    pub fn store(&self) -> Result<TrustStore<'_>, LoadError> {
         TrustStore::parse_among(&self.text, &self.admitted).map_err(|source| LoadError::Trust {
             path: self.path.clone(),
             source,
@@ -126,26 +142,64 @@ impl Session {
         let base = self.description();
         let mut policy = Policy::for_base(base.base_id, base.tokenizer_id);
         policy.now = now;
-        let store = trust.store()?;
-        let refused = |source| LoadError::NotVerified {
+        let file = Candidate {
+            path,
+            bytes: &bytes,
+        };
+        file.verified(
+            trust,
+            |_| policy,
+            |bundle, taken| self.take(path, bundle, taken),
+        )?
+    }
+
+    /// Loads a bundle whose verification took `taken` bytes beside it.
+    pub(crate) fn take(
+        &mut self,
+        path: &Path,
+        bundle: &VerifiedBundle<'_>,
+        taken: usize,
+    ) -> Result<TaskHandle, LoadError> {
+        self.note_loading(taken);
+        self.load(bundle).map_err(|source| LoadError::DoesNotFit {
             path: path.to_owned(),
             source,
+        })
+    }
+}
+
+/// The bytes of a bundle file, not yet verified.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Candidate<'a> {
+    pub path: &'a Path,
+    pub bytes: &'a [u8],
+}
+
+impl Candidate<'_> {
+    /// Verifies the bundle under the policy for its task, and hands it to `take` with the bytes that this took.
+    pub fn verified<T>(
+        self,
+        trust: &Trust,
+        policy: impl FnOnce(&str) -> Policy,
+        take: impl FnOnce(&VerifiedBundle<'_>, usize) -> T,
+    ) -> Result<T, LoadError> {
+        let store = trust.store()?;
+        let refused = |source| LoadError::NotVerified {
+            path: self.path.to_owned(),
+            source,
         };
-        let frame = Frame::parse(&bytes).map_err(refused)?;
+        let frame = Frame::parse(self.bytes).map_err(refused)?;
         let authentic = frame.authenticate(&store).map_err(refused)?;
+        let policy = policy(authentic.task());
         let admitted = authentic.admit(&policy).map_err(refused)?;
         let decoded = bundle::decode(&admitted).map_err(refused)?;
         let verified = admitted.open(&decoded).map_err(refused)?;
         // What was decompressed may have been put in order, in as many bytes again.
-        self.note_loading(match &decoded {
-            Cow::Borrowed(_) => bytes.len(),
-            Cow::Owned(decoded) => bytes.len() + 2 * decoded.len(),
-        });
-        self.load(&verified)
-            .map_err(|source| LoadError::DoesNotFit {
-                path: path.to_owned(),
-                source,
-            })
+        let taken = match &decoded {
+            Cow::Borrowed(_) => self.bytes.len(),
+            Cow::Owned(decoded) => self.bytes.len() + 2 * decoded.len(),
+        };
+        Ok(take(&verified, taken))
     }
 }
 

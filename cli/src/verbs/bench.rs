@@ -35,6 +35,7 @@ const SWAPS: u32 = 100_000;
 
 /// Measure latency, memory, cold start, loading and swapping.
 #[derive(clap::Args)]
+#[command(mut_arg("store", |store| store.hide(true)))]
 #[command(after_help = "\
 A run goes from token ids to a label; text_latency_ms adds the tokenizer. Cold start is the median over fresh processes,
 from starting the process to its first answer, with the image in the page cache. With --generate,
@@ -102,14 +103,19 @@ struct Report {
 
 /// Measures everything and prints it.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    ensure!(
+        arguments.files.store.is_none(),
+        "bench measures bundles, not a store; give --bundle"
+    );
     let tasks = arguments.files.open(arguments.tokenizer())?;
     if !arguments.hold {
-        tasks.note_ceiling(output);
+        tasks.note(output);
     }
     let Tasks {
         image,
         mut session,
         handles,
+        ..
     } = tasks;
     let &first = handles.first().context("no bundle is given")?;
     session.activate(first)?;

@@ -90,6 +90,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
             let files = Files {
                 base: arguments.base,
                 bundles: vec![bundle],
+                store: None,
                 trust,
                 max_tokens: None,
                 truncate: arguments.truncate,

@@ -34,6 +34,7 @@ shapes, whose keys come in this order.
 Example:
   preface run --base minilm.base --bundle intents.preface --trust trust.txt \"turn on the light\"
   preface run --base minilm.base --bundle *.preface --trust trust.txt --task intents --json < lines
+  preface run --base minilm.base --store /var/lib/preface --trust trust.txt \"turn on the light\"
   preface run --base llama.base --bundle home.preface --trust trust.txt \"dim the hall\" \\
               --shape '{\"action\": [\"on\", \"off\", \"dim\"], \"room\": \"string\", \"level\": \"integer\"}'")]
 pub struct Arguments {
@@ -227,7 +228,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     };
     let generated = &arguments.generated;
     generated.prepare(&mut tasks.session, &handles)?;
-    tasks.note_ceiling(output);
+    tasks.note(output);
     let mut session = tasks.session;
     let streams = output.shows_parts(generated.stream);
     let name = |handle| session.tasks().find(|&(other, _)| other == handle);
