@@ -29,8 +29,15 @@ impl Scene {
             folder: tempfile::tempdir().unwrap(),
         };
         write_adapter(&scene.at("adapter"));
-        scene.good(&["keygen", "-o", "keys", "--name", "release"]);
-        scene.good(&["keygen", "-o", "keys", "--name", "other"]);
+        scene.good(&[
+            "keygen",
+            "--no-passphrase",
+            "-o",
+            "keys",
+            "--name",
+            "release",
+        ]);
+        scene.good(&["keygen", "--no-passphrase", "-o", "keys", "--name", "other"]);
         scene.good(&["trust", "new", "-o", "trust", "--key", "keys/release.pub"]);
         scene.pack("a.preface", &[]);
         scene
@@ -698,10 +705,17 @@ fn secret_keys_stay_secret() {
         0o600
     );
     let before = fs::read(&path).unwrap();
-    let again = scene.run(&["keygen", "-o", "keys", "--name", "release"]);
+    let again = scene.run(&[
+        "keygen",
+        "--no-passphrase",
+        "-o",
+        "keys",
+        "--name",
+        "release",
+    ]);
     assert_eq!(again.status.code(), Some(2));
     assert_eq!(fs::read(&path).unwrap(), before);
-    let made = scene.run(&["keygen", "-o", "more", "--name", "k"]);
+    let made = scene.run(&["keygen", "--no-passphrase", "-o", "more", "--name", "k"]);
     assert!(text(&made.stderr).contains("not encrypted"));
     fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
     let refused = scene.run(&[

@@ -13,6 +13,8 @@ mod image;
 mod journal;
 #[cfg(feature = "host")]
 mod json_lines;
+#[cfg(feature = "host")]
+mod keys;
 mod memory;
 #[cfg(feature = "host")]
 mod onnxruntime;
@@ -102,11 +104,13 @@ fn main() -> ExitCode {
     output.end(code)
 }
 
-/// Reports an error; a bundle that is refused is an answer, 1, and everything else 2.
+/// Reports an error; a bundle that is refused is an answer, 1, a secret that others can read is 21, and everything
+/// else 2.
 fn failed(error: &anyhow::Error, output: &Output) -> ExitCode {
     let loading = error.downcast_ref::<LoadError>();
     let exit_code = match loading.is_some_and(LoadError::is_refusal) {
         true => 1,
+        false if is_unsafe(error) => 21,
         false => 2,
     };
     output.note(format_args!("preface: {error:#}"));
@@ -114,4 +118,15 @@ fn failed(error: &anyhow::Error, output: &Output) -> ExitCode {
     // A string and a number can always be serialised.
     let _ = output.json(&report);
     ExitCode::from(exit_code)
+}
+
+#[cfg(feature = "host")]
+fn is_unsafe(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<preface_packager::Error>();
+    error.is_some_and(preface_packager::Error::is_unsafe_permissions)
+}
+
+#[cfg(not(feature = "host"))]
+fn is_unsafe(_: &anyhow::Error) -> bool {
+    false
 }

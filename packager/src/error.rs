@@ -134,7 +134,7 @@ pub enum Error {
     },
     /// A key file can be read by others.
     #[error(
-        "unsafe permissions: others can read the secret key {path} (mode {mode:03o}); run chmod 600 {path}, or make a new key if they may have"
+        "unsafe permissions: others can read the secret file {path} (mode {mode:03o}); run chmod 600 {path}, or make a new one if they may have"
     )]
     KeyPermissions {
         /// The file.
@@ -143,7 +143,7 @@ pub enum Error {
         mode: u32,
     },
     /// A key file belongs to somebody else.
-    #[error("unsafe permissions: the secret key {path} belongs to user {owner}, not to you")]
+    #[error("unsafe permissions: the secret file {path} belongs to user {owner}, not to you")]
     KeyOwner {
         /// The file.
         path: PathBuf,
@@ -157,6 +157,18 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// A key file takes a passphrase, and none was given.
+    #[error("{path} is under a passphrase; give --passphrase-file or --passphrase-fd")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The passphrase does not open the key file.
+    #[error("wrong passphrase for {path}, or the file is damaged")]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
     },
     /// The system gave no random bytes.
     #[error("cannot make a key: the system gives no random bytes")]

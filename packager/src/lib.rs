@@ -15,6 +15,7 @@ mod key;
 mod manifest;
 mod pack;
 mod quantise;
+mod sealed;
 mod tensors;
 mod trust;
 
@@ -22,6 +23,7 @@ pub use adapter::Adapter;
 pub use description::{Answer, Decode, Description, Form, Head, Layer, Probe, TokenBudget};
 pub use error::Error;
 pub use file::{Access, write_file};
-pub use key::{KeyFiles, SecretKey};
+pub use key::{KeyFile, KeyFiles, Protection, SecretKey, read_private};
 pub use pack::{Options, Packed, TensorReport, pack, packed_len};
+pub use sealed::Passphrase;
 pub use trust::{TrustDraft, add_keys, revoke, write_trust};

@@ -11,7 +11,7 @@ use anyhow::{Context, bail, ensure};
 use preface_bundle::{Frame, TrustStore};
 use preface_graph::Base;
 use preface_packager::{
-    Access, Adapter as Packable, SecretKey, TrustDraft, pack, write_file, write_trust,
+    Access, Adapter as Packable, Protection, SecretKey, TrustDraft, pack, write_file, write_trust,
 };
 use preface_runtime::{
     Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, Trust, Weights,
@@ -163,7 +163,7 @@ impl Stage<'_> {
         }
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let key = SecretKey::generate()?;
-        key.save(&folder, "demo")?;
+        key.save(&folder, "demo", Protection::ModeOnly)?;
         self.output
             .note(format_args!("made the signing key {}", path.display()));
         Ok(key)

@@ -5,11 +5,11 @@ use std::{env, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
 use preface_bundle::{Dtype, unix_seconds};
-use preface_packager::{Access, Adapter, Options, Packed, SecretKey, pack, write_file};
+use preface_packager::{Access, Adapter, Options, Packed, pack, write_file};
 use serde_json::json;
 
 use super::verify::ids_of;
-use crate::output::Output;
+use crate::{keys::PassphraseFrom, output::Output};
 
 /// Quantise, compress and sign an adapter
 #[derive(Args)]
@@ -17,7 +17,7 @@ use crate::output::Output;
 The bundle is verified before it is written. The same adapter, options and key give the same \
 bytes; its date is SOURCE_DATE_EPOCH, or none.
 
-Exit: 0 written; 2 not written; 21 others can read the secret key.
+Exit: 0 written; 2 not written; 21 others can read the secret key or the passphrase.
 
 Example:
   preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface")]
@@ -39,6 +39,8 @@ pub struct Arguments {
     /// The secret key that signs
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
+    #[command(flatten)]
+    passphrase: PassphraseFrom,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -89,14 +91,7 @@ fn date(text: &str) -> Result<u64, String> {
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let key = match SecretKey::open(&arguments.key) {
-        Err(error) if error.is_unsafe_permissions() => {
-            output.note(format_args!("preface: {error}"));
-            output.json(&json!({"error": error.to_string(), "exit_code": 21}))?;
-            return Ok(ExitCode::from(21));
-        }
-        key => key?,
-    };
+    let key = arguments.passphrase.key(&arguments.key)?;
     let adapter = Adapter::open(&arguments.adapter)?;
     if let Some(base) = &arguments.base {
         let (base_id, tokenizer_id) = ids_of(base).with_context(|| base.display().to_string())?;
