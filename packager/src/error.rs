@@ -126,6 +126,17 @@ pub enum Error {
         /// Why it was refused.
         source: preface_bundle::Error,
     },
+    /// A file is not a bundle, or a bundle is refused.
+    #[error("the bundle is refused")]
+    Bundle {
+        /// Why.
+        source: preface_bundle::Error,
+    },
+    /// A signature made elsewhere is not one that can be attached.
+    #[error(
+        "bad signature: no key of the trust store made it of this bundle's statement; sign exactly the bytes that preface statement -o writes, with plain Ed25519"
+    )]
+    ForeignSignature,
     /// The key made a signature that does not hold.
     #[error("key {key} made a signature that does not hold; is this machine's memory sound?")]
     Signature {
@@ -186,8 +197,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether permissions make it unsafe to go on; such errors have an exit code of their own.
-    pub fn is_unsafe_permissions(&self) -> bool {
-        matches!(self, Self::KeyPermissions { .. } | Self::KeyOwner { .. })
+    /// The exit code of the program: 21 where permissions make it unsafe to go on, that of `verify` for a bundle
+    /// that is refused, 2 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::KeyPermissions { .. } | Self::KeyOwner { .. } => 21,
+            Self::ForeignSignature => 12,
+            Self::Bundle { source } => source.exit_code(),
+            _ => 2,
+        }
     }
 }

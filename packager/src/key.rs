@@ -356,7 +356,7 @@ mod tests {
         for mode in [0o640, 0o604, 0o620, 0o644] {
             fs::set_permissions(&files.secret, Permissions::from_mode(mode)).expect("changed");
             let error = SecretKey::open(&files.secret).expect_err("must fail");
-            assert!(error.is_unsafe_permissions(), "{mode:o}: {error}");
+            assert_eq!(error.exit_code(), 21, "{mode:o}: {error}");
         }
     }
 

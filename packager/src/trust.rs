@@ -7,6 +7,7 @@ use preface_bundle::{Id, KeyId, TrustStore, is_name};
 use crate::{
     Error,
     file::{Access, write_file},
+    foreign::own_spelling,
 };
 
 /// A new trust store.
@@ -55,8 +56,8 @@ impl TrustDraft {
 fn key_lines(keys: &[String], tasks: Option<&str>) -> Result<String, Error> {
     let mut lines = String::new();
     for key in keys {
-        let key = key.trim();
-        let key = key.strip_prefix("key ").unwrap_or(key);
+        let key = own_spelling(key)?;
+        let key = key.strip_prefix("key ").unwrap_or(&key);
         let mut line = format!("key {key}");
         if let Some(tasks) = tasks.filter(|_| !key.contains(" tasks=")) {
             let _ = write!(line, " tasks={tasks}");

@@ -226,7 +226,11 @@ impl Stage<'_> {
         note_test(&mut adapter, &figures.evaluation);
         adapter.write(&folder)?;
         let options = preface_packager::Options::new(task.name, 1);
-        let packed = pack(&Packable::open(&folder)?, &options, key)?;
+        let packed = pack(
+            &Packable::open(&folder)?,
+            &options,
+            std::slice::from_ref(key),
+        )?;
         let path = self.path(&format!("{}.preface", task.name));
         write_file(&path, &packed.bytes, Access::Everyone)?;
         let store = TrustStore::parse(trust)?;

@@ -1,5 +1,7 @@
 //! The verbs of the program, one file each.
 
+#[cfg(feature = "host")]
+pub mod attach;
 pub mod bench;
 #[cfg(feature = "host")]
 pub mod check;
@@ -14,8 +16,14 @@ pub mod inspect;
 #[cfg(feature = "host")]
 pub mod keygen;
 #[cfg(feature = "host")]
+pub mod minisig;
+#[cfg(feature = "host")]
 pub mod pack;
 pub mod run;
+#[cfg(feature = "host")]
+pub mod sign;
+#[cfg(feature = "host")]
+pub mod statement;
 #[cfg(feature = "host")]
 pub mod train;
 pub mod trust;

@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
 use preface_bundle::{Dtype, unix_seconds};
-use preface_packager::{Access, Adapter, Options, Packed, pack, write_file};
+use preface_packager::{Access, Adapter, Options, Packed, pack, pack_unsigned, write_file};
 use serde_json::json;
 
 use super::verify::ids_of;
@@ -20,7 +20,8 @@ bytes; its date is SOURCE_DATE_EPOCH, or none.
 Exit: 0 written; 2 not written; 21 others can read the secret key or the passphrase.
 
 Example:
-  preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface")]
+  preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface
+  preface pack out/intent --base minilm --task intent --sequence 1 --unsigned -o intent.unsigned")]
 pub struct Arguments {
     /// The adapter folder
     adapter: PathBuf,
@@ -36,9 +37,12 @@ pub struct Arguments {
     /// Number format of prompt and head
     #[arg(long, value_enum, default_value_t = Format::I8)]
     dtype: Format,
-    /// The secret key that signs
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    /// A secret key that signs; give it once for every signature
+    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    key: Vec<PathBuf>,
+    /// Leave the signatures out, to be made elsewhere: see preface statement, sign and attach
+    #[arg(long, conflicts_with = "key")]
+    unsigned: bool,
     #[command(flatten)]
     passphrase: PassphraseFrom,
     /// The bundle to write
@@ -91,7 +95,7 @@ fn date(text: &str) -> Result<u64, String> {
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let key = arguments.passphrase.key(&arguments.key)?;
+    let keys = arguments.passphrase.keys(&arguments.key)?;
     let adapter = Adapter::open(&arguments.adapter)?;
     if let Some(base) = &arguments.base {
         let (base_id, tokenizer_id) = ids_of(base).with_context(|| base.display().to_string())?;
@@ -106,11 +110,15 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         not_after: arguments.not_after.unwrap_or(0),
         ..Options::new(&arguments.task, arguments.sequence)
     };
-    let packed = pack(&adapter, &options, &key)?;
+    let packed = match arguments.unsigned {
+        true => pack_unsigned(&adapter, &options)?,
+        false => pack(&adapter, &options, &keys)?,
+    };
     write_file(&arguments.output, &packed.bytes, Access::Everyone)?;
     report(
         &packed,
         options.dtype,
+        keys.len(),
         &arguments.output.display().to_string(),
         output,
     )?;
@@ -127,13 +135,22 @@ fn created() -> anyhow::Result<u64> {
     }
 }
 
-fn report(packed: &Packed, dtype: Dtype, path: &str, output: &Output) -> anyhow::Result<()> {
+fn report(
+    packed: &Packed,
+    dtype: Dtype,
+    signatures: usize,
+    path: &str,
+    output: &Output,
+) -> anyhow::Result<()> {
     let (bytes, percent) = (packed.bytes.len(), 100.0 * packed.loss);
     let dtype = dtype.name();
     output.say(format_args!(
         "wrote {path}: {bytes} bytes, {dtype} with a relative error of {percent:.3} %, bundle {}",
         packed.bundle_id
     ));
+    if signatures == 0 {
+        output.note("it has no signature: nothing accepts it before preface sign or preface attach gave it one");
+    }
     let tensors: Vec<_> = packed
         .tensors
         .iter()
@@ -150,6 +167,7 @@ fn report(packed: &Packed, dtype: Dtype, path: &str, output: &Output) -> anyhow:
         "dtype": dtype,
         "loss": packed.loss,
         "codec": packed.codec.name(),
+        "signatures": signatures,
         "tensors": tensors,
     }))
 }
