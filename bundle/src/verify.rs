@@ -717,7 +717,7 @@ mod tests {
         assert_eq!(
             verify(&file, &trust_text(&[1, 2], 2, ""), &policy())
                 .map_err(|error| error.exit_code()),
-            Err(12)
+            Err(11)
         );
         assert!(verify(&file, &trust_text(&[1], 1, ""), &policy()).is_ok());
     }

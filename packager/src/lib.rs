@@ -30,5 +30,5 @@ pub use key::{KeyFile, KeyFiles, Protection, SecretKey, read_private};
 pub use minisign::{minisign, minisign_key};
 pub use pack::{Options, Packed, TensorReport, pack, pack_unsigned, packed_len};
 pub use sealed::Passphrase;
-pub use signing::{Signing, read_signature, signature_text};
-pub use trust::{TrustDraft, add_keys, revoke, write_trust};
+pub use signing::{Signing, signature_text};
+pub use trust::{TrustChange, VersionStep, change_trust, is_root, new_trust, write_trust};

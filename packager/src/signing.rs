@@ -201,42 +201,7 @@ pub(crate) fn verify(
     Ok((bundle_id, decoded))
 }
 
-/// Reads a signature made elsewhere: its 64 bytes, or the base64 of them.
-///
-/// # Errors
-/// [`Error::Option`].
-pub fn read_signature(file: &[u8]) -> Result<[u8; 64], Error> {
-    let text = std::str::from_utf8(file).unwrap_or_default();
-    let digits: String = text.split_ascii_whitespace().collect();
-    file.try_into()
-        .ok()
-        .or_else(|| Base64::decode_vec(&digits).ok()?.try_into().ok())
-        .ok_or_else(|| Error::Option {
-            option: "--signature",
-            problem: "neither the 64 bytes of an Ed25519 signature nor the base64 of them".into(),
-        })
-}
-
-/// A signature as a line of base64, as [`read_signature`] reads it.
+/// A signature as a line of base64, as [`preface_bundle::read_signature`] reads it.
 pub fn signature_text(signature: &[u8; 64]) -> String {
     Base64::encode_string(signature) + "\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signatures_are_read_in_both_ways() {
-        let signature = std::array::from_fn(|index| u8::try_from(index).expect("small"));
-        let text = signature_text(&signature);
-        let (front, back) = text.split_at(40);
-        let wrapped = format!("{front}\n{back}");
-        for good in [&signature[..], text.as_bytes(), wrapped.as_bytes()] {
-            assert_eq!(read_signature(good).expect("a signature"), signature);
-        }
-        for bad in [&signature[1..], &text.as_bytes()[1..], b"", &[0; 65]] {
-            assert!(read_signature(bad).is_err(), "{bad:?}");
-        }
-    }
 }

@@ -4,8 +4,8 @@ use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
-use preface_bundle::TrustStore;
-use preface_packager::{Access, read_signature, write_file};
+use preface_bundle::{TrustStore, read_signature};
+use preface_packager::{Access, write_file};
 use serde_json::json;
 
 use super::statement::{key_ids, open};
@@ -46,7 +46,12 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut keys = Vec::new();
     for path in &arguments.signature {
         let file = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let signature = read_signature(&file).with_context(|| path.display().to_string())?;
+        let signature = read_signature(&file).with_context(|| {
+            format!(
+                "{}: neither 64 bytes nor the base64 of them",
+                path.display()
+            )
+        })?;
         let key = signing.attach(&signature, &store);
         keys.push(key.map_err(|error| Refused::at(path, error.exit_code(), &error))?);
     }

@@ -11,7 +11,8 @@ use anyhow::{Context, bail, ensure};
 use preface_bundle::{Frame, TrustStore};
 use preface_graph::Base;
 use preface_packager::{
-    Access, Adapter as Packable, Protection, SecretKey, TrustDraft, pack, write_file, write_trust,
+    Access, Adapter as Packable, Protection, SecretKey, TrustChange, new_trust, pack, write_file,
+    write_trust,
 };
 use preface_runtime::{
     Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, Trust, Weights,
@@ -178,13 +179,12 @@ impl Stage<'_> {
         {
             return Ok(text);
         }
-        let draft = TrustDraft {
-            namespace: "default".into(),
-            threshold: 1,
+        let content = TrustChange {
             keys: vec![line],
-            tasks: None,
+            threshold: Some(1),
+            ..TrustChange::default()
         };
-        let text = draft.to_text()?;
+        let text = new_trust("default", &content)?;
         write_trust(&path, &text)?;
         Ok(text)
     }

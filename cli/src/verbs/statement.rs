@@ -3,21 +3,25 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
-use preface_bundle::{Id, Manifest};
+use preface_bundle::{Id, KeyRole, Manifest, TrustStatement, TrustStore};
 use preface_packager::{Access, Signing, write_file};
 use preface_runtime::bundle::read;
 use serde_json::{Value, json};
 
 use super::inspect::describe;
-use crate::{output::Output, refused::Refused};
+use crate::{
+    output::Output,
+    refused::{Refused, valid_trust},
+};
 
-/// Show what a signature of a bundle vouches for, and write the exact bytes to sign
+/// Show what a signature of a bundle or a trust store vouches for, and write the exact bytes to sign
 #[derive(Args)]
 #[command(after_help = "\
 The bytes are at most 4096 and are signed as they are, with plain Ed25519 (RFC 8032): by OpenSSL, ssh-agent, a key \
-service or a PKCS#11 token. preface attach takes the signature.
+service or a PKCS#11 token. preface attach takes the signature of a bundle, \
+preface trust update that of a trust store.
 
-Exit: 0 written; 2 not written; 10 not a bundle.
+Exit: 0 written; 2 not written; 10 not a bundle; 18 not a valid trust store.
 
 Example:
   preface pack out/intent --task intent --sequence 1 --unsigned -o intent.unsigned
@@ -25,7 +29,7 @@ Example:
   openssl pkeyutl -sign -rawin -inkey key.pem -in intent.statement -out intent.sig
   preface attach intent.unsigned --signature intent.sig --trust release.trust -o intent.preface")]
 pub struct Arguments {
-    /// The bundle, signed or not
+    /// The bundle, signed or not, or the trust store
     file: PathBuf,
     /// Where to write the bytes
     #[arg(short, long, value_name = "FILE")]
@@ -34,6 +38,30 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let path = &arguments.file;
+    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    match file.starts_with(b"preface-trust ") {
+        true => of_trust(arguments, output),
+        false => of_bundle(arguments, output),
+    }
+}
+
+fn of_trust(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let text = valid_trust(&arguments.file)?;
+    let store = TrustStore::parse(&text)?;
+    let statement = TrustStatement::of(&store);
+    if let Some(path) = &arguments.output {
+        write_file(path, statement.as_bytes(), Access::Everyone)?;
+    }
+    say_trust(&store, output);
+    output.json(&json!({
+        "namespace": store.namespace_name(), "version": store.version(),
+        "sha256": Id::of(statement.as_bytes()).to_string(), "statement_bytes": statement.as_bytes().len(),
+    }))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of_bundle(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let signing = open(&arguments.file)?;
     let statement = signing.statement();
     if let Some(path) = &arguments.output {
@@ -59,6 +87,28 @@ pub(crate) fn open(path: &PathBuf) -> Result<Signing, Refused> {
 pub(crate) fn key_ids(signing: &Signing) -> Value {
     let ids = signing.key_ids().map(|id| id.to_string());
     json!(ids.collect::<Vec<_>>())
+}
+
+/// Says in words what a root vouches for.
+pub(crate) fn say_trust(store: &TrustStore<'_>, output: &Output) {
+    let names = |role| {
+        let keys = store.keys_for(role);
+        let names: Vec<_> = keys
+            .map(|key| key.name.map_or(key.id.to_string(), str::to_owned))
+            .collect();
+        names.join(" and ")
+    };
+    output.note(format_args!(
+        "Whoever signs this trust store says that version {} takes the place of version {} on devices of namespace {}.\n\
+         From then on {} of these keys sign bundles: {}; and {} of these roots sign the next store: {}.",
+        store.version(),
+        store.version() - 1,
+        store.namespace_name(),
+        store.threshold(),
+        names(KeyRole::Release),
+        store.root_threshold(),
+        names(KeyRole::Root),
+    ));
 }
 
 /// Says in words what a signer vouches for.
