@@ -11,7 +11,7 @@ use std::{
         fs::{PermissionsExt, chown},
         process::ExitStatusExt,
     },
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use base64ct::{Base64, Encoding};
@@ -282,6 +282,7 @@ fn updates_that_skip_a_version_or_that_one_side_alone_signed_are_refused() {
     for (next, roots, expected, sentence) in cases {
         let mut made = match next {
             "none" => vec![],
+            "rootless" => signatures(&scene, "next", roots),
             next => signatures(&scene, next, roots),
         };
         if made.is_empty() {
@@ -338,6 +339,17 @@ fn a_store_without_roots_is_never_replaced_by_a_signature() {
             .contains("the trust store in force has no roots")
     );
     assert_eq!(content(&scene, "trust"), rootless);
+    for arguments in [
+        ["trust", "sign", "trust", "--key", "roots/a.key", "-o", "no"].as_slice(),
+        &["statement", "trust", "-o", "no"],
+    ] {
+        assert_eq!(
+            scene.run(arguments).status.code(),
+            Some(11),
+            "{arguments:?}"
+        );
+        assert!(!scene.at("no").exists(), "{arguments:?}");
+    }
 }
 
 /// Attack 42.
@@ -780,4 +792,49 @@ fn a_store_shows_its_roots_and_what_a_root_would_sign() {
     assert!(
         stranger.status.success() && text(&stranger.stderr).contains("is no root of this store")
     );
+}
+
+/// Updates of one folder wait for each other: none is written over a later one.
+#[test]
+fn updates_at_once_end_with_the_last_version() {
+    let scene = rooted();
+    let mut updates = Vec::new();
+    for number in 1..9 {
+        let (from, next) = (format!("v{number}"), format!("v{}", number + 1));
+        let from = if number == 1 { "trust" } else { &from };
+        scene.good(&[
+            "trust",
+            "set",
+            from,
+            "--min-security",
+            &number.to_string(),
+            "-o",
+            &next,
+        ]);
+        let sigs = signatures(&scene, &next, &["a", "b"]);
+        updates.push((next, sigs));
+    }
+    while version(&scene, "trust") < 9 {
+        let spawn = |(next, sigs): &(String, Vec<String>)| {
+            let mut command = scene.command(&["trust", "update", "trust", next]);
+            command
+                .args(sigs)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        let before = version(&scene, "trust");
+        let children: Vec<_> = updates.iter().map(spawn).collect();
+        let codes: Vec<_> = children
+            .into_iter()
+            .map(|mut child| child.wait().unwrap().code())
+            .collect();
+        assert!(
+            codes.iter().all(|code| matches!(code, Some(0 | 15))),
+            "{codes:?}"
+        );
+        assert!(version(&scene, "trust") > before, "{codes:?}");
+    }
+    assert_eq!(content(&scene, "trust"), content(&scene, "v9"));
 }

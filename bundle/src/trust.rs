@@ -421,6 +421,8 @@ mod tests {
     extern crate std;
     use std::{format, string::String, vec::Vec};
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::public_key;
 
@@ -430,6 +432,40 @@ mod tests {
 
     fn store(lines: &str) -> String {
         format!("preface-trust v1\nnamespace default\nversion 3\nthreshold 1\n{lines}")
+    }
+
+    proptest! {
+        /// Lines of directives in any order, with values that fit and that do not: a store or an error, never a panic,
+        /// and a store keeps its promises.
+        #[test]
+        fn no_text_panics_and_every_store_has_keys_and_thresholds_in_reach(
+            lines in proptest::collection::vec(0usize..20, 0..12),
+            noise in "\\PC{0,40}",
+        ) {
+            let [one, two, root] = [1, 2, 3].map(key_text);
+            let choices = [
+                "namespace default".into(), "version 1".into(), "threshold 1".into(), "threshold 2".into(),
+                format!("key {one}"), format!("key {two} tasks=a.*"), format!("root {root}"), format!("root {one}"),
+                "root-threshold 1".into(), "root-threshold 2".into(), format!("timestamp {two}"), "min-security 3".into(),
+                "dated 2026-11-23T00:00:00Z".into(), format!("revoke-key {}", public_key([3; 32]).id()), "revoke-key".into(),
+                "version 4294967295".into(), String::new(), "#".into(), noise.clone(), format!("key {noise}"),
+            ];
+            let body: String = lines.iter().map(|line| format!("{}\n", choices[*line])).collect();
+            for text in [format!("preface-trust v1\n{body}"), format!("preface-trust v1\nnamespace n\nversion 2\nthreshold 1\nkey {one}\n{body}"), noise] {
+                if let Ok(store) = TrustStore::parse(&text) {
+                    prop_assert!((1..=store.keys().count()).contains(&store.threshold()));
+                    prop_assert!(store.root_threshold() <= store.active_roots().count());
+                    prop_assert_eq!(store.root_threshold() == 0, store.keys_for(KeyRole::Root).count() == 0);
+                    prop_assert!(crate::TrustStatement::of(&store).as_bytes().ends_with(b"\n"));
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic_the_reader_of_signatures(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let read = crate::read_signature(&bytes);
+            prop_assert!(bytes.len() != 64 || read.map(|read| read.to_vec()) == Some(bytes));
+        }
     }
 
     #[test]

@@ -202,7 +202,8 @@ mod tests {
             2,
             &format!("revoke-key {}\n", public_key([2; 32]).id()),
         );
-        let cases: [(&str, &str, &str, &[u8], Result<(), Error>); 16] = [
+        type Case<'a> = (&'a str, &'a str, &'a str, &'a [u8], Result<(), Error>);
+        let cases: [Case<'_>; 16] = [
             ("two of three", &old, &same, &[2, 4], Ok(())),
             ("all", &old, &same, &[2, 3, 4], Ok(())),
             ("one", &old, &same, &[2], untrusted(Stores::Present, 1, 2)),

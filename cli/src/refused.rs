@@ -2,7 +2,9 @@
 
 use std::{error, fmt, path::Path};
 
+#[cfg(feature = "host")]
 use preface_bundle::TrustStore;
+#[cfg(feature = "host")]
 use preface_runtime::bundle::read_trust;
 
 /// Why the answer is no, and the exit code that says so.
@@ -38,6 +40,7 @@ impl fmt::Display for Refused {
 impl error::Error for Refused {}
 
 /// The text of a trust store that is valid: 18 or 21 for one that is not.
+#[cfg(feature = "host")]
 pub(crate) fn valid_trust(path: &Path) -> Result<String, Refused> {
     let text = read_trust(path).map_err(|error| Refused {
         exit_code: error.trust_exit_code(),

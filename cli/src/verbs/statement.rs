@@ -1,9 +1,12 @@
 //! `preface statement`: what exactly is signed?
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Args;
-use preface_bundle::{Id, KeyRole, Manifest, TrustStatement, TrustStore};
+use preface_bundle::{Id, KeyRole, Manifest, Stores, TrustStatement, TrustStore};
 use preface_packager::{Access, Signing, write_file};
 use preface_runtime::bundle::read;
 use serde_json::{Value, json};
@@ -21,7 +24,8 @@ The bytes are at most 4096 and are signed as they are, with plain Ed25519 (RFC 8
 service or a PKCS#11 token. preface attach takes the signature of a bundle, \
 preface trust update that of a trust store.
 
-Exit: 0 written; 2 not written; 10 not a bundle; 18 not a valid trust store.
+Exit: 0 written; 2 not written; 10 not a bundle; 11 a trust store without roots; 18 or 21 \
+not a trust store to go by.
 
 Example:
   preface pack out/intent --task intent --sequence 1 --unsigned -o intent.unsigned
@@ -50,10 +54,10 @@ fn of_trust(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> 
     let text = valid_trust(&arguments.file)?;
     let store = TrustStore::parse(&text)?;
     let statement = TrustStatement::of(&store);
+    say_trust(&arguments.file, &store, output)?;
     if let Some(path) = &arguments.output {
         write_file(path, statement.as_bytes(), Access::Everyone)?;
     }
-    say_trust(&store, output);
     output.json(&json!({
         "namespace": store.namespace_name(), "version": store.version(),
         "sha256": Id::of(statement.as_bytes()).to_string(), "statement_bytes": statement.as_bytes().len(),
@@ -78,7 +82,7 @@ fn of_bundle(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode>
 }
 
 /// Reads a bundle to sign: 10 for what is none.
-pub(crate) fn open(path: &PathBuf) -> Result<Signing, Refused> {
+pub(crate) fn open(path: &Path) -> Result<Signing, Refused> {
     let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
     Signing::read(&file).map_err(|error| Refused::at(path, error.exit_code(), &error))
 }
@@ -90,7 +94,19 @@ pub(crate) fn key_ids(signing: &Signing) -> Value {
 }
 
 /// Says in words what a root vouches for.
-pub(crate) fn say_trust(store: &TrustStore<'_>, output: &Output) {
+///
+/// Refuses a store without roots, 11: its signature would be good for nothing.
+pub(crate) fn say_trust(
+    path: &Path,
+    store: &TrustStore<'_>,
+    output: &Output,
+) -> Result<(), Refused> {
+    if store.root_threshold() == 0 {
+        let error = preface_bundle::Error::NoRoots {
+            which: Stores::Next,
+        };
+        return Err(Refused::at(path, error.exit_code(), &error));
+    }
     let names = |role| {
         let keys = store.keys_for(role);
         let names: Vec<_> = keys
@@ -109,6 +125,7 @@ pub(crate) fn say_trust(store: &TrustStore<'_>, output: &Output) {
         store.root_threshold(),
         names(KeyRole::Root),
     ));
+    Ok(())
 }
 
 /// Says in words what a signer vouches for.

@@ -152,7 +152,7 @@ pub struct Revoke {
 #[command(after_help = "\
 Roots that are kept elsewhere sign what preface statement STORE -o writes.
 
-Exit: 0 written; 2 not written; 18 the store is missing or invalid; 21 others can write the store, or read the secret \
+Exit: 0 written; 2 not written; 11 the store has no roots; 18 it is missing or invalid; 21 others can write the store, or read the secret \
 key or the passphrase.
 
 Example:
@@ -263,7 +263,7 @@ pub fn revoke(revoke: Revoke, output: &Output) -> anyhow::Result<ExitCode> {
 pub fn sign(sign: &Sign, output: &Output) -> anyhow::Result<ExitCode> {
     let text = valid_trust(&sign.file)?;
     let store = TrustStore::parse(&text)?;
-    say_trust(&store, output);
+    say_trust(&sign.file, &store, output)?;
     let key = sign.passphrase.key(&sign.key)?;
     let (public, root) = (key.public(), is_root(&store, &key.public()));
     if !root {
