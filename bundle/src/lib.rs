@@ -12,6 +12,8 @@
 //!   .open(decoded)              tensor digest, finite values           VerifiedBundle
 //! ```
 //!
+//! [`TrustStore::admit_update`] says whether one trust store may take the place of another.
+//!
 //! The crate borrows from buffers that its caller owns, allocates nothing, has no unsafe code, and
 //! no input makes it panic. `FORMAT.md` describes the file byte by byte.
 //!

@@ -1,11 +1,12 @@
 //! `preface attach`: a signature that was made elsewhere.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Args;
 use preface_bundle::{TrustStore, read_signature};
 use preface_packager::{Access, write_file};
+use preface_runtime::bundle::read;
 use serde_json::json;
 
 use super::statement::{key_ids, open};
@@ -45,7 +46,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut signing = open(&arguments.file)?;
     let mut keys = Vec::new();
     for path in &arguments.signature {
-        let file = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let file = read(path)?;
         let signature = read_signature(&file).with_context(|| {
             format!(
                 "{}: neither 64 bytes nor the base64 of them",

@@ -1,7 +1,6 @@
 //! `preface trust update`: the next trust store takes the place of the one in force.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -69,7 +68,7 @@ fn next_store(path: &Path) -> Result<String, Refused> {
 }
 
 fn signature(path: &Path) -> anyhow::Result<[u8; 64]> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let bytes = read(path)?;
     read_signature(&bytes).with_context(|| {
         format!(
             "{}: neither 64 bytes nor the base64 of them",
