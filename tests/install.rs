@@ -10,6 +10,8 @@ mod floors;
 mod folder;
 #[path = "support/fused.rs"]
 mod fused;
+#[path = "install/index.rs"]
+mod index;
 #[path = "install/killed.rs"]
 mod killed;
 #[path = "install/rules.rs"]

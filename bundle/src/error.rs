@@ -4,6 +4,7 @@ use core::fmt;
 
 use crate::{
     id::{Id, KeyId},
+    index::IndexError,
     tensor::Role,
 };
 
@@ -341,6 +342,9 @@ pub enum Error {
         /// The rule that it breaks.
         rule: &'static str,
     },
+    /// A fleet's index is refused.
+    #[error(transparent)]
+    Index(IndexError),
 }
 
 /// One of the two trust stores of an update.
@@ -411,6 +415,7 @@ impl Error {
             Self::Expired { .. } => 16,
             Self::RevokedKey { .. } | Self::RevokedBundle { .. } => 17,
             Self::TrustStore { .. } | Self::PublicKey { .. } => 18,
+            Self::Index(error) => error.exit_code(),
         }
     }
 
@@ -447,6 +452,7 @@ impl Error {
             Self::PayloadDigest => "payload-changed",
             Self::TensorDigest => "tensors-changed",
             Self::TrustStore { .. } | Self::PublicKey { .. } => "trust-store-invalid",
+            Self::Index(error) => error.reason(),
         }
     }
 
@@ -481,7 +487,8 @@ impl Error {
             | Self::NoRoots { .. }
             | Self::UpdateSignature { .. }
             | Self::UpdateUntrusted { .. }
-            | Self::UpdateVersion { .. } => return None,
+            | Self::UpdateVersion { .. }
+            | Self::Index(_) => return None,
         })
     }
 }

@@ -37,9 +37,11 @@ mod error;
 mod fields;
 mod frame;
 mod id;
+mod index;
 mod key;
 mod manifest;
 mod tensor;
+mod time;
 mod trust;
 mod update;
 mod values;
@@ -58,9 +60,14 @@ pub use frame::{
     ALGORITHM_ED25519, CONTEXT, ENTRY_BYTES, Entry, Frame, HEADER_BYTES, MAGIC, SIGNATURE_MAGIC,
 };
 pub use id::{Id, KeyId, Namespace, is_name};
+pub use index::{
+    INDEX_CONTEXT, Index, IndexEntry, IndexError, IndexFloor, IndexVersion, MAX_INDEX_BYTES,
+    MAX_INDEX_TASKS, VerifiedIndex,
+};
 pub use key::{PublicKey, read_signature};
 pub use manifest::{CORE_BYTES, Form, Manifest, TASK_BYTES, is_task_id, is_task_pattern};
 pub use tensor::{Dtype, MAX_RANK, Role, TensorSpec, TensorTable};
+pub use time::UtcTime;
 pub use trust::{KeyRole, MAX_KEYS, TrustStore, TrustedKey, unix_seconds};
 pub use update::{TRUST_CONTEXT, TrustStatement};
 pub use values::{MAX_VALUE, Tensor, f16_to_f32};

@@ -16,8 +16,8 @@ pub const TRUST_CONTEXT: [u8; 32] = *b"\x89PRF\r\n\x1a\nsoft-prompt-trust--v001\
 // The two differ in what they are for, and in nothing before it.
 const _: () = assert!(CONTEXT.len() == TRUST_CONTEXT.len());
 
-/// Most bytes of a statement: the context, and lines of at most 58, 19 and 72 bytes.
-const MOST_BYTES: usize = 192;
+/// Most bytes of a statement: the context, and lines of at most 58, 40 and 72 bytes.
+const MOST_BYTES: usize = 208;
 
 /// What the roots sign to put a trust store in force: [`TRUST_CONTEXT`], then its namespace, version and SHA-256 as
 /// lines of text.
@@ -30,18 +30,31 @@ pub struct TrustStatement {
 impl TrustStatement {
     /// The statement of a store.
     pub fn of(store: &TrustStore<'_>) -> Self {
+        let digest = Id::of(store.text().as_bytes());
+        Self::lines(
+            &TRUST_CONTEXT,
+            store.namespace_name(),
+            &store.version(),
+            digest,
+        )
+    }
+
+    /// The statement of something with a namespace, a version and a digest, for one purpose.
+    pub(crate) fn lines(
+        context: &[u8; 32],
+        namespace: &str,
+        version: &dyn fmt::Display,
+        digest: Id,
+    ) -> Self {
         let mut statement = Self {
             bytes: [0; MOST_BYTES],
             length: 0,
         };
-        statement.push(&TRUST_CONTEXT);
+        statement.push(context);
         // A namespace has at most 47 bytes, so all of it fits.
         let _ = write!(
             statement,
-            "namespace {}\nversion {}\nsha256 {}\n",
-            store.namespace_name(),
-            store.version(),
-            Id::of(store.text().as_bytes())
+            "namespace {namespace}\nversion {version}\nsha256 {digest}\n"
         );
         statement
     }

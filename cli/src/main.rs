@@ -20,11 +20,15 @@ mod memory;
 mod onnxruntime;
 mod output;
 mod refused;
+#[cfg(feature = "registry")]
+mod registry;
 #[cfg(feature = "host")]
 mod report;
 mod store;
 mod tasks;
 mod verbs;
+#[cfg(feature = "host")]
+mod verified;
 
 use std::process::ExitCode;
 
@@ -68,6 +72,11 @@ enum Command {
     Minisig(verbs::minisig::Arguments),
     Verify(verbs::verify::Arguments),
     Inspect(verbs::inspect::Arguments),
+    #[cfg(feature = "registry")]
+    Push(verbs::push::Arguments),
+    #[cfg(feature = "registry")]
+    Pull(verbs::pull::Arguments),
+    Index(verbs::index::Arguments),
     #[cfg(feature = "compile")]
     Compile(verbs::compile::Arguments),
     Run(verbs::run::Arguments),
@@ -106,6 +115,11 @@ impl Command {
             Self::Minisig(arguments) => verbs::minisig::run(&arguments, output),
             Self::Verify(arguments) => verbs::verify::run(arguments, output),
             Self::Inspect(arguments) => verbs::inspect::run(arguments, output),
+            #[cfg(feature = "registry")]
+            Self::Push(arguments) => verbs::push::run(&arguments, output),
+            #[cfg(feature = "registry")]
+            Self::Pull(arguments) => verbs::pull::run(&arguments, output),
+            Self::Index(arguments) => verbs::index::run(arguments, output),
             #[cfg(feature = "compile")]
             Self::Compile(arguments) => verbs::compile::run(arguments, output),
             Self::Run(arguments) => verbs::run::run(arguments, output),

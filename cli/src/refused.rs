@@ -16,6 +16,15 @@ pub(crate) struct Refused {
 }
 
 impl Refused {
+    /// A refusal for the reason that `sentence` gives.
+    #[cfg(feature = "registry")]
+    pub(crate) fn because(exit_code: u8, sentence: String) -> Self {
+        Self {
+            exit_code,
+            sentence,
+        }
+    }
+
     /// A refusal of what is at `path`.
     pub(crate) fn at(path: &Path, exit_code: u8, error: &dyn error::Error) -> Self {
         let mut sentence = format!("{}: {error}", path.display());

@@ -132,6 +132,12 @@ pub enum Error {
         /// Why.
         source: preface_bundle::Error,
     },
+    /// A fleet's index is not one, or would not be.
+    #[error("the index is refused")]
+    Index {
+        /// Why.
+        source: preface_bundle::Error,
+    },
     /// A signature made elsewhere is not one that can be attached.
     #[error(
         "bad signature: no key of the trust store made it of this bundle's statement; sign exactly the bytes that preface statement -o writes, with plain Ed25519"
@@ -203,7 +209,7 @@ impl Error {
         match self {
             Self::KeyPermissions { .. } | Self::KeyOwner { .. } => 21,
             Self::ForeignSignature => 12,
-            Self::Bundle { source } => source.exit_code(),
+            Self::Bundle { source } | Self::Index { source } => source.exit_code(),
             _ => 2,
         }
     }

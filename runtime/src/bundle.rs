@@ -104,6 +104,15 @@ pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, ReadError>
     read_capped(&open(path)?, path, limit)
 }
 
+/// Reads a text: a regular file, not a link, of at most `limit` bytes.
+///
+/// # Errors
+/// [`ReadError`] with the path.
+pub fn read_text(path: &Path, limit: usize) -> Result<String, ReadError> {
+    let bytes = read_file(path, limit)?;
+    String::from_utf8(bytes).map_err(|_| ReadError::NotText { path: path.into() })
+}
+
 /// Reads a trust store: a regular file of at most [`MAX_TRUST_BYTES`] that belongs to root or to
 /// the user of this process, that nobody else can write, and that not everybody can replace.
 ///

@@ -21,7 +21,8 @@ active before or the new one is active afterwards; the same bundle again changes
 
 Exit: 0 installed; 10 malformed; 11 not signed by enough trusted keys; 12 bad signature; 13 payload \
 changed; 14 made for another base, tokenizer, namespace or runtime, or another answer to a probe; \
-15 older than installed or allowed, or the trust store is older than one used before; 16 expired; \
+15 older than installed or allowed, not the one that the index names, or trust store or index \
+are older than one used before; 16 the bundle or the index is expired; \
 17 revoked; 18 trust store missing or invalid, or the store's state lost, put back or another \
 device's; 20 something cannot be read or written; 21 others can write the trust store or the store; \
 2 wrong usage.
@@ -39,6 +40,9 @@ pub struct Arguments {
     /// The trust store: whose signatures count
     #[arg(long, value_name = "FILE")]
     trust: PathBuf,
+    /// The fleet's index: the bundle must be the one that it names; see preface index
+    #[arg(long, value_name = "FILE")]
+    index: Option<PathBuf>,
     #[command(flatten)]
     place: Place,
     /// Leave it on trial until `preface confirm`; after three starts the one before is active again
@@ -73,13 +77,16 @@ fn installed(arguments: &Arguments) -> Result<Installed, Value> {
     let of_store = |error: &StoreError| {
         let check = match error {
             StoreError::Bundle(LoadError::NotVerified { source, .. }) => source.check(),
-            StoreError::Rival { .. } => Some(Check::Rollback),
+            StoreError::Rival { .. }
+            | StoreError::NotNewest { .. }
+            | StoreError::NotInIndex { .. } => Some(Check::Rollback),
             _ => None,
         };
         refused(error.exit_code(), error.reason(), check, explained(error))
     };
     let trust = Trust::read(&arguments.trust).map_err(|error| of_store(&error.into()))?;
     let request = Install {
+        index: arguments.index.as_deref(),
         confirm: match arguments.no_confirm {
             true => Confirm::ByHand,
             false => Confirm::AfterProbes,

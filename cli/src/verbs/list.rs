@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use preface_bundle::UtcTime;
 use preface_runtime::store::{Release, State, TaskState};
 use serde_json::{Value, json};
 
 use crate::{
     output::Output,
     store::{Place, refuse},
+    verbs::index::of_floor,
 };
 
 /// Show the tasks of the store and the bundles that it keeps for them
@@ -40,6 +42,13 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     if state.tasks.is_empty() {
         output.say(format_args!("{} has no task", store.folder().display()));
+    }
+    if let Some(index) = &state.index {
+        output.say(format_args!(
+            "the last index is {}, valid until {}",
+            index.version,
+            UtcTime(index.expires)
+        ));
     }
     output.json(&described(&state))?;
     Ok(ExitCode::SUCCESS)
@@ -104,6 +113,7 @@ fn described(state: &State) -> Value {
     json!({
         "done": true, "exit_code": 0, "generation": state.generation,
         "namespace": state.namespace.to_string(), "trust_version": state.trust_version,
-        "min_security": state.min_security, "time_floor": state.time_floor, "tasks": tasks,
+        "min_security": state.min_security, "time_floor": state.time_floor,
+        "index": state.index.as_ref().map(of_floor), "tasks": tasks,
     })
 }

@@ -14,6 +14,7 @@ pub mod demo;
 pub mod doctor;
 #[cfg(feature = "host")]
 pub mod eval;
+pub mod index;
 pub mod inspect;
 pub mod install;
 #[cfg(feature = "host")]
@@ -23,6 +24,10 @@ pub mod list;
 pub mod minisig;
 #[cfg(feature = "host")]
 pub mod pack;
+#[cfg(feature = "registry")]
+pub mod pull;
+#[cfg(feature = "registry")]
+pub mod push;
 pub mod rollback;
 pub mod run;
 #[cfg(feature = "host")]

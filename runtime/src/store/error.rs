@@ -2,10 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use preface_bundle::{Id, Namespace};
+use preface_bundle::{Id, Namespace, UtcTime};
 
 use super::MAX_TASKS;
-use crate::LoadError;
+use crate::{LoadError, bundle::ReadError};
 
 /// Why a store refuses, or fails.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +61,54 @@ pub enum StoreError {
         found: u32,
         /// The greatest version that was used.
         required: u32,
+    },
+    /// The index cannot be read.
+    #[error(transparent)]
+    ReadIndex(ReadError),
+    /// The index is refused.
+    #[error("{path} is refused")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// What does not hold.
+        source: preface_bundle::Error,
+    },
+    /// The index names another bundle as the newest of its task than the one to install.
+    #[error(
+        "rollback: the index says that bundle {newest} is the newest of task {task}, not {found}; install that one, or get a newer index"
+    )]
+    NotNewest {
+        /// The task.
+        task: String,
+        /// The bundle to install.
+        found: Id,
+        /// The one that the index names.
+        newest: Id,
+    },
+    /// The index does not name the task of the bundle to install.
+    #[error(
+        "rollback: the index does not name task {task}; get a newer index, or one that has all tasks of the fleet"
+    )]
+    NotInIndex {
+        /// The task.
+        task: String,
+    },
+    /// Nothing newer was seen since the last index expired.
+    #[error(
+        "expired: the last index that this device saw was valid until {}, it is {}: it may be held back; give it a newer one with `preface index check`",
+        UtcTime(*expires), UtcTime(*now)
+    )]
+    NoNewIndex {
+        /// Last second of its validity, unix time.
+        expires: u64,
+        /// The time, unix time.
+        now: u64,
+    },
+    /// No index was ever accepted.
+    #[error("{path} has never seen an index; give it one with `preface index check FILE`")]
+    NoIndex {
+        /// The store's folder.
+        path: PathBuf,
     },
     /// The system refused.
     #[error("cannot {action} {path}{}", remedy(source))]
@@ -188,12 +236,19 @@ impl StoreError {
             // A bundle that `verify` lets pass was made for another runtime.
             Self::Bundle(error) => error.exit_code().unwrap_or(14),
             Self::Probe { .. } | Self::ProbeFailed { .. } => 14,
-            Self::Rival { .. } | Self::OlderTrust { .. } => 15,
+            Self::Rival { .. }
+            | Self::OlderTrust { .. }
+            | Self::NotNewest { .. }
+            | Self::NotInIndex { .. } => 15,
+            Self::NoNewIndex { .. } => 16,
+            Self::Index { source, .. } => source.exit_code(),
+            Self::ReadIndex(error) => error.bundle_exit_code(),
             Self::NoState { .. } | Self::PutBack { .. } | Self::OtherNamespace { .. } => 18,
             Self::Io { .. } | Self::Misplaced { .. } | Self::NoStore { .. } | Self::Full => 20,
             Self::WritableByOthers { .. } | Self::OtherOwner { .. } => 21,
             Self::Replaced { .. } => 13,
             Self::NoTask { .. }
+            | Self::NoIndex { .. }
             | Self::NotKept { .. }
             | Self::NotExpected { .. }
             | Self::NothingBefore { .. }
@@ -208,6 +263,12 @@ impl StoreError {
             Self::Probe { .. } | Self::ProbeFailed { .. } => "probe-failed",
             Self::Rival { .. } => "rival",
             Self::OlderTrust { .. } => "trust-store-older",
+            Self::ReadIndex(_) => "index-unreadable",
+            Self::Index { source, .. } => source.reason(),
+            Self::NotNewest { .. } => "not-newest",
+            Self::NotInIndex { .. } => "not-in-index",
+            Self::NoNewIndex { .. } => "index-expired",
+            Self::NoIndex { .. } => "no-index",
             Self::Io { .. } => "io",
             Self::Misplaced { .. } => "misplaced",
             Self::NoStore { .. } => "no-store",

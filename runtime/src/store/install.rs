@@ -7,7 +7,7 @@ use preface_bundle::{
     VerifiedBundle,
 };
 
-use super::{Release, State, Store, StoreError, TaskState, probe};
+use super::{Release, State, Store, StoreError, TaskState, index, probe};
 use crate::{Image, LoadError, Options, Session, TokenizerUse, Trust, bundle, load::Candidate};
 
 /// When an installed bundle is confirmed, which raises the rollback floor.
@@ -38,6 +38,8 @@ pub struct Install<'a> {
     pub file: &'a Path,
     /// Whose signatures count.
     pub trust: &'a Trust,
+    /// The fleet's index, which must name the bundle; `None` where none is asked.
+    pub index: Option<&'a Path>,
     /// The clock, unix seconds; `None` where there is none.
     pub now: Option<u64>,
     /// When it is confirmed.
@@ -52,6 +54,7 @@ impl<'a> Install<'a> {
         Self {
             file,
             trust,
+            index: None,
             now,
             confirm: Confirm::default(),
             provision: Provision::default(),
@@ -85,13 +88,19 @@ impl Store {
     /// what was active before is active afterwards.
     pub fn install(&self, image: &Image, request: &Install<'_>) -> Result<Installed, StoreError> {
         let bytes = bundle::read(request.file).map_err(LoadError::ReadBundle)?;
+        let text = request.index.map(index::read).transpose()?;
         let trust = request.trust.store()?;
         let _lock = self.disk.prepare()?;
         let state = self.provisioned(&trust, request.provision)?;
         self.check_trust(&state, &trust)?;
+        let mut next = state.clone();
+        next.rise(&trust);
+        let newest = request.index.zip(text.as_deref());
+        let newest = newest.map(|(path, text)| next.accept(path, text, &trust, request.now));
+        let newest = newest.transpose()?;
         let base = image.description();
         let policy = |task: &str| Policy {
-            now: state.now(request.now),
+            now: next.now(request.now),
             floor: state.task(task).and_then(floor),
             ..Policy::for_base(base.base_id, base.tokenizer_id)
         };
@@ -102,8 +111,9 @@ impl Store {
         };
         file.verified(request.trust, policy, |bundle, _| {
             check_security(bundle, &state, path)?;
+            newest.map_or(Ok(()), |index| index::check_newest(bundle, &index))?;
             let stored = with_signers_alone(&bytes, bundle);
-            self.take_in(image, request, (bundle, &stored), &state, &trust)
+            self.take_in(image, request, (bundle, &stored), &state, next.clone())
         })?
     }
 
@@ -123,17 +133,15 @@ impl Store {
         Ok(self.believed()?.unwrap_or(new))
     }
 
-    /// Tries a verified bundle out, then writes it and the state that names it.
+    /// Tries a verified bundle out, then writes it and what `state` becomes: `next`, which also names the bundle.
     fn take_in(
         &self,
         image: &Image,
         request: &Install<'_>,
         (bundle, stored): (&VerifiedBundle<'_>, &[u8]),
         state: &State,
-        trust: &TrustStore<'_>,
+        mut next: State,
     ) -> Result<Installed, StoreError> {
-        let mut next = state.clone();
-        next.rise(trust);
         let release = release_of(bundle);
         let known = next.task_or_new(bundle.manifest().task);
         let known = known.ok_or(StoreError::Full)?;

@@ -7,6 +7,7 @@
 mod counter;
 mod disk;
 mod error;
+mod index;
 mod install;
 mod probe;
 mod serve;
@@ -14,7 +15,7 @@ mod state;
 
 use std::{path::Path, sync::Arc};
 
-use preface_bundle::{Frame, Id, TrustStore};
+use preface_bundle::{Frame, Id, IndexFloor, TrustStore};
 
 use disk::{Disk, Found};
 
@@ -22,6 +23,7 @@ use crate::{LoadError, Trust, bundle};
 
 pub use counter::{MonotonicCounter, NoCounter};
 pub use error::StoreError;
+pub use index::{Checked, Standing, TaskStanding};
 pub use install::{Confirm, Install, Installed, Provision};
 pub use serve::{Follower, Note, Served};
 pub use state::{MAX_KEPT, MAX_STATE_BYTES, MAX_TASKS, Release, State, TaskState};
@@ -271,9 +273,14 @@ impl State {
         self.time_floor = self.time_floor.max(trust.dated().unwrap_or(0));
     }
 
-    /// The time, where it is known: never before the floor. The clock moves the floor in no way.
+    /// The time, where it is known: never before the floors. The clock moves no floor.
+    ///
+    /// The index's date counts until a later trust version is used, so that a timestamp key that was stolen cannot
+    /// move time for ever.
     fn now(&self, clock: Option<u64>) -> Option<u64> {
         let floor = (self.time_floor > 0).then_some(self.time_floor);
-        clock.max(floor)
+        let current = |index: &&IndexFloor| index.version.trust_version >= self.trust_version;
+        let index = self.index.as_ref().filter(current);
+        clock.max(floor).max(index.map(|index| index.dated))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Reading takes any bytes: it neither panics nor allocates more than the largest state needs.
 
-use preface_bundle::{Id, Namespace, TASK_BYTES, is_task_id};
+use preface_bundle::{Id, IndexFloor, IndexVersion, Namespace, TASK_BYTES, is_task_id};
 use sha2::{Digest, Sha256};
 
 /// Most tasks of a store.
@@ -12,8 +12,11 @@ pub const MAX_KEPT: usize = 4;
 /// Most bytes of a state file.
 pub const MAX_STATE_BYTES: usize = HEADER_BYTES + MAX_TASKS * RECORD_BYTES + DIGEST_BYTES;
 
-const MAGIC: [u8; 16] = *b"preface-state-1\n";
-const HEADER_BYTES: usize = 64;
+const MAGIC: [u8; 16] = *b"preface-state-2\n";
+/// The first format, which had no index: it is read, and written no more.
+const MAGIC_WITHOUT_INDEX: [u8; 16] = *b"preface-state-1\n";
+const HEADER_BYTES: usize = 64 + INDEX_BYTES;
+const INDEX_BYTES: usize = 64;
 const RELEASE_BYTES: usize = 48;
 const RECORD_BYTES: usize = TASK_BYTES + (2 + MAX_KEPT) * RELEASE_BYTES + 8;
 const DIGEST_BYTES: usize = 32;
@@ -254,6 +257,18 @@ fn write_release(release: Option<Release>, bytes: &mut Vec<u8>) {
     bytes.extend(release.sequence.to_le_bytes());
 }
 
+fn write_index(index: Option<&IndexFloor>, bytes: &mut Vec<u8>) {
+    let Some(index) = index else {
+        return bytes.extend([0; INDEX_BYTES]);
+    };
+    bytes.extend(index.id.as_bytes());
+    bytes.extend(index.version.trust_version.to_le_bytes());
+    bytes.extend([1, 0, 0, 0]);
+    for number in [index.version.version, index.dated, index.expires] {
+        bytes.extend(number.to_le_bytes());
+    }
+}
+
 /// All that a store remembers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -267,6 +282,8 @@ pub struct State {
     pub min_security: u32,
     /// The latest `dated` of those, unix seconds: it is not earlier now.
     pub time_floor: u64,
+    /// The last index of the fleet that was accepted: no older one is.
+    pub index: Option<IndexFloor>,
     /// The tasks, in ascending order of their ids; at most [`MAX_TASKS`].
     pub tasks: Vec<TaskState>,
 }
@@ -280,6 +297,7 @@ impl State {
             trust_version: 0,
             min_security: 0,
             time_floor: 0,
+            index: None,
             tasks: Vec::new(),
         }
     }
@@ -292,18 +310,24 @@ impl State {
         let (body, digest) = bytes.split_last_chunk::<DIGEST_BYTES>()?;
         let found: [u8; DIGEST_BYTES] = Sha256::digest(body).into();
         let mut reader = Reader(body);
-        (found == *digest && reader.array()? == MAGIC).then_some(())?;
+        let magic = reader.array()?;
+        let known = magic == MAGIC || magic == MAGIC_WITHOUT_INDEX;
+        (found == *digest && known).then_some(())?;
         let mut state = Self {
             generation: reader.u64()?,
             namespace: Id(reader.array()?),
             trust_version: reader.u32()?,
             min_security: reader.u32()?,
             time_floor: reader.u64()?,
+            index: None,
             tasks: Vec::new(),
         };
         let count = u16::from_le_bytes(reader.array()?);
         let zeros = reader.array()? == [0; 6];
         (zeros && usize::from(count) <= MAX_TASKS).then_some(())?;
+        if magic == MAGIC {
+            state.index = reader.index()?;
+        }
         for _ in 0..count {
             let task = TaskState::read(&mut reader)?;
             let last = state.tasks.last();
@@ -326,6 +350,7 @@ impl State {
         let count = u16::try_from(self.tasks.len()).unwrap_or(u16::MAX);
         bytes.extend(count.to_le_bytes());
         bytes.extend([0; 6]);
+        write_index(self.index.as_ref(), &mut bytes);
         self.tasks.iter().for_each(|task| task.write(&mut bytes));
         let digest: [u8; DIGEST_BYTES] = Sha256::digest(&bytes).into();
         bytes.extend(digest);
@@ -378,6 +403,31 @@ impl Reader<'_> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    /// An index, or the zeros in place of one.
+    fn index(&mut self) -> Option<Option<IndexFloor>> {
+        let id = Id(self.array()?);
+        let trust_version = self.u32()?;
+        let there = self.array::<4>()?;
+        let (version, dated, expires) = (self.u64()?, self.u64()?, self.u64()?);
+        let index = IndexFloor {
+            id,
+            version: IndexVersion {
+                trust_version,
+                version,
+            },
+            dated,
+            expires,
+        };
+        match there {
+            [1, 0, 0, 0] => Some(Some(index)),
+            [0, 0, 0, 0] => {
+                let empty = id == Id([0; 32]) && trust_version == 0;
+                (empty && [version, dated, expires] == [0; 3]).then_some(None)
+            }
+            _ => None,
+        }
     }
 
     /// A release, or the zeros in place of one.

@@ -15,6 +15,15 @@ fn sample() -> State {
     let mut state = State::new(Namespace::of_name("default"));
     (state.generation, state.trust_version, state.min_security) = (9, 3, 2);
     state.time_floor = 1_700_000_000;
+    state.index = Some(IndexFloor {
+        id: Id([5; 32]),
+        version: IndexVersion {
+            trust_version: 3,
+            version: 12,
+        },
+        dated: 1_700_000_000,
+        expires: 1_700_600_000,
+    });
     for name in ["weather", "intent", "mood"] {
         let task = state.task_or_new(name).unwrap();
         for number in 1..=3 {
@@ -59,7 +68,9 @@ fn what_breaks_a_rule_is_refused_under_a_good_digest() {
     let bytes = sample().to_bytes();
     let places = HEADER_BYTES + TASK_BYTES + (2 + MAX_KEPT) * RELEASE_BYTES;
     let kept = HEADER_BYTES + TASK_BYTES + 2 * RELEASE_BYTES;
-    let table: [(&str, usize, u8); 12] = [
+    let table: [(&str, usize, u8); 14] = [
+        ("an index that is neither there nor not", 64 + 36, 2),
+        ("a reserved byte of the index", 64 + 37, 1),
         ("another kind of file", 0, b'P'),
         ("a reserved byte", 63, 1),
         ("more tasks than there are", 56, 4),
@@ -88,6 +99,40 @@ fn what_breaks_a_rule_is_refused_under_a_good_digest() {
         tasks.rotate_left(RECORD_BYTES);
     });
     assert_eq!(State::parse(&swapped), None, "tasks out of order");
+}
+
+#[test]
+fn an_index_that_is_not_there_is_zeros() {
+    let mut state = sample();
+    state.index = None;
+    let bytes = state.to_bytes();
+    assert_eq!(State::parse(&bytes), Some(state));
+    for at in 64..HEADER_BYTES {
+        let changed = signed(bytes.clone(), |bytes| bytes[at] = 3);
+        assert_eq!(State::parse(&changed), None, "byte {at}");
+    }
+}
+
+#[test]
+fn a_state_of_the_first_format_is_read_and_has_no_index() {
+    let mut state = sample();
+    let old = signed(state.to_bytes(), |bytes| {
+        bytes.drain(64..HEADER_BYTES);
+        bytes[..16].copy_from_slice(b"preface-state-1\n");
+    });
+    state.index = None;
+    assert_eq!(State::parse(&old), Some(state.clone()));
+    assert_eq!(
+        State::parse(&state.to_bytes()),
+        Some(state),
+        "and written as the second"
+    );
+    let mixed = signed(old, |bytes| bytes[14] = b'2');
+    assert_eq!(
+        State::parse(&mixed),
+        None,
+        "a first under the second's name"
+    );
 }
 
 proptest! {

@@ -1,0 +1,311 @@
+//! OCI registries: where bundles and indexes lie between a workstation and its devices.
+//!
+//! A registry is believed nothing: what it hands out is compared with its digest, and says by its own signatures
+//! whether it can be trusted. `pull` reads with limits of its own, since whoever answers can go on for ever.
+
+mod answer;
+mod content;
+
+use std::{env, future::Future, path::PathBuf, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use docker_credential::{CredentialRetrievalError, DockerCredential};
+use oci_client::{
+    Client, Reference, RegistryOperation,
+    client::{ClientConfig, ClientProtocol},
+    manifest::{OCI_IMAGE_MEDIA_TYPE, OciImageManifest},
+    secrets::RegistryAuth,
+};
+use preface_packager::read_private;
+use tokio::runtime::Runtime;
+
+pub(crate) use content::{Blob, Kind, Listed, chosen};
+
+use self::{
+    answer::{Web, digest_of},
+    content::{EMPTY, listed, manifest_of},
+};
+
+/// Most bytes of a manifest.
+const MAX_MANIFEST_BYTES: usize = 256 << 10;
+const CONNECT: Duration = Duration::from_secs(15);
+/// Between two reads of an answer.
+const SILENCE: Duration = Duration::from_secs(30);
+/// For all of a push or a pull.
+const ALL: Duration = Duration::from_secs(300);
+
+/// How a registry is spoken to.
+#[derive(Args)]
+pub(crate) struct Access {
+    /// Speak HTTP without TLS: for a registry on this machine, or in a network of your own
+    #[arg(long)]
+    plain_http: bool,
+    /// Who to log in as; without, docker's configuration says, or nobody logs in
+    #[arg(long, value_name = "USER", requires = "password_file")]
+    username: Option<String>,
+    /// Read the password or token from the one line of this file, which nobody else may read
+    #[arg(long, value_name = "FILE", requires = "username")]
+    password_file: Option<PathBuf>,
+}
+
+impl Access {
+    fn auth(&self, host: &str) -> anyhow::Result<RegistryAuth> {
+        if let (Some(username), Some(file)) = (&self.username, &self.password_file) {
+            let password = read_private(file)?;
+            let password = password.trim_end_matches(['\r', '\n']).to_owned();
+            return Ok(RegistryAuth::Basic(username.clone(), password));
+        }
+        if !has_docker_config() {
+            return Ok(RegistryAuth::Anonymous);
+        }
+        // Docker keeps its own registry under the address that it had first.
+        let server = match host {
+            "index.docker.io" => "https://index.docker.io/v1/",
+            host => host,
+        };
+        match docker_credential::get_credential(server) {
+            Ok(DockerCredential::UsernamePassword(name, password)) => {
+                Ok(RegistryAuth::Basic(name, password))
+            }
+            Ok(DockerCredential::IdentityToken(_)) => bail!(
+                "docker's configuration has an identity token for {host}, which is not understood here; give --username and --password-file"
+            ),
+            Err(
+                CredentialRetrievalError::NoCredentialConfigured
+                | CredentialRetrievalError::ConfigNotFound,
+            ) => Ok(RegistryAuth::Anonymous),
+            Err(error) => Err(anyhow!(error).context(format!(
+                "cannot read the credentials for {host} from docker's configuration; give --username and --password-file"
+            ))),
+        }
+    }
+}
+
+/// Whether there is a file in which docker would keep credentials.
+fn has_docker_config() -> bool {
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".docker"));
+    let folder = env::var_os("DOCKER_CONFIG")
+        .map(PathBuf::from)
+        .or_else(home);
+    folder.is_some_and(|folder| folder.join("config.json").exists())
+}
+
+/// A place in a registry.
+pub(crate) struct Registry {
+    reference: Reference,
+    auth: RegistryAuth,
+    plain_http: bool,
+    client: Client,
+    runtime: Runtime,
+}
+
+/// What a place in a registry holds.
+pub(crate) struct Manifest {
+    /// Its digest, which can be pinned.
+    pub digest: String,
+    /// What it lists.
+    pub content: Vec<Listed>,
+}
+
+impl Registry {
+    /// The place that `text` names: `HOST[:PORT]/REPOSITORY[:TAG][@sha256:DIGEST]`.
+    ///
+    /// # Errors
+    /// When it names none, or credentials cannot be read.
+    pub fn at(text: &str, access: &Access) -> anyhow::Result<Self> {
+        let reference = reference(text)?;
+        // Nothing else was installed before: the program has one thread here.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let plain_http = access.plain_http;
+        let client = Client::try_from(ClientConfig {
+            protocol: match plain_http {
+                true => ClientProtocol::Http,
+                false => ClientProtocol::Https,
+            },
+            read_timeout: Some(SILENCE),
+            connect_timeout: Some(CONNECT),
+            user_agent: concat!("preface/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        })?;
+        Ok(Self {
+            auth: access.auth(reference.resolve_registry())?,
+            reference,
+            plain_http,
+            client,
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?,
+        })
+    }
+
+    /// The registry, the repository and the tag or digest.
+    pub fn place(&self) -> String {
+        self.reference.whole()
+    }
+
+    /// The same with this digest in place of a tag.
+    pub fn pinned(&self, digest: &str) -> String {
+        let (registry, repository) = (self.reference.registry(), self.reference.repository());
+        format!("{registry}/{repository}@{digest}")
+    }
+
+    /// Sends blobs, and the manifest that lists them under the tag; returns the manifest's digest.
+    ///
+    /// # Errors
+    /// With the registry's answer where it takes something not.
+    pub fn push(&self, blobs: &[Blob]) -> anyhow::Result<String> {
+        let manifest = serde_json::to_vec(&manifest_of(blobs))?;
+        let digest = digest_of(&manifest);
+        self.wait(async {
+            let operation = RegistryOperation::Push;
+            self.client
+                .auth(&self.reference, &self.auth, operation)
+                .await
+                .map_err(|error| answer::refused("it does not let you in", error))?;
+            let bytes = blobs.iter().map(|blob| blob.bytes.clone());
+            for bytes in bytes.chain([EMPTY.to_vec()]) {
+                let digest = digest_of(&bytes);
+                let pushed = self.client.push_blob(&self.reference, bytes, &digest).await;
+                pushed.map_err(|error| answer::refused("it does not take the file", error))?;
+            }
+            let kind = OCI_IMAGE_MEDIA_TYPE.parse()?;
+            let pushed = self
+                .client
+                .push_manifest_raw(&self.reference, manifest, kind)
+                .await;
+            pushed.map_err(|error| answer::refused("it does not take the manifest", error))?;
+            Ok(())
+        })?;
+        Ok(digest)
+    }
+
+    /// What the place holds.
+    ///
+    /// # Errors
+    /// With the registry's answer where that is not a manifest of bundles, or not the one that is pinned.
+    pub fn manifest(&self) -> anyhow::Result<Manifest> {
+        self.wait(async {
+            let web = self.web().await?;
+            let pinned = self.reference.digest();
+            let name = pinned.or(self.reference.tag()).unwrap_or("latest");
+            let answer = web
+                .get(&format!("manifests/{name}"), OCI_IMAGE_MEDIA_TYPE)
+                .await?;
+            let body = answer.manifest(MAX_MANIFEST_BYTES, pinned).await?;
+            let manifest: OciImageManifest = serde_json::from_slice(&body)
+                .map_err(|error| answer::lie(format!("its manifest is not one: {error}")))?;
+            Ok(Manifest {
+                digest: digest_of(&body),
+                content: listed(&manifest)?,
+            })
+        })
+    }
+
+    /// The bytes of what a manifest lists: as many as it says, with the digest that it says.
+    ///
+    /// # Errors
+    /// With the registry's answer where it is anything else.
+    pub fn blob(&self, listed: &Listed) -> anyhow::Result<Vec<u8>> {
+        self.wait(async {
+            let web = self.web().await?;
+            let path = format!("blobs/{}", listed.digest);
+            let answer = web.get_stored(&path).await?;
+            answer.blob(listed.bytes, &listed.digest).await
+        })
+    }
+
+    async fn web(&self) -> anyhow::Result<Web> {
+        let token = self
+            .client
+            .auth(&self.reference, &self.auth, RegistryOperation::Pull)
+            .await
+            .map_err(|error| answer::refused("it does not let you in", error))?;
+        let auth = match token {
+            Some(token) => RegistryAuth::Bearer(token),
+            None => self.auth.clone(),
+        };
+        Web::new(&self.reference, auth, self.plain_http)
+    }
+
+    /// Does something with the registry, in the time that there is for it.
+    fn wait<T>(&self, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let place = self.place();
+        let done = self
+            .runtime
+            .block_on(async { tokio::time::timeout(ALL, work).await });
+        done.unwrap_or_else(|_| bail!("it has not come to an end in {} s", ALL.as_secs()))
+            .map_err(|error| answer::named(&place, error))
+    }
+}
+
+fn reference(text: &str) -> anyhow::Result<Reference> {
+    let example = "like registry.example/fleet/intent:7";
+    if text.contains("://") {
+        bail!("{text} has a scheme; give the place alone, {example}, and --plain-http for http");
+    }
+    let host = text.split_once('/').map(|(host, _)| host);
+    if !host.is_some_and(|host| host.contains(['.', ':']) || host == "localhost") {
+        bail!("{text} does not begin with a registry; give registry and repository, {example}");
+    }
+    let reference: Reference = text
+        .parse()
+        .with_context(|| format!("{text} is no place in a registry; give one {example}"))?;
+    match reference.digest() {
+        Some(digest) if !answer::is_digest(digest) => {
+            bail!("{text}: a digest is sha256: and 64 lower-case hex digits")
+        }
+        _ => Ok(reference),
+    }
+}
+
+/// Whether `text` names a tag and no digest.
+pub(crate) fn has_tag_alone(text: &str) -> bool {
+    let last = text.rsplit('/').next().unwrap_or_default();
+    last.contains(':') && !text.contains('@')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_name_their_registry() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for good in [
+            "localhost/a:1",
+            "127.0.0.1:5000/fleet/intent",
+            "registry.example/a",
+        ] {
+            assert!(reference(good).is_ok(), "{good}");
+            assert!(reference(&format!("{good}@{digest}")).is_ok(), "{good}");
+        }
+        let bad = [
+            "intent:1",
+            "fleet/intent",
+            "https://registry.example/a",
+            "registry.example/",
+            "registry.example/A",
+        ];
+        for bad in bad {
+            assert!(reference(bad).is_err(), "{bad}");
+        }
+        for digest in [
+            "sha256:00",
+            &format!("sha512:{}", "a".repeat(128)),
+            &digest.replace('a', "A"),
+        ] {
+            assert!(
+                reference(&format!("registry.example/a@{digest}")).is_err(),
+                "{digest}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_port_is_no_tag() {
+        assert!(has_tag_alone("localhost:5000/a:1"));
+        assert!(!has_tag_alone("localhost:5000/a"));
+        assert!(!has_tag_alone("localhost:5000/a:1@sha256:00"));
+    }
+}
