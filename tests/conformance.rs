@@ -309,7 +309,14 @@ fn compare(
     if compiled["engine"] != wanted {
         return Err(format!("not for the {wanted}: {}", compiled["reason"]));
     }
-    preface(&["keygen", "-o", &at("keys"), "--name", "k"])?;
+    preface(&[
+        "keygen",
+        "--no-passphrase",
+        "-o",
+        &at("keys"),
+        "--name",
+        "k",
+    ])?;
     let trust = at("trust");
     preface(&["trust", "new", "-o", &trust, "--key", &at("keys/k.pub")])?;
     let (key, bundle) = (at("keys/k.key"), at("x.preface"));

@@ -33,7 +33,14 @@ impl Scene {
         let adapter = adapter(&base, &form, json!({}));
         adapter.write(Path::new(&scene.at("adapter"))).unwrap();
         let (keys, trust, bundle) = (scene.at("keys"), scene.at("trust"), scene.at("x.preface"));
-        done(&preface(&["keygen", "-o", &keys, "--name", "k"]));
+        done(&preface(&[
+            "keygen",
+            "--no-passphrase",
+            "-o",
+            &keys,
+            "--name",
+            "k",
+        ]));
         let (key, public) = (scene.at("keys/k.key"), scene.at("keys/k.pub"));
         done(&preface(&["trust", "new", "-o", &trust, "--key", &public]));
         let pack = [

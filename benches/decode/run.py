@@ -115,7 +115,7 @@ class Ours:
         data.write_text("\n".join(lines) + "\n")
         method = ["--method", "prompt-tuning", "--tokens", 1, "--head", "generation", "--epochs", 1, "--no-advice"]
         programs.preface("train", "--base", base, "--train", data, "--dev", data, *method, "-o", folder / "adapter")
-        programs.preface("keygen", "-o", folder / "keys", "--name", "bench")
+        programs.preface("keygen", "--no-passphrase", "-o", folder / "keys", "--name", "bench")
         programs.preface("trust", "new", "-o", folder / "trust", "--key", folder / "keys/bench.pub")
         key = ["--key", folder / "keys/bench.key"]
         programs.preface("pack", folder / "adapter", "--task", "bench", "--sequence", 1, *key, "-o", folder / "bundle")

@@ -401,8 +401,7 @@ fn classify(wiring: &Wiring, inputs: &Inputs, sites: &mut [Site], folder: &Path)
     let causal =
         !inputs.past.is_empty() || sites.iter().any(|site| is_causal(wiring, site, folder));
     for site in sites.iter_mut() {
-        let depends =
-            |value: &str, input: &str| wiring.ancestors(value_name(wiring, value)).contains(input);
+        let depends = |value: &str, input: &str| wiring.reads(value, input);
         site.direction = match &inputs.decoder_ids {
             Some(decoder) if depends(&site.key.value, decoder) => Direction::Decoder,
             Some(decoder) => match wiring

@@ -1,6 +1,8 @@
 //! The verbs of the program, one file each.
 
 pub mod activate;
+#[cfg(feature = "host")]
+pub mod attach;
 pub mod bench;
 #[cfg(feature = "host")]
 pub mod check;
@@ -18,9 +20,15 @@ pub mod install;
 pub mod keygen;
 pub mod list;
 #[cfg(feature = "host")]
+pub mod minisig;
+#[cfg(feature = "host")]
 pub mod pack;
 pub mod rollback;
 pub mod run;
+#[cfg(feature = "host")]
+pub mod sign;
+#[cfg(feature = "host")]
+pub mod statement;
 #[cfg(feature = "host")]
 pub mod train;
 pub mod trust;
