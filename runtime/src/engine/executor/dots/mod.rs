@@ -8,6 +8,9 @@
 #[cfg(target_arch = "aarch64")]
 #[allow(unsafe_code)]
 mod aarch64;
+// Calls what computes with vectors: see the SAFETY comments there.
+#[allow(unsafe_code)]
+mod finish;
 mod rounded;
 // Calls what computes with vectors: see the SAFETY comments there.
 #[allow(unsafe_code)]
@@ -27,10 +30,10 @@ use super::{
     narrow::Narrow,
     no_kernel,
     program::Product,
-    rows::wide,
     steps::each,
 };
 use crate::{Error, Weights, image::Packed};
+use finish::Run;
 pub(super) use rounded::Rounded;
 pub(crate) use tile::OUTPUTS;
 use tile::{Instructions, RUNS, Sums};
@@ -128,40 +131,26 @@ fn multiply(
         let mut own = [0.0f32; OUTPUTS];
         let pairs = own.iter_mut().zip(scales.as_chunks().0);
         pairs.for_each(|(own, scale)| *own = f32::from_le_bytes(*scale));
-        let outputs = OUTPUTS.min(panels.mn() - first);
-        let bias = finish.bias.map(|bias| &bias[first..first + outputs]);
+        let outputs = first..panels.mn().min(first + OUTPUTS);
         for tile in rounded.tiles() {
             let runs = tile.scales.len();
             instructions.multiply(records, tile.quads, runs, &mut sums);
             for (run, sums) in sums.iter().take(runs).enumerate() {
                 let at = |block: Block| {
-                    let start = block.first + (tile.first + run) * block.step + first;
-                    start..start + outputs
+                    let start = block.first + (tile.first + run) * block.step;
+                    start + outputs.start..start + outputs.end
                 };
-                let scale = (tile.scales[run], tile.excess[run]);
-                let mut numbers = [0.0f32; OUTPUTS];
-                let residual = finish.residual.map(|block| arena.read(at(block)));
-                wide(|| finished(&mut numbers, sums, (&own, scale), [bias, residual]));
-                let output = arena.write(at(finish.output));
-                output.copy_from_slice(&numbers[..outputs]);
+                let run = Run {
+                    sums,
+                    excess: tile.excess[run],
+                    scale: tile.scales[run],
+                    scales: &own,
+                    bias: finish.bias.map(|bias| &bias[outputs.clone()]),
+                    residual: finish.residual.map(at),
+                    output: at(finish.output),
+                };
+                run.finish(instructions, arena);
             }
         }
-    }
-}
-
-/// What the sums of a run stand for, with all that is added.
-#[inline(always)]
-fn finished(
-    numbers: &mut [f32; OUTPUTS],
-    sums: &[i32; OUTPUTS],
-    (scales, (scale, excess)): (&[f32; OUTPUTS], (f32, i32)),
-    added: [Option<&[f32]>; 2],
-) {
-    for (number, (sum, own)) in numbers.iter_mut().zip(sums.iter().zip(scales)) {
-        *number = sum.wrapping_sub(excess) as f32 * (scale * own);
-    }
-    for more in added.into_iter().flatten() {
-        let pairs = numbers.iter_mut().zip(more);
-        pairs.for_each(|(number, more)| *number += more);
     }
 }

@@ -4,8 +4,9 @@ use std::arch::x86_64::{
     __m128i, __m256i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_set1_epi32,
     _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_cvtepu8_epi16, _mm256_hadd_epi32,
     _mm256_madd_epi16, _mm256_permute4x64_epi64, _mm256_setzero_si256, _mm256_storeu_si256,
-    _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_storeu_si512,
+    _mm512_add_ps, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_storeu_si512, _mm512_sub_epi32,
 };
 
 use super::tile::{OUTPUTS, RECORD, Sums};
@@ -59,6 +60,43 @@ fn vnni_of<const N: usize>(records: &[[u8; RECORD]], quads: &[i32], sums: &mut S
         for (sums, all) in sums.chunks_exact_mut(WIDE).zip(all) {
             // SAFETY: there is room for a vector.
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), all) };
+        }
+    }
+}
+
+/// Writes as many numbers of a run as are asked for: its sums without what they are too great by, times both scales, with
+/// all that is added; null where nothing is.
+///
+/// # Safety
+/// The processor has AVX-512; as many numbers may be read and written at the places, of which there are at most
+/// [`OUTPUTS`].
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn finish(
+    (sums, excess, scale, scales): (&[i32; OUTPUTS], i32, f32, &[f32; OUTPUTS]),
+    (bias, residual): (*const f32, *const f32),
+    (output, outputs): (*mut f32, usize),
+) {
+    let (excess, scale) = (_mm512_set1_epi32(excess), _mm512_set1_ps(scale));
+    let (sums, _) = sums.as_chunks::<WIDE>();
+    let (scales, _) = scales.as_chunks::<WIDE>();
+    for ((sums, scales), first) in sums.iter().zip(scales).zip((0..outputs).step_by(WIDE)) {
+        let mask = match outputs - first {
+            WIDE.. => u16::MAX,
+            rest => (1 << rest) - 1,
+        };
+        // SAFETY: the caller's promise, for the numbers that the mask leaves.
+        unsafe {
+            let sums = _mm512_sub_epi32(_mm512_loadu_si512(sums.as_ptr().cast()), excess);
+            let scales = _mm512_mul_ps(scale, _mm512_loadu_ps(scales.as_ptr()));
+            let mut numbers = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), scales);
+            if !bias.is_null() {
+                numbers = _mm512_add_ps(numbers, _mm512_maskz_loadu_ps(mask, bias.add(first)));
+            }
+            if !residual.is_null() {
+                let residual = _mm512_maskz_loadu_ps(mask, residual.add(first));
+                numbers = _mm512_add_ps(numbers, residual);
+            }
+            _mm512_mask_storeu_ps(output.add(first), mask, numbers);
         }
     }
 }
