@@ -328,8 +328,12 @@ mod tests {
     fn kernels_have_names() {
         assert!(!has_kernel("no such kernel"));
         assert!(has_kernel("generic_f32_4x4"));
-        let Kernels { encoders, decoders } = Kernels::here();
-        assert!(!encoders.is_empty());
+        let Kernels {
+            encoders,
+            decoders,
+            bytes: [layout, instructions],
+        } = Kernels::here();
+        assert!(!encoders.is_empty() && has_kernel(layout) && !instructions.is_empty());
         assert!(
             encoders
                 .iter()
