@@ -217,13 +217,13 @@ fn an_image_of_the_older_format_is_refused_with_the_command_that_rebuilds_it() {
     done(&scene.compile(&[]));
     let path = scene.at("x.base");
     let mut bytes = fs::read(&path).unwrap();
-    let version = bytes.windows(4).position(|part| part == b"v004").unwrap();
+    let version = bytes.windows(4).position(|part| part == b"v005").unwrap();
     bytes[version..version + 4].copy_from_slice(b"v003");
     fs::write(&path, bytes).unwrap();
     let output = preface(&["inspect", &path]);
     assert_eq!(output.status.code(), Some(2));
     let rebuild = format!("preface compile BASE -o {path}");
-    for part in ["image format v003", "reads v004", &rebuild] {
+    for part in ["image format v003", "reads v005", &rebuild] {
         assert!(said(&output).contains(part), "{}", said(&output));
     }
 }

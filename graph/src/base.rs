@@ -133,6 +133,8 @@ pub struct Description {
     pub mask_token: Option<u32>,
     /// The token that ends a text, where the files beside the model name one.
     pub end_token: Option<u32>,
+    /// The token that an encoder-decoder's decoder begins with.
+    pub start_token: Option<u32>,
     /// The value that heads read: hidden rows `[batch, sequence, hidden]`.
     pub hidden_rows: String,
     /// The scores of a language-modelling head, where the graph has one.
@@ -346,6 +348,10 @@ fn describe(
         placeholder: settings.placeholder(),
         mask_token: settings.mask_token,
         end_token: settings.end_token,
+        start_token: inputs
+            .decoder_ids
+            .as_ref()
+            .map(|_| settings.start_token.or(settings.padding).unwrap_or(0)),
         logits,
         position_rule,
         max_positions,

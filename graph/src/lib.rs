@@ -10,6 +10,7 @@ pub mod cut;
 mod decompose;
 mod error;
 pub mod facts;
+mod halves;
 pub mod hidden;
 pub mod inputs;
 mod lift;
@@ -29,5 +30,6 @@ pub mod wiring;
 
 pub use base::{Base, Description, FormKind, Kind, LayerGeometry, PositionRule, SIZES, hex};
 pub use error::Error;
+pub use halves::Halves;
 pub use logits::{Logits, Projection};
 pub use serve::{PrefixInputs, ServingGraph, ServingInputs};

@@ -63,12 +63,12 @@ impl Base {
     /// The base as the runtime serves it.
     ///
     /// # Errors
-    /// When external data cannot be read, or the base is an encoder-decoder.
+    /// When external data cannot be read, or the base is an encoder-decoder, which has [`Base::halves`].
     pub fn serving_graph(&self) -> Result<ServingGraph, Error> {
         let description = &self.description;
         if description.kind == Kind::EncoderDecoder {
             return Err(Error::unusable(
-                "the runtime serves encoders and decoders; this is an encoder-decoder",
+                "this is an encoder-decoder, which is served in halves",
             ));
         }
         let mut model = self.model.clone();

@@ -15,6 +15,8 @@ pub(crate) struct Settings {
     pub mask_token: Option<u32>,
     /// The token that ends a text, where one is named or known.
     pub end_token: Option<u32>,
+    /// The token that a decoder begins with behind an encoder, where one is named.
+    pub start_token: Option<u32>,
 }
 
 /// What hides a token from a masked language model.
@@ -33,8 +35,11 @@ impl Settings {
         let padding = padding.or_else(|| id(tokenizer.pointer("/padding/pad_id")?));
         let mut positions = ["max_position_embeddings", "n_positions"].iter();
         let positions = positions.find_map(|key| config.get(key)?.as_u64());
-        let mut named = [config, generation].into_iter();
-        let end_token = named.find_map(|file| match file.get("eos_token_id")? {
+        let named = [config, generation];
+        let mut start_token = named.iter();
+        let start_token = start_token.find_map(|file| id(file.get("decoder_start_token_id")?));
+        let mut end_token = named.iter();
+        let end_token = end_token.find_map(|file| match file.get("eos_token_id")? {
             Value::Array(ids) => ids.iter().find_map(id),
             single => id(single),
         });
@@ -44,6 +49,7 @@ impl Settings {
             max_positions: positions.and_then(|most| usize::try_from(most).ok()),
             mask_token: known(MASK_TOKENS),
             end_token: end_token.or_else(|| known(END_TOKENS)),
+            start_token,
         }
     }
 

@@ -76,9 +76,26 @@ impl Source {
     /// # Errors
     /// When the base is of a kind that the runtime does not serve.
     pub fn of_base(base: &Base) -> Result<Self, Error> {
-        let served = base.serving_graph()?;
         let described = &base.description;
-        let layers = served.inputs.prefixes.iter().map(|layer| Layer {
+        let lowering = lowering::lower(base).map_err(|refused| refused.to_string());
+        let (model, inputs) = match described.kind {
+            preface_graph::Kind::EncoderDecoder => {
+                // A prefix joins any layer: positions count no cache.
+                let partial = true;
+                (
+                    base.table_alone()?,
+                    Inputs {
+                        partial,
+                        ..Inputs::default()
+                    },
+                )
+            }
+            _ => {
+                let served = base.serving_graph()?;
+                (served.model, inputs(served.inputs))
+            }
+        };
+        let layers = described.layers.iter().map(|layer| Layer {
             kv_heads: layer.kv_heads,
             head_dim: layer.head_dim,
         });
@@ -93,17 +110,18 @@ impl Source {
             max_positions: described.max_positions,
             vocabulary: described.vocabulary,
             placeholder: described.placeholder,
+            start: described.start_token,
             base_id: id(&described.base_id)?,
             tokenizer_id: id(&described.tokenizer_id)?,
-            inputs: inputs(served.inputs),
+            inputs,
         };
         Ok(Self {
-            model: served.model,
-            embedding: served.embedding,
+            model,
+            embedding: described.embedding_table.clone(),
             description,
             tokenizer: base.tokenizer.clone(),
             weights: Weights::default(),
-            lowering: lowering::lower(base).map_err(|refused| refused.to_string()),
+            lowering,
         })
     }
 
@@ -158,12 +176,17 @@ impl Source {
         };
         let (packed, program, steps, reason) = match self.lowering {
             Ok(lowering) => {
-                let decodes = self.description.kind == Kind::Decoder;
+                let decodes = self.description.kind != Kind::Encoder;
                 let total = lowering.weights.len();
                 let packed = lowering.pack(self.weights, decodes, |panels| {
                     store(&mut writer, panels, total)
                 })?;
                 (packed, lowering.constants(), Some(lowering.program), None)
+            }
+            Err(reason) if self.description.kind == Kind::EncoderDecoder => {
+                return Err(Error::Compile {
+                    reason: format!("the executor alone runs encoder-decoders, and here {reason}"),
+                });
             }
             Err(reason) => {
                 let lowered = Lowered::new(self.model, &self.description.inputs.names());

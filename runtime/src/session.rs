@@ -2,6 +2,7 @@
 
 mod ceiling;
 mod generate;
+mod history;
 mod room;
 
 use std::{cell::OnceCell, mem, panic::resume_unwind, thread};
@@ -9,6 +10,7 @@ use std::{cell::OnceCell, mem, panic::resume_unwind, thread};
 use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 
 use generate::Generation;
+use history::History;
 use room::Room;
 
 use crate::{
@@ -82,6 +84,8 @@ pub struct Session {
     room: Room,
     /// Bytes that loading a task took and gave back, of the one that took the most.
     loading_bytes: usize,
+    /// There where a task needs one: it generates text, or the base has an encoder beside its decoder.
+    history: Option<History>,
     /// There where a task generates text.
     generation: Option<Generation>,
 }
@@ -137,6 +141,7 @@ impl Session {
             active: None,
             room,
             loading_bytes: 0,
+            history: None,
             generation: None,
         })
     }
@@ -204,6 +209,9 @@ impl Session {
             Form::Ran { .. } => unreachable!("a task is added once"),
         };
         let past = self.ran(&mut task, past)?;
+        if self.encodes_first() {
+            self.make_history()?;
+        }
         match &mut task.head {
             Head::Rows(head) if head.measure == Measure::Cosine => {
                 let prototypes = self.prototypes(&task.labels)?;
@@ -250,7 +258,8 @@ impl Session {
         else {
             return Ok(start);
         };
-        let Some(mut past) = self.engine.room(Some(tokens)) else {
+        let room = (!self.encodes_first()).then(|| self.engine.room(Some(tokens)));
+        let Some(mut past) = room.flatten() else {
             return Ok(start);
         };
         past.begin(&start)?;
@@ -274,7 +283,6 @@ impl Session {
 
     /// For each label the mean of the hidden rows that the base without a prompt gives its name, `[labels, hidden]`.
     fn prototypes(&mut self, labels: &[String]) -> Result<Vec<f32>, Error> {
-        let past = self.engine.prepare(KeyValues::default())?;
         let hidden = self.image.description().hidden;
         let positions = self.image.description().max_positions;
         let mut prototypes = vec![0.0; labels.len() * hidden];
@@ -282,9 +290,7 @@ impl Session {
             let spoken = label.replace(['-', '_', '.'], " ");
             let name = self.encoder()?.texts(&spoken, None)?;
             name.check(positions.unwrap_or(usize::MAX))?;
-            self.room.clear(self.image.description());
-            self.room.push(&self.image, None, &name)?;
-            self.engine.run(self.room.input(), &|_| &past)?;
+            self.run_alone(&name)?;
             pool(Pooling::Mean, self.engine.hidden_rows(), prototype);
         }
         Ok(prototypes)
@@ -406,7 +412,11 @@ impl Session {
                 rows += self.tasks[handle.0].task.form.rows_beside_text() + text.len();
                 rows <= most
             });
-            let batch = &requests[first..first + fitting.count().max(1)];
+            let fitting = match self.encodes_first() {
+                true => 1,
+                false => fitting.count().max(1),
+            };
+            let batch = &requests[first..first + fitting];
             self.run(batch)?;
             let mut row = 0;
             for (index, &request) in batch.iter().enumerate() {
@@ -424,8 +434,11 @@ impl Session {
         text.check(self.limit(&self.loaded(handle)?.task))
     }
 
-    /// Runs the texts of `requests`, which were checked, at once.
+    /// Runs the texts of `requests`, which were checked, at once; of an encoder-decoder it is one.
     fn run(&mut self, requests: &[(TaskHandle, &Encoded)]) -> Result<(), Error> {
+        if let (true, &[(handle, text)]) = (self.encodes_first(), requests) {
+            return self.begin_with(Some(handle), text);
+        }
         self.room.clear(self.image.description());
         for &(handle, text) in requests {
             let task = &self.tasks.get(handle.0).ok_or(Error::NoTask)?.task;
@@ -445,6 +458,7 @@ impl Session {
         (handle, text): (TaskHandle, &Encoded),
         row: usize,
     ) -> Result<Answer<'_>, Error> {
+        let encodes = self.encodes_first();
         let task = &self.tasks.get(handle.0).ok_or(Error::NoTask)?.task;
         let Room {
             features,
@@ -458,6 +472,8 @@ impl Session {
         let first = row + task.form.rows_before_text();
         let decodes = self.image.description().kind == Kind::Decoder;
         let read = match task.pooling {
+            // A decoder behind an encoder has run its first token.
+            _ if encodes => 0..1,
             Pooling::Last if decodes && task.answer.kind != AnswerKind::Tags => all,
             _ => first..first + text.len(),
         };
@@ -498,11 +514,7 @@ impl Session {
     #[cfg(feature = "compile")]
     pub(crate) fn try_out(&mut self) -> Result<(), Error> {
         let placeholder = self.image.description().placeholder;
-        let past = self.engine.prepare(KeyValues::default())?;
-        let text = Encoded::of_ids(&[placeholder; 2]);
-        self.room.clear(self.image.description());
-        self.room.push(&self.image, None, &text)?;
-        self.engine.run(self.room.input(), &|_| &past)?;
+        self.run_alone(&Encoded::of_ids(&[placeholder; 2]))?;
         match self.engine.vocabulary() {
             None => Ok(()),
             Some(_) => self.engine.logits(1).map(|_| ()),

@@ -289,10 +289,7 @@ impl<'a> Encoder<'a> {
             lower: Vec::new(),
             past: Past::default(),
         };
-        if self.base.kind == Kind::EncoderDecoder {
-            row.decoder_ids
-                .push(i64::from(self.base.padding.unwrap_or(0)));
-        }
+        row.decoder_ids.extend(self.base.start_token.map(i64::from));
         row.truth = match &example.target {
             _ if outside => Truth::Outside,
             Target::Label(_) => Truth::Class(numbers[0]),

@@ -197,11 +197,12 @@ fn within_scope(train: &Dataset, options: &Options) -> Result<Dataset, Error> {
     }
 }
 
-/// Encoders are read everywhere, decoders where they have seen all.
+/// Encoders are read everywhere, decoders where they have seen all: one behind an encoder has with its first token.
 fn usual_pooling(head: &Head, base: &Description) -> Pooling {
     match (head.reads, base.kind) {
         (Reads::Projection, Kind::Encoder) => Pooling::Mask,
         (_, Kind::Decoder) => Pooling::Last,
+        (_, Kind::EncoderDecoder) => Pooling::First,
         _ => Pooling::Mean,
     }
 }

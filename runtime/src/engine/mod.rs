@@ -201,6 +201,18 @@ impl Engine {
         }
     }
 
+    /// Lets the encoder read the only text of `input`, behind the prefixes of `past`, for the tokens that go on from there.
+    ///
+    /// # Errors
+    /// [`Error::NoPast`] where the base has no encoder beside its decoder; else as [`Engine::go_on`].
+    pub fn encode(&mut self, input: Input<'_>, past: &mut Past) -> Result<(), Error> {
+        match (self, past) {
+            (Self::Executor(executor), Past::Executor(past)) => executor.encode(input, past),
+            #[cfg(feature = "plan")]
+            _ => Err(Error::NoPast),
+        }
+    }
+
     /// Runs the only text of `input` behind `past`, which becomes what stands before the next.
     ///
     /// # Errors

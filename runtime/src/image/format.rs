@@ -6,18 +6,18 @@ use preface_bundle::Id;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Description, FLOAT_BYTES};
+use super::{Description, FLOAT_BYTES, Kind};
 use crate::{
     Error, Weights,
     engine::executor::program::{Program, Sizes},
 };
 
 /// The start of every base image of this format.
-pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v004\n";
+pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v005\n";
 /// What comes before the version in [`MAGIC`].
 pub(crate) const FAMILY: &[u8] = b"\x89PRB\r\n\x1a\npreface-base-image-";
 /// The name of this format, for messages.
-const FORMAT: &str = "v004";
+const FORMAT: &str = "v005";
 /// Where sections and packed weights begin: a page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Bytes of the preamble, its own digest included.
@@ -315,8 +315,19 @@ impl Index {
         if layers.any(|layer| layer.kv_heads.saturating_mul(layer.head_dim) > MOST_WIDTH) {
             return Err("a layer has more keys than any model".into());
         }
-        if self.description.inputs.prefixes.len() != self.description.layers.len() {
+        let encodes = self.description.kind == Kind::EncoderDecoder;
+        let encoder = self.steps.as_ref().and_then(|steps| steps.encoder.as_ref());
+        if encodes != encoder.is_some() {
+            return Err("the program is not of the kind described".into());
+        }
+        let prefixes = self.description.inputs.prefixes.len();
+        if !encodes && prefixes != self.description.layers.len() {
             return Err("a layer has no prefix inputs".into());
+        }
+        let vocabulary = self.description.vocabulary;
+        let known = |token: u32| usize::try_from(token).is_ok_and(|token| token < vocabulary);
+        if !self.description.start.is_none_or(known) {
+            return Err("the decoder begins with no token".into());
         }
         for packed in &self.packed {
             let Span { offset, bytes } = packed.span;

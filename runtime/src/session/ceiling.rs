@@ -34,13 +34,17 @@ impl Session {
             None => 0,
             Some(generation) => {
                 let vocabulary = self.image.description().vocabulary;
-                self.engine.room_bytes() + vocabulary * SAMPLER_BYTES + generation.bytes()
+                vocabulary * SAMPLER_BYTES + generation.bytes()
             }
         };
+        let history = self
+            .history
+            .as_ref()
+            .map_or(0, |_| self.engine.room_bytes());
         let tokenizer = self.image.tokenizer().len() * TOKENIZER_BYTES;
         let buffers = engine + self.room.bytes() + self.loading_bytes;
         let threads = self.options.threads.count.saturating_sub(1) * THREAD_BYTES;
-        Some(buffers + tasks + replaced + generation + tokenizer + threads + SMALL_BYTES)
+        Some(buffers + tasks + replaced + history + generation + tokenizer + threads + SMALL_BYTES)
     }
 
     /// Notes that loading a task took so many bytes that it does not keep.

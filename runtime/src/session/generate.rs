@@ -1,9 +1,8 @@
 //! Text that the base goes on with.
 
-use super::{Loaded, Session, TaskHandle, TokenizerUse};
+use super::{Loaded, Session, TaskHandle, TokenizerUse, history::History};
 use crate::{
     Encoded, Error,
-    engine::Past,
     generation::{
         Constraint, Sampling,
         allowed::Allowed,
@@ -19,12 +18,10 @@ use crate::{
 /// What generation keeps between two texts.
 #[derive(Debug)]
 pub(super) struct Generation {
-    /// Keys and values of everything before the next token.
-    past: Past,
-    /// The token that is run next, as a text.
-    next: Encoded,
-    /// The tokens of the text, and behind them those that were generated.
+    /// The tokens that the decoder read, and behind them those that were generated.
     seen: Vec<u32>,
+    /// How many it read.
+    read: usize,
     /// The most tokens that a loaded task generates.
     most_tokens: usize,
     sampler: Sampler,
@@ -112,7 +109,7 @@ impl Session {
     pub fn generate(&mut self, text: &Encoded, mut hear: impl FnMut(u32)) -> Result<&[u32], Error> {
         self.write(text, &mut hear, &mut |_| ())?;
         let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
-        Ok(&generation.seen[text.len()..])
+        Ok(&generation.seen[generation.read..])
     }
 
     /// As [`Session::generate`], but `hear` is given the text as it grows: whole characters, as soon as no string of
@@ -139,8 +136,6 @@ impl Session {
         let Loaded { task, guide, .. } = loaded.ok_or(Error::NoTask)?;
         let limits = limits(task)?;
         let Generation {
-            past,
-            next,
             seen,
             sampler,
             allowed,
@@ -149,6 +144,7 @@ impl Session {
             stream,
             ..
         } = self.generation.as_mut().ok_or(Error::NoPast)?;
+        let History { past, next } = self.history.as_mut().ok_or(Error::NoPast)?;
         let (mut place, free) = (Place::default(), Stops::default());
         let (pieces, guide) = (pieces.as_ref(), guide.as_ref());
         let stops = guide.map_or(&*stops, |_| &free);
@@ -185,22 +181,25 @@ impl Session {
 
     /// Runs a text that is to be gone on with. How many tokens may come behind it.
     fn begin(&mut self, text: &Encoded) -> Result<usize, Error> {
-        let loaded = self.tasks.get(self.active.ok_or(Error::NoTask)?.0);
-        let Loaded { task, past, guide } = loaded.ok_or(Error::NoTask)?;
-        let limits = limits(task)?;
+        let active = self.active.ok_or(Error::NoTask)?;
+        let task = &self.loaded(active)?.task;
+        limits(task)?;
         text.check(self.limit(task))?;
+        self.begin_with(Some(active), text)?;
+        let read = match self.encodes_first() {
+            true => &[][..],
+            false => text.ids(),
+        };
         let generation = self.generation.as_mut().ok_or(Error::NoPast)?;
-        generation.past.begin(past)?;
         generation.seen.clear();
-        generation.seen.extend_from_slice(text.ids());
+        generation.seen.extend_from_slice(read);
+        generation.read = read.len();
         generation.sampler.restart();
         generation.stream.restart();
-        self.room.clear(self.image.description());
-        self.room.push(&self.image, Some(&task.form), text)?;
-        let past = &mut generation.past;
-        self.engine.go_on(self.room.input(), past)?;
+        let Loaded { task, guide, .. } = self.loaded(active)?;
+        let past = &self.history.as_ref().ok_or(Error::NoPast)?.past;
         // The last token is not run.
-        let left = limits.most_tokens.min(self.engine.left(past) + 1);
+        let left = limits(task)?.most_tokens.min(self.engine.left(past) + 1);
         guide.iter().try_for_each(|guide| enough(guide, left))?;
         Ok(left)
     }
@@ -213,11 +212,11 @@ impl Session {
     pub(super) fn make_room_to_generate(&mut self, tokens: usize) -> Result<(), Error> {
         let vocabulary = self.engine.vocabulary().ok_or(Error::NoLogits)?;
         let rows = self.engine.most_rows().unwrap_or(0);
+        self.make_history()?;
         if self.generation.is_none() {
             self.generation = Some(Generation {
-                past: self.engine.room(None).ok_or(Error::NoPast)?,
-                next: Encoded::of_ids(&[0]),
                 seen: Vec::new(),
+                read: 0,
                 most_tokens: 0,
                 sampler: Sampler::new(Sampling::default(), vocabulary)?,
                 allowed: Allowed::none(vocabulary),

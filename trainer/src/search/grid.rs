@@ -363,6 +363,7 @@ mod tests {
             inputs: Inputs::default(),
             mask_token: None,
             end_token: None,
+            start_token: None,
             hidden_rows: String::new(),
             logits: None,
             embedding_rows: String::new(),

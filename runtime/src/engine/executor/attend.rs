@@ -10,7 +10,7 @@ use super::{
     no_kernel,
     operands::{Panels, Rows},
     past::{Half, Layer},
-    program::{Attend, Heads, Mask},
+    program::{Attend, Heads, KeyHeads, Mask},
     rows::{inner, wide},
 };
 use crate::Error;
@@ -46,21 +46,23 @@ pub(super) struct Scene<'a> {
     pub keys: Keys<'a>,
     /// The step's scale as the kernels take it.
     pub scale: &'a Tensor,
+    /// The numbers of [`Attend::distances`]; none where it has none.
+    pub distances: &'a [f32],
 }
 
 /// Where a text's keys and values are.
 #[derive(Clone, Copy)]
 pub(super) enum Keys<'a> {
     /// In the slots, behind those of a past.
-    Joined(Option<&'a Layer>),
-    /// All in one past, the text's own the last.
+    Joined(KeyHeads, Option<&'a Layer>),
+    /// All in one past, the text's own the last where it has any.
     Stored(&'a Layer),
 }
 
 impl<'a> Keys<'a> {
     fn layer(self) -> Option<&'a Layer> {
         match self {
-            Self::Joined(layer) => layer,
+            Self::Joined(_, layer) => layer,
             Self::Stored(layer) => Some(layer),
         }
     }
@@ -69,7 +71,7 @@ impl<'a> Keys<'a> {
     pub fn count(self, rows: usize) -> usize {
         let before = self.layer().map_or(0, Layer::tokens);
         match self {
-            Self::Joined(_) => before + rows,
+            Self::Joined(..) => before + rows,
             Self::Stored(_) => before,
         }
     }
@@ -168,9 +170,8 @@ impl Attention {
             });
             let own = match scene.keys {
                 Keys::Stored(_) => Rows::NONE,
-                Keys::Joined(_) => {
-                    let (numbers, step) =
-                        scene.rows(step.half(half), head, length, (0, scene.rows));
+                Keys::Joined(own, _) => {
+                    let (numbers, step) = scene.rows(own.half(half), head, length, (0, scene.rows));
                     Rows {
                         numbers,
                         count: scene.rows,
@@ -214,7 +215,7 @@ impl Attention {
         let region = self.scores..self.scores + queries * keys;
         let numbers = scene.arena.write(region.clone());
         for (row, scores) in (first..).zip(numbers.chunks_exact_mut(keys)) {
-            self.weigh(step, (scene.keys, scene.rows), row, scores)?;
+            self.weigh(step, scene, (row, head), scores)?;
         }
         let numbers = scene.arena.read(region);
         self.right.pack(numbers, (keys, queries), (1, keys))?;
@@ -258,7 +259,7 @@ impl Attention {
             let keys = keys.chunks_exact(length).zip(scores.iter_mut());
             keys.for_each(|(key, score)| *score = inner(&query[..length], key));
         });
-        self.weigh(step, (scene.keys, 1), 0, scores)?;
+        self.weigh(step, scene, (0, head), scores)?;
         let mixed = &mut self.single[1][..length];
         mixed.fill(0.0);
         wide(|| {
@@ -274,14 +275,15 @@ impl Attention {
         Ok(())
     }
 
-    /// Makes weights of the scores of row `row` of a text of `rows`.
+    /// Makes weights of the scores of one row for one head.
     fn weigh(
         &self,
         step: &Attend,
-        (keys, rows): (Keys<'_>, usize),
-        row: usize,
+        scene: Scene<'_>,
+        (row, head): (usize, usize),
         scores: &mut [f32],
     ) -> Result<(), Error> {
+        let Scene { keys, rows, .. } = scene;
         if let Some(cap) = step.cap {
             scores
                 .iter_mut()
@@ -290,8 +292,14 @@ impl Attention {
         let (before, own) = scores.split_at_mut(keys.prefix());
         let gate = keys.layer().map_or(0.0, Layer::gate);
         before.iter_mut().for_each(|score| *score += gate);
-        let earlier = own.len() - rows;
-        hide(own, step.mask, earlier + row);
+        // Of another text's tokens there may be fewer; none of them is hidden.
+        let place = own.len().saturating_sub(rows) + row;
+        if let Some(distances) = step.distances {
+            let width = distances.width();
+            let table = &scene.distances[head * width..(head + 1) * width];
+            add_by_distance(own, table, distances.before, place);
+        }
+        hide(own, step.mask, place);
         self.softmax(scores)
     }
 
@@ -323,6 +331,23 @@ const LANES: usize = 16;
 
 /// So far below every score that its exponential is zero beside theirs.
 const HIDDEN: f32 = -1e30;
+
+/// Adds the number of `table` for its distance to each score of token `place`: the first is that of tokens `before` back,
+/// and of all that are farther; the last that of the farthest ahead.
+fn add_by_distance(scores: &mut [f32], table: &[f32], before: usize, place: usize) {
+    let near = place.saturating_sub(before).min(scores.len());
+    let (back, scores) = scores.split_at_mut(near);
+    let near = &table[near + before - place..];
+    let (beside, ahead) = scores.split_at_mut(near.len().min(scores.len()));
+    let add =
+        |scores: &mut [f32], number: f32| scores.iter_mut().for_each(|score| *score += number);
+    add(back, table[0]);
+    beside
+        .iter_mut()
+        .zip(near)
+        .for_each(|(score, number)| *score += number);
+    add(ahead, table[table.len() - 1]);
+}
 
 /// Takes the tokens out that token `place` does not see.
 fn hide(scores: &mut [f32], mask: Mask, place: usize) {

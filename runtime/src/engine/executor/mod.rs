@@ -40,7 +40,7 @@ use narrow::{Expanded, Narrow};
 use operands::Panels;
 pub(crate) use past::Past;
 use pool::Pool;
-use program::{Columns, Product, Step};
+use program::{Attend, Columns, Product, Step};
 use rows::Curves;
 pub(crate) use rows::wide;
 use steps::{Before, finished, texts};
@@ -50,8 +50,8 @@ use steps::{Before, finished, texts};
 pub(crate) struct Executor {
     image: Image,
     arena: Arena,
-    /// [`BODY`], and [`LOGITS`] where the base has them.
-    parts: Vec<Part>,
+    /// [`BODY`], [`LOGITS`] and [`ENCODER`]; empty where the base has none.
+    parts: [Part; 3],
     most_rows: usize,
     most_prefix: usize,
     weights: Vec<Weight>,
@@ -72,7 +72,7 @@ pub(crate) struct Executor {
 }
 
 /// A list of steps, and where its numbers lie.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Part {
     /// Where each slot begins in the arena, and the numbers of one of its rows.
     slots: Vec<(usize, usize)>,
@@ -140,6 +140,8 @@ const ALIGNMENT: usize = 64;
 const BODY: usize = 0;
 /// Those from a hidden row to scores of the vocabulary.
 const LOGITS: usize = 1;
+/// Those that read a text before the body goes on token by token.
+const ENCODER: usize = 2;
 
 /// Whether this processor and this build run the kernel of that name.
 pub(crate) fn has_kernel(name: &str) -> bool {
@@ -180,33 +182,59 @@ impl Executor {
         let most_rows = most_rows.min(program.max_rows);
         let mut pool = Pool::new(threads)?;
         let (weights, names) = weights(image, pool.count());
-        let mut end = 0;
-        let mut part = |slots: &[usize], scratch: usize, steps: &[Step], rows: usize| {
+        // Where the next part begins, and where the last ends.
+        let part = |begin: usize, slots: &[usize], scratch: usize, steps: &[Step], rows: usize| {
+            let mut end = begin;
             let slots = slots.iter().map(|&width| {
                 end += rows * width;
                 (end - rows * width, width)
             });
-            let slots = slots.collect();
+            let slots: Vec<_> = slots.collect();
             let scratch = scratch.next_multiple_of(ALIGNMENT);
             let spaces = (0..pool.count()).map(|piece| end + piece * scratch);
             let spaces = spaces.collect();
-            end += pool.count() * scratch;
-            Part {
+            let part = Part {
                 slots,
                 scratch: spaces,
                 ready: ready(image, &weights, steps),
-            }
+            };
+            (part, end + pool.count() * scratch)
         };
-        let body = part(&program.slots, program.scratch, &program.steps, most_rows);
+        let (body, end) = part(
+            0,
+            &program.slots,
+            program.scratch,
+            &program.steps,
+            most_rows,
+        );
+        // The encoder is done before the body begins, so that they share their room.
+        let (encoder, encoded) =
+            program
+                .encoder
+                .as_ref()
+                .map_or_else(Default::default, |encoder| {
+                    part(
+                        0,
+                        &encoder.slots,
+                        encoder.scratch,
+                        &encoder.steps,
+                        most_rows,
+                    )
+                });
+        let end = end.max(encoded);
         let logits = program.logits.as_ref();
-        let logits = logits.map(|logits| part(&logits.slots, logits.scratch, &logits.steps, 1));
-        let parts = [body].into_iter().chain(logits).collect();
-        let scores = end;
-        let attends = program.steps.iter().filter_map(|step| match step {
-            Step::Attend(attend) => Some(attend.head_dim),
-            _ => None,
-        });
-        let longest = attends.max();
+        let (logits, scores) = logits.map_or_else(
+            || (Part::default(), end),
+            |logits| part(end, &logits.slots, logits.scratch, &logits.steps, 1),
+        );
+        let parts = [body, logits, encoder];
+        let encoding = program.encoder.iter().flat_map(|encoder| &encoder.steps);
+        let attends = program
+            .steps
+            .iter()
+            .chain(encoding)
+            .filter_map(Step::as_attend);
+        let longest = attends.map(|attend| attend.head_dim).max();
         let most_keys = most_rows + most_prefix;
         let room = longest.map_or(0, |_| QUERIES.min(most_rows) * most_keys);
         let room = room.next_multiple_of(ALIGNMENT);
@@ -311,18 +339,41 @@ impl Executor {
 
     /// Bytes that [`Executor::room`] takes for as many tokens as a run may see.
     pub fn room_bytes(&self) -> usize {
-        let layers = &self.image.description().layers;
-        let numbers = layers.iter().map(|layer| layer.kv_heads * layer.head_dim);
-        2 * (self.most_rows + self.most_prefix) * numbers.sum::<usize>() * size_of::<f32>()
+        let layers = self.image.description().layers.iter();
+        let rooms = self.rooms(self.most_rows + self.most_prefix);
+        let numbers = layers
+            .zip(rooms)
+            .map(|(layer, room)| layer.kv_heads * layer.head_dim * room);
+        2 * numbers.sum::<usize>() * size_of::<f32>()
+    }
+
+    /// The room of each layer where `tokens` tokens are run one behind the other.
+    fn rooms(&self, tokens: usize) -> Vec<usize> {
+        let mut rooms = vec![tokens; self.image.description().layers.len()];
+        let encoder = self
+            .image
+            .steps()
+            .and_then(|program| program.encoder.as_ref());
+        for step in encoder.iter().flat_map(|encoder| &encoder.steps) {
+            match step {
+                Step::Attend(attend) => rooms[attend.layer] = self.most_prefix,
+                Step::Keep(keep) => rooms[keep.layer] = self.most_rows + self.most_prefix,
+                _ => {}
+            }
+        }
+        rooms
+    }
+
+    /// The attentions of the body whose keys and values grow with each token that is run.
+    fn growing(&self) -> impl Iterator<Item = &Attend> {
+        let steps = self.image.steps().map_or(&[][..], |program| &program.steps);
+        let attends = steps.iter().filter_map(Step::as_attend);
+        attends.filter(|attend| attend.own.is_some())
     }
 
     /// Whether tokens see only those before them, so that keys and values may be kept.
     fn goes_on(&self) -> bool {
-        let steps = self.image.steps().map_or(&[][..], |program| &program.steps);
-        steps.iter().all(|step| match step {
-            Step::Attend(attend) => attend.mask.after == Some(0),
-            _ => true,
-        })
+        self.growing().all(|attend| attend.mask.after == Some(0))
     }
 
     /// Lays out a prefix by layer.
@@ -350,7 +401,8 @@ impl Executor {
         let most = self.most_rows + self.most_prefix;
         let tokens = tokens.map_or(most, |tokens| tokens.min(most));
         let layers = &self.image.description().layers;
-        self.goes_on().then(|| Past::with_room(layers, tokens))
+        self.goes_on()
+            .then(|| Past::with_room(layers, &self.rooms(tokens)))
     }
 
     /// Runs texts, each behind `past` of its number.
@@ -363,6 +415,25 @@ impl Executor {
         past: &(dyn Fn(usize) -> &'p Past + Sync),
     ) -> Result<(), Error> {
         self.run_body(input, &mut Before::Each(past))
+    }
+
+    /// Lets the encoder read the only text of `input`, behind the prefixes of `past`, for the tokens that go on from there.
+    ///
+    /// # Errors
+    /// As [`Executor::run`], and where the base has no encoder beside its decoder.
+    pub fn encode(&mut self, input: Input<'_>, past: &mut Past) -> Result<(), Error> {
+        let image = self.image.clone();
+        let encoder = image.steps().and_then(|program| program.encoder.as_ref());
+        let encoder = encoder.ok_or(Error::NoPast)?;
+        let before = &mut Before::Keeping(past);
+        let ran = self
+            .fill(input, before, encoder.padding)
+            .and_then(|()| self.steps(ENCODER, &encoder.steps, input, before));
+        match ran {
+            Ok(()) => past.advance(0),
+            Err(_) => past.forget(),
+        }
+        ran
     }
 
     /// Runs the only text of `input` behind `past`, which becomes what stands before the next.
@@ -382,7 +453,9 @@ impl Executor {
     /// How many tokens can still be run one by one behind `past`.
     pub fn left(&self, past: &Past) -> usize {
         let positions = self.image.steps().map_or(0, |program| program.max_rows);
-        past.left().min(positions.saturating_sub(past.position()))
+        let layers = self.growing().map(|attend| attend.layer);
+        past.left(layers)
+            .min(positions.saturating_sub(past.position()))
     }
 
     /// The hidden rows of the last run, `[rows, hidden]`.
@@ -393,6 +466,21 @@ impl Executor {
     fn run_body(&mut self, input: Input<'_>, before: &mut Before<'_, '_>) -> Result<(), Error> {
         let image = self.image.clone();
         let program = image.steps().ok_or_else(no_kernel)?;
+        self.fill(input, before, program.padding)?;
+        self.steps(BODY, &program.steps, input, before)?;
+        let (begin, hidden) = self.parts[BODY].slots[program.output.slot];
+        self.made = begin..begin + input.ids.len() * hidden;
+        Ok(())
+    }
+
+    /// Lays the rows of `input` where a part begins.
+    fn fill(
+        &mut self,
+        input: Input<'_>,
+        before: &Before<'_, '_>,
+        padding: Option<u32>,
+    ) -> Result<(), Error> {
+        let most = self.image.steps().map_or(0, |program| program.max_rows);
         let rows = input.ids.len();
         debug_assert_eq!(input.lengths.iter().sum::<usize>(), rows);
         let fits = |rows: usize, limit: usize| match rows <= limit {
@@ -404,18 +492,15 @@ impl Executor {
         }
         fits(rows, self.most_rows)?;
         for text in texts(input.lengths) {
-            fits(before.position(text.index) + text.rows, program.max_rows)?;
+            fits(before.position(text.index) + text.rows, most)?;
         }
-        if let Some(id) = program.padding
+        if let Some(id) = padding
             && input.ids.contains(&id.into())
         {
             return Err(Error::Padding { id });
         }
         self.arena.numbers()[..input.rows.len()].copy_from_slice(input.rows);
         self.made = 0..0;
-        self.steps(BODY, &program.steps, input, before)?;
-        let (begin, hidden) = self.parts[BODY].slots[program.output.slot];
-        self.made = begin..begin + rows * hidden;
         Ok(())
     }
 
@@ -426,9 +511,8 @@ impl Executor {
     pub fn logits(&mut self, row: usize) -> Result<&mut [f32], Error> {
         let image = self.image.clone();
         let program = image.steps().ok_or_else(no_kernel)?;
-        let (Some(logits), Some(part)) = (&program.logits, self.parts.get(LOGITS)) else {
-            return Err(Error::NoLogits);
-        };
+        let logits = program.logits.as_ref().ok_or(Error::NoLogits)?;
+        let part = &self.parts[LOGITS];
         let hidden = image.description().hidden;
         let start = self.made.start + row * hidden;
         if start + hidden > self.made.end {
@@ -516,7 +600,7 @@ fn ready(image: &Image, weights: &[Weight], steps: &[Step]) -> Vec<Ready> {
             Ready::Bias(biases.collect())
         }
         Step::Attend(attend) => Ready::Scale(tensor0(attend.scale)),
-        Step::Tied(_) | Step::Rows(_) => Ready::Nothing,
+        Step::Tied(_) | Step::Keep(_) | Step::Rows(_) => Ready::Nothing,
     });
     steps.collect()
 }

@@ -8,8 +8,6 @@ use crate::{Error, image::Layer as Shape, map::Numbers, task::KeyValues};
 pub(crate) struct Past {
     /// Position of the next token.
     position: usize,
-    /// Tokens that were run, those of a prefix not counted.
-    ran: usize,
     layers: Vec<Layer>,
 }
 
@@ -20,6 +18,8 @@ pub(super) struct Layer {
     room: usize,
     prefix: usize,
     tokens: usize,
+    /// Tokens of runs that came to their end, and those of a prefix.
+    counted: usize,
     gate: f32,
     store: Store,
 }
@@ -50,6 +50,7 @@ impl Past {
                 room: tokens,
                 prefix: tokens,
                 tokens,
+                counted: tokens,
                 gate: layer.gate,
                 store: Store::Prefix {
                     keys: layer.keys,
@@ -60,18 +61,18 @@ impl Past {
         };
         Self {
             position: if counts && whole { tokens } else { 0 },
-            ran: 0,
             layers: layers.iter().enumerate().map(layer).collect(),
         }
     }
 
-    /// Room for `room` tokens in every layer.
-    pub fn with_room(layers: &[Shape], room: usize) -> Self {
-        let layers = layers.iter().map(|&shape| Layer::empty(shape, room));
+    /// Room for so many tokens in each layer.
+    pub fn with_room(layers: &[Shape], rooms: &[usize]) -> Self {
+        let layers = layers.iter().zip(rooms);
         Self {
             position: 0,
-            ran: 0,
-            layers: layers.collect(),
+            layers: layers
+                .map(|(&shape, &room)| Layer::empty(shape, room))
+                .collect(),
         }
     }
 
@@ -83,7 +84,7 @@ impl Past {
         for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
             layer.begin(other)?;
         }
-        (self.position, self.ran) = (other.position, other.ran);
+        self.position = other.position;
         Ok(())
     }
 
@@ -92,10 +93,11 @@ impl Past {
         self.position
     }
 
-    /// How many tokens there still is room for.
-    pub(super) fn left(&self) -> usize {
-        let layers = self.layers.iter().map(|layer| layer.room - layer.tokens);
-        layers.min().unwrap_or(usize::MAX)
+    /// How many tokens there still is room for in each of `layers`.
+    pub(super) fn left(&self, layers: impl Iterator<Item = usize>) -> usize {
+        let layers = layers.filter_map(|layer| self.layers.get(layer));
+        let left = layers.map(|layer| layer.room - layer.tokens);
+        left.min().unwrap_or(usize::MAX)
     }
 
     /// Bytes of its keys and values.
@@ -115,18 +117,17 @@ impl Past {
         self.layers.get_mut(index)
     }
 
-    /// Counts tokens whose keys and values every layer was given.
-    pub(super) fn advance(&mut self, tokens: usize) {
-        self.position += tokens;
-        self.ran += tokens;
+    /// Counts the tokens whose keys and values its layers were given; the next token is so many positions on.
+    pub(super) fn advance(&mut self, positions: usize) {
+        self.position += positions;
+        let layers = self.layers.iter_mut();
+        layers.for_each(|layer| layer.counted = layer.tokens);
     }
 
     /// Forgets the keys and values of tokens that were not counted.
     pub(super) fn forget(&mut self) {
-        let ran = self.ran;
-        self.layers
-            .iter_mut()
-            .for_each(|layer| layer.tokens = layer.prefix + ran);
+        let layers = self.layers.iter_mut();
+        layers.for_each(|layer| layer.tokens = layer.counted);
     }
 }
 
@@ -138,6 +139,7 @@ impl Layer {
             room,
             prefix: 0,
             tokens: 0,
+            counted: 0,
             gate: 0.0,
             store: Store::Room {
                 keys: vec![0.0; numbers],
@@ -149,6 +151,7 @@ impl Layer {
     fn begin(&mut self, other: &Self) -> Result<(), Error> {
         self.fits(other.tokens)?;
         (self.prefix, self.tokens, self.gate) = (other.prefix, other.tokens, other.gate);
+        self.counted = self.tokens;
         let (room, length) = (self.room, self.shape.head_dim);
         let filled = other.tokens * length;
         for half in [Half::Keys, Half::Values] {
@@ -305,7 +308,7 @@ mod tests {
 
     #[test]
     fn tokens_are_appended_behind_a_prefix_and_forgotten_where_they_do_not_count() {
-        let mut past = Past::with_room(&[SHAPE; 2], 4);
+        let mut past = Past::with_room(&[SHAPE; 2], &[4; 2]);
         past.begin(&prefix(2)).unwrap();
         let before = seen(past.layer(1).unwrap());
         let rows: Vec<f32> = (200..224).map(|number| number as f32).collect();
@@ -325,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_full_room_leaves_what_is_there_as_it_was() {
-        let mut past = Past::with_room(&[SHAPE; 2], 3);
+        let mut past = Past::with_room(&[SHAPE; 2], &[3; 2]);
         past.begin(&prefix(2)).unwrap();
         let before = seen(past.layer(1).unwrap());
         let full = push(past.layer_mut(1).unwrap(), 2, &[7.0; 24]);

@@ -27,6 +27,21 @@ pub(crate) struct Program {
     /// What makes a score for each token of the vocabulary of a hidden row; `None` where the base has no such head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logits: Option<Logits>,
+    /// What reads a text before the program goes on token by token; `None` where the program reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<Encoder>,
+}
+
+/// The steps that turn a text's embedding rows into the keys and values that a decoder's tokens look at. They have slots
+/// and scratch space of their own, which the program's take again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Encoder {
+    /// As of [`Program`].
+    pub slots: Vec<usize>,
+    pub scratch: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub padding: Option<u32>,
+    pub steps: Vec<Step>,
 }
 
 /// The steps that turn one hidden row into scores of the vocabulary. They have slots and scratch space of their own.
@@ -54,6 +69,7 @@ pub(crate) enum Step {
     Product(Product),
     Tied(Tied),
     Attend(Attend),
+    Keep(Keep),
     Rows(Vec<RowStep>),
 }
 
@@ -90,14 +106,44 @@ pub(crate) struct Attend {
     /// Numbers of one head's value.
     pub value_dim: usize,
     pub query: Heads,
-    pub key: Heads,
-    pub value: Heads,
+    /// Keys and values of the text itself; `None` where its tokens look at those that an encoder kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own: Option<KeyHeads>,
     /// Heads side by side.
     pub output: Columns,
     pub scale: f32,
     /// Scores `s` become `cap tanh(s / cap)`.
     pub cap: Option<f32>,
+    /// What is added to scores by how far a key is from its query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distances: Option<Distances>,
     pub mask: Mask,
+}
+
+/// Keeps a text's keys and values for attentions of a layer that have none of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Keep {
+    pub layer: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub from: KeyHeads,
+}
+
+/// Keys and values by head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyHeads {
+    pub key: Heads,
+    pub value: Heads,
+}
+
+/// A table among the constants, `[heads, before + 1 + after]`: a number for each distance from `before` tokens back to
+/// `after` ahead. Tokens that are farther are as the farthest; those of a prefix have none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Distances {
+    /// Where it begins.
+    pub first: usize,
+    pub before: usize,
+    pub after: usize,
 }
 
 /// Where the heads of a row lie.
@@ -206,12 +252,27 @@ impl Function {
     }
 }
 
-impl Attend {
-    /// Where the heads of the keys or values lie.
+impl KeyHeads {
     pub fn half(&self, half: Half) -> Heads {
         match half {
             Half::Keys => self.key,
             Half::Values => self.value,
+        }
+    }
+}
+
+impl Distances {
+    /// Numbers of one head.
+    pub fn width(&self) -> usize {
+        self.before.saturating_add(self.after).saturating_add(1)
+    }
+}
+
+impl Step {
+    pub fn as_attend(&self) -> Option<&Attend> {
+        match self {
+            Self::Attend(attend) => Some(attend),
+            _ => None,
         }
     }
 }
@@ -239,9 +300,65 @@ impl Program {
             rows: self.max_rows,
         };
         bounds.steps(&self.steps, "the program")?;
+        self.check_crossings()?;
+        if let Some(encoder) = &self.encoder {
+            encoder.check(base, self.max_rows)?;
+        }
         self.logits
             .as_ref()
             .map_or(Ok(()), |logits| logits.check(base))
+    }
+
+    /// Whether keys and values that a step looks at are kept by the encoder, which looks at none.
+    fn check_crossings(&self) -> Result<(), String> {
+        let encoder = self.encoder.as_ref();
+        let encoding = encoder.map_or(&[][..], |encoder| &encoder.steps);
+        let kept = |layer: usize| {
+            let mut steps = encoding.iter();
+            steps.any(|step| matches!(step, Step::Keep(keep) if keep.layer == layer))
+        };
+        let looks = |step: &Step| {
+            let attend = step.as_attend();
+            attend
+                .filter(|attend| attend.own.is_none())
+                .map(|attend| attend.layer)
+        };
+        let logits = self.logits.iter().flat_map(|logits| &logits.steps);
+        if let Some(layer) = encoding.iter().chain(logits.clone()).find_map(looks) {
+            return Err(format!("layer {layer} is looked at before it is kept"));
+        }
+        if let Some(layer) = self
+            .steps
+            .iter()
+            .filter_map(looks)
+            .find(|&layer| !kept(layer))
+        {
+            return Err(format!("layer {layer} is looked at, and nothing keeps it"));
+        }
+        match self
+            .steps
+            .iter()
+            .chain(logits)
+            .any(|step| matches!(step, Step::Keep(_)))
+        {
+            false => Ok(()),
+            true => Err("keys and values are kept outside the encoder".into()),
+        }
+    }
+}
+
+impl Encoder {
+    fn check(&self, base: &Sizes<'_>, rows: usize) -> Result<(), String> {
+        if self.slots.first() != Some(&base.hidden) {
+            return Err("the encoder has no slot for embedding rows".into());
+        }
+        let bounds = Bounds {
+            base,
+            slots: &self.slots,
+            scratch: self.scratch,
+            rows,
+        };
+        bounds.steps(&self.steps, "the encoder")
     }
 }
 
@@ -302,6 +419,7 @@ impl Bounds<'_> {
                 Step::Product(product) => self.product(product),
                 Step::Tied(tied) => self.tied(tied),
                 Step::Attend(attend) => self.attend(attend),
+                Step::Keep(keep) => self.keep(keep),
                 Step::Rows(steps) => steps.iter().try_for_each(|step| self.row(step)),
             };
             checked.map_err(|reason| format!("step {index} of {of}: {reason}"))?;
@@ -372,27 +490,64 @@ impl Bounds<'_> {
         {
             return Err(format!("{heads} heads on {kv_heads}"));
         }
-        if self.base.layers.get(attend.layer) != Some(&(kv_heads, head_dim)) {
-            return Err(format!("layer {} has other heads", attend.layer));
+        self.heads(attend.query, heads, head_dim)?;
+        match &attend.own {
+            Some(own) => self.key_heads(own, attend.layer, (kv_heads, head_dim))?,
+            None => self.layer(attend.layer, (kv_heads, head_dim))?,
         }
-        let many = |at: Heads, count: usize, length: usize| {
-            let columns = Columns {
-                slot: at.slot,
-                first: at.first,
-            };
-            let last = at.step.checked_mul(count - 1);
-            let span = last.and_then(|last| last.checked_add(length));
-            self.columns(columns, span.unwrap_or(usize::MAX))
-        };
-        many(attend.query, heads, head_dim)?;
-        many(attend.key, kv_heads, head_dim)?;
-        many(attend.value, kv_heads, value_dim)?;
+        if attend.own.is_none() && (attend.mask != Mask::default() || attend.distances.is_some()) {
+            return Err("it counts the distance to tokens of another text".into());
+        }
+        if let Some(distances) = attend.distances {
+            let table = heads.checked_mul(distances.width());
+            let end = table.and_then(|table| table.checked_add(distances.first));
+            if end.is_none_or(|end| end > self.base.constants) {
+                return Err("its table of distances is none".into());
+            }
+        }
         self.columns(attend.output, heads.saturating_mul(value_dim))?;
-        let inputs = [attend.query.slot, attend.key.slot, attend.value.slot];
-        match inputs.contains(&attend.output.slot) {
+        let own = attend
+            .own
+            .iter()
+            .flat_map(|own| [own.key.slot, own.value.slot]);
+        match own
+            .chain([attend.query.slot])
+            .any(|slot| slot == attend.output.slot)
+        {
             false => Ok(()),
             true => Err("it reads what it writes".into()),
         }
+    }
+
+    fn keep(&self, keep: &Keep) -> Result<(), String> {
+        let shape = (keep.kv_heads, keep.head_dim);
+        if shape.0 == 0 || shape.1 == 0 {
+            return Err("it keeps no heads".into());
+        }
+        self.key_heads(&keep.from, keep.layer, shape)
+    }
+
+    fn key_heads(&self, at: &KeyHeads, layer: usize, shape: (usize, usize)) -> Result<(), String> {
+        self.layer(layer, shape)?;
+        self.heads(at.key, shape.0, shape.1)?;
+        self.heads(at.value, shape.0, shape.1)
+    }
+
+    fn layer(&self, layer: usize, shape: (usize, usize)) -> Result<(), String> {
+        match self.base.layers.get(layer) == Some(&shape) {
+            true => Ok(()),
+            false => Err(format!("layer {layer} has other heads")),
+        }
+    }
+
+    fn heads(&self, at: Heads, count: usize, length: usize) -> Result<(), String> {
+        let columns = Columns {
+            slot: at.slot,
+            first: at.first,
+        };
+        let last = at.step.checked_mul(count - 1);
+        let span = last.and_then(|last| last.checked_add(length));
+        self.columns(columns, span.unwrap_or(usize::MAX))
     }
 
     fn row(&self, step: &RowStep) -> Result<(), String> {
@@ -502,11 +657,14 @@ mod tests {
                     head_dim: 2,
                     value_dim: 2,
                     query: heads(1),
-                    key: heads(1),
-                    value: heads(1),
+                    own: Some(KeyHeads {
+                        key: heads(1),
+                        value: heads(1),
+                    }),
                     output: columns(0),
                     scale: 1.0,
                     cap: None,
+                    distances: None,
                     mask: Mask::default(),
                 }),
             ],
@@ -521,6 +679,20 @@ mod tests {
                 })],
                 output: columns(1),
                 vocabulary: 9,
+            }),
+            encoder: Some(Encoder {
+                slots: vec![4, 6],
+                scratch: 0,
+                padding: None,
+                steps: vec![Step::Keep(Keep {
+                    layer: 0,
+                    kv_heads: 2,
+                    head_dim: 2,
+                    from: KeyHeads {
+                        key: heads(0),
+                        value: heads(1),
+                    },
+                })],
             }),
         }
     }
@@ -546,6 +718,12 @@ mod tests {
                 _ => unreachable!(),
             }
         }
+        fn keep(program: &mut Program) -> &mut Keep {
+            match &mut program.encoder.as_mut().unwrap().steps[0] {
+                Step::Keep(keep) => keep,
+                _ => unreachable!(),
+            }
+        }
         fn logits(program: &mut Program) -> &mut Logits {
             program.logits.as_mut().unwrap()
         }
@@ -555,7 +733,7 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 28] = [
+        let table: [(&str, Change); 37] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
@@ -600,6 +778,40 @@ mod tests {
             ("has other heads", |program| attend(program).layer = 1),
             ("3 heads on 2", |program| attend(program).heads = 3),
             ("0 heads on 2", |program| attend(program).heads = 0),
+            ("table of distances", |program| {
+                attend(program).distances = Some(Distances {
+                    first: 0,
+                    before: 10,
+                    after: 10,
+                })
+            }),
+            ("nothing keeps it", |program| {
+                attend(program).own = None;
+                keep(program).layer = 1
+            }),
+            ("before it is kept", |program| {
+                let mut step = program.steps[2].clone();
+                if let Step::Attend(attend) = &mut step {
+                    attend.own = None
+                }
+                program.encoder.as_mut().unwrap().steps.push(step)
+            }),
+            ("outside the encoder", |program| {
+                let step = program.encoder.as_ref().unwrap().steps[0].clone();
+                program.steps.push(step)
+            }),
+            ("tokens of another text", |program| {
+                attend(program).own = None;
+                attend(program).mask.after = Some(0)
+            }),
+            ("slot for embedding rows", |program| {
+                program.encoder.as_mut().unwrap().slots[0] = 5
+            }),
+            ("has other heads", |program| keep(program).layer = 1),
+            ("keeps no heads", |program| keep(program).kv_heads = 0),
+            ("are no columns", |program| {
+                keep(program).from.value.first = 3
+            }),
             ("multiplies one row", |program| {
                 let step = logits(program).steps[0].clone();
                 program.steps.push(step)

@@ -8,12 +8,13 @@ use std::{mem, ops::Range};
 use super::{
     super::Input,
     Executor, Operand, Part, Past, Ready, Worker,
-    arena::Block,
+    arena::{Arena, Block},
     attend::{Keys, Scene},
     kernels::Sums,
     no_kernel,
+    past::Layer,
     pool::Pool,
-    program::{Attend, Columns, Product, RowStep, Step, Tied},
+    program::{Attend, Columns, Keep, KeyHeads, Product, RowStep, Step, Tied},
     rows::{Memory, inner, wide},
 };
 use crate::{Error, Weights, map::floats};
@@ -25,6 +26,8 @@ pub(super) enum Before<'a, 'p> {
     Each(&'a (dyn Fn(usize) -> &'p Past + Sync)),
     /// Before the only text what its own keys and values are added to.
     Growing(&'a mut Past),
+    /// The same for what it is told to keep alone.
+    Keeping(&'a mut Past),
 }
 
 /// A text of a run: where its rows begin, and how many there are.
@@ -63,6 +66,7 @@ impl Executor {
                 }
                 Step::Tied(tied) => self.tied(tied, part)?,
                 Step::Attend(attend) => self.attend(attend, (part, index), input, before)?,
+                Step::Keep(keep) => self.keep(keep, part, input.ids.len(), before)?,
                 Step::Rows(steps) => self.rows(steps, part, input, before)?,
             }
         }
@@ -176,23 +180,24 @@ impl Executor {
         let Ready::Scale(scale) = &ready[index] else {
             unreachable!("attentions have a scale")
         };
-        if let Before::Growing(past) = before {
+        if let (Before::Growing(past), Some(own)) = (&mut *before, &attend.own) {
             let layer = past.layer_mut(attend.layer).ok_or_else(no_kernel)?;
-            let numbers = self.arena.view();
-            layer.push(input.ids.len(), |half, head| {
-                let at = attend.half(half);
-                let (begin, width) = slots[at.slot];
-                (&numbers[begin + at.first + head * at.step..], width)
-            })?;
+            push(layer, &self.arena, slots, own, input.ids.len())?;
         }
         let before = &*before;
-        let keys = |text: Text| match before {
-            Before::Nothing => Keys::Joined(None),
-            Before::Each(past) => Keys::Joined(past(text.index).layer(attend.layer)),
-            Before::Growing(past) => past
-                .layer(attend.layer)
-                .map_or(Keys::Joined(None), Keys::Stored),
+        if attend.own.is_none() && !matches!(before, Before::Growing(_)) {
+            return Err(Error::NoPast);
+        }
+        let layer = |text: Text| before.past(text.index)?.layer(attend.layer);
+        let keys = |text: Text| match (attend.own, before, layer(text)) {
+            (_, Before::Growing(_), Some(layer)) | (None, _, Some(layer)) => Keys::Stored(layer),
+            (Some(own), _, layer) => Keys::Joined(own, layer),
+            (None, _, None) => unreachable!("what is kept has a layer"),
         };
+        let image = &self.image;
+        let distances = attend.distances.map_or(&[][..], |distances| {
+            &image.constants()[distances.first..][..attend.heads * distances.width()]
+        });
         let sums = texts(input.lengths).map(|text| text.rows * keys(text).count(text.rows));
         let work = 2 * attend.heads * attend.head_dim * sums.sum::<usize>();
         let pieces = self.pool.count();
@@ -211,11 +216,33 @@ impl Executor {
                     rows: text.rows,
                     keys: keys(text),
                     scale,
+                    distances,
                 };
                 attention.run(attend, scene, head)?;
             }
             Ok(())
         })
+    }
+
+    /// Adds keys and values of the only text to what stands before another.
+    fn keep(
+        &mut self,
+        keep: &Keep,
+        part: usize,
+        rows: usize,
+        before: &mut Before<'_, '_>,
+    ) -> Result<(), Error> {
+        let Before::Keeping(past) = before else {
+            return Err(Error::NoPast);
+        };
+        let layer = past.layer_mut(keep.layer).ok_or_else(no_kernel)?;
+        push(
+            layer,
+            &self.arena,
+            &self.parts[part].slots,
+            &keep.from,
+            rows,
+        )
     }
 
     fn rows(
@@ -255,6 +282,22 @@ impl Executor {
     }
 }
 
+/// Appends the keys and values of `rows` rows to `layer`.
+fn push(
+    layer: &mut Layer,
+    arena: &Arena,
+    slots: &[(usize, usize)],
+    from: &KeyHeads,
+    rows: usize,
+) -> Result<(), Error> {
+    let numbers = arena.view();
+    layer.push(rows, |half, head| {
+        let at = from.half(half);
+        let (begin, width) = slots[at.slot];
+        (&numbers[begin + at.first + head * at.step..], width)
+    })
+}
+
 /// Does all pieces of a step of so many multiplications, where there are enough of them at the same time.
 pub(super) fn each(
     pool: &mut Pool,
@@ -282,12 +325,19 @@ fn share(count: usize, piece: usize, pieces: usize) -> Range<usize> {
 }
 
 impl Before<'_, '_> {
+    fn past(&self, index: usize) -> Option<&Past> {
+        match self {
+            Self::Nothing => None,
+            Self::Each(past) => Some(past(index)),
+            Self::Growing(past) | Self::Keeping(past) => Some(past),
+        }
+    }
+
     /// Position of the first token of text `index`.
     pub fn position(&self, index: usize) -> usize {
         match self {
-            Self::Nothing => 0,
-            Self::Each(past) => past(index).position(),
-            Self::Growing(past) => past.position(),
+            Self::Keeping(_) => 0,
+            before => before.past(index).map_or(0, Past::position),
         }
     }
 }

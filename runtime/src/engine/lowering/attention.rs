@@ -1,13 +1,17 @@
 //! Attentions: products of queries with keys, what happens to the scores, and products of their weights with values.
 
-use preface_graph::onnx::NodeProto;
+use preface_graph::{
+    attention::{Direction, Layout as JointLayout},
+    onnx::NodeProto,
+};
 
 use super::{
     Refused, Rows, Value, Walk,
-    draft::{Attention, Kind, Part},
+    distances::ByDistance,
+    draft::{Attention, Kept, Kind, Part},
     layout::{Atom, Axis, Layout, joined},
 };
-use crate::engine::executor::program::Mask;
+use crate::engine::executor::program::{Distances, Mask};
 
 /// Scores of queries against keys.
 #[derive(Clone, Debug)]
@@ -17,6 +21,7 @@ pub(super) struct Scores {
     scale: f32,
     cap: Option<f32>,
     mask: Mask,
+    distances: Option<ByDistance>,
     /// Dimensions of the scores: heads as places, rows and keys.
     pub layout: Layout,
     /// The site whose Softmax made weights of them.
@@ -75,6 +80,7 @@ impl Walk<'_> {
             keys,
             cap: None,
             mask: Mask::default(),
+            distances: None,
             layout,
             site: None,
         })))
@@ -99,7 +105,7 @@ impl Walk<'_> {
         if scores.site.is_some() {
             return Err(refused("changes the weights of an attention"));
         }
-        let unmasked = scores.mask == Mask::default();
+        let unmasked = scores.mask == Mask::default() && scores.distances.is_none();
         if node.op_type() == "Tanh" {
             if scores.cap.is_some() || !unmasked {
                 return Err(refused("bends scores twice"));
@@ -139,7 +145,14 @@ impl Walk<'_> {
                     number if number <= HIDDEN => Some(false),
                     _ => None,
                 };
-                let mask = self.statics.mask(other, added)?;
+                let mask = match self.statics.mask(other, added) {
+                    Ok(mask) => mask,
+                    Err(reason) => {
+                        let (mask, distances) = self.by_distance(other, &scores, reason)?;
+                        scores.distances = Some(distances);
+                        mask
+                    }
+                };
                 scores.mask = narrower(scores.mask, mask);
             }
             ("Max", _) => {
@@ -151,6 +164,20 @@ impl Walk<'_> {
             _ => return Err(refused("does to scores what the executor does not")),
         }
         Ok(Some(Value::Scores(scores)))
+    }
+
+    /// What `name` adds to `scores` by the distance of their tokens; `reason` says why it is no mask.
+    fn by_distance(
+        &mut self,
+        name: &str,
+        scores: &Scores,
+        reason: Refused,
+    ) -> Result<(Mask, ByDistance), Refused> {
+        let bent = scores.distances.is_some() || scores.cap.is_some_and(f32::is_nan);
+        match self.statics.by_distance(name, HIDDEN)? {
+            Some(found) if !bent => Ok(found),
+            _ => Err(reason),
+        }
     }
 
     /// A choice between scores and a number that hides them.
@@ -237,6 +264,16 @@ impl Walk<'_> {
             [Atom::Inner { size, stride: 1 }] => size,
             _ => return Err(refused("takes its heads in another order")),
         };
+        let crosses = self.base.description.sites[site].direction == Direction::Cross;
+        if crosses && (scores.mask != Mask::default() || scores.distances.is_some()) {
+            return Err(refused("counts the distance to tokens of another text"));
+        }
+        let distances = match &scores.distances {
+            None => None,
+            Some(by) => Some(self.distances(by, heads).ok_or_else(|| {
+                refused("adds numbers for other heads than its own to the scores")
+            })?),
+        };
         let steps = |of: &Heads| of.shared(heads);
         let (queries, keys, mixed) = (steps(&scores.queries), steps(&scores.keys), steps(&values));
         let (Some(queries), Some(keys), Some(mixed)) = (queries, keys, mixed) else {
@@ -246,22 +283,16 @@ impl Walk<'_> {
         if queries.0 != heads || keys.0 != mixed.0 || values.length != length {
             return Err(refused("shares keys and values in different ways"));
         }
-        let part = |of: &Heads| Part {
-            operation: of.rows.operation,
-            first: of.rows.layout.first,
-        };
         let attention = Attention {
             layer: site,
             heads,
             kv_heads: keys.0,
             head_dim: length,
-            operands: [
-                (part(&scores.queries), queries.1),
-                (part(&scores.keys), keys.1),
-                (part(&values), mixed.1),
-            ],
+            query: (scores.queries.part(), queries.1),
+            own: (!crosses).then_some([(scores.keys.part(), keys.1), (values.part(), mixed.1)]),
             scale: scores.scale,
             cap: scores.cap,
+            distances,
             mask: scores.mask,
         };
         let numbers = heads * length;
@@ -293,6 +324,58 @@ impl Walk<'_> {
         }))
     }
 
+    /// The table of `by` among the constants, for `heads` heads.
+    fn distances(&mut self, by: &ByDistance, heads: usize) -> Option<Distances> {
+        let width = by.before + 1 + by.after;
+        let table = match by.table.len() / width {
+            1 => by.table.repeat(heads),
+            count if count == heads => by.table.clone(),
+            _ => return None,
+        };
+        Some(Distances {
+            first: self.draft.constant(&table),
+            before: by.before,
+            after: by.after,
+        })
+    }
+
+    /// Keeps the keys and values of a site for tokens of another text; the operation that does.
+    pub(super) fn keep(&mut self, index: usize) -> Result<usize, Refused> {
+        let base = self.base;
+        let site = &base.description.sites[index];
+        let (kv_heads, head_dim) = (site.kv_heads, site.head_dim);
+        let mut halves = Vec::new();
+        for joint in [&site.key, &site.value] {
+            let refused = |reason: &str| Refused::value(&joint.value, reason);
+            let mut rows = self.rows_named(&joint.value)?;
+            if joint.layout == JointLayout::TokensFirst {
+                rows.layout.axes.swap(1, 2);
+            }
+            if rows.scale != 1.0 || rows.joined.is_some() {
+                return Err(refused("is no product of the text alone"));
+            }
+            let heads = split(rows, &[1, kv_heads]);
+            let heads = heads.ok_or_else(|| refused("has keys of no heads"))?;
+            let (count, step) = heads
+                .shared(kv_heads)
+                .ok_or_else(|| refused("takes its heads in another order"))?;
+            if (count, heads.length) != (kv_heads, head_dim) {
+                return Err(refused("has other heads than its attention"));
+            }
+            halves.push((heads.part(), step));
+        }
+        let [key, value] = halves[..] else {
+            unreachable!("keys and values are two")
+        };
+        let kept = Kept {
+            layer: index,
+            kv_heads,
+            head_dim,
+            from: [key, value],
+        };
+        Ok(self.draft.add(Kind::Keep(kept), 0))
+    }
+
     /// Whether a prefix that joins `site` stands beside just these keys and values.
     fn joins_there(
         &self,
@@ -302,6 +385,7 @@ impl Walk<'_> {
         values: &Heads,
     ) -> Result<(), Refused> {
         let site = &self.base.description.sites[index];
+        let crosses = site.direction == Direction::Cross;
         let refused = |reason: &str| Refused::node(node, reason);
         if values.rows.scale != 1.0 {
             return Err(refused("mixes values that are scaled"));
@@ -312,6 +396,7 @@ impl Walk<'_> {
         ] {
             match (&site.past, heads.rows.joined) {
                 (Some(_), Some(found)) if found == (index, is_key) => {}
+                (None, Some(found)) if crosses && found == (index, is_key) => {}
                 (None, None) => {
                     let Some(Value::Rows(there)) = self.values.get(&joint.value) else {
                         return Err(refused("reads keys that no prefix joins"));
@@ -328,6 +413,13 @@ impl Walk<'_> {
 }
 
 impl Heads {
+    fn part(&self) -> Part {
+        Part {
+            operation: self.rows.operation,
+            first: self.rows.layout.first,
+        }
+    }
+
     /// Heads of its own and the numbers from one to the next, where each serves as many neighbours of `heads`.
     fn shared(&self, heads: usize) -> Option<(usize, usize)> {
         match self.heads[..] {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::engine::executor::program::{Function, Mask};
+use crate::engine::executor::program::{Distances, Function, Mask};
 
 /// Operations, and the constants and weights that they read.
 #[derive(Debug, Default)]
@@ -42,6 +42,7 @@ pub(super) enum Kind {
         residual: Option<Part>,
     },
     Attend(Box<Attention>),
+    Keep(Kept),
     Row(Vec<Draw>),
 }
 
@@ -67,12 +68,26 @@ pub(super) struct Attention {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Queries, keys and values: where they begin, and the numbers from one head to the next.
-    pub operands: [(Part, usize); 3],
+    pub query: HeadPart,
+    /// Keys and values; none where they are those that an encoder kept.
+    pub own: Option<[HeadPart; 2]>,
     pub scale: f32,
     pub cap: Option<f32>,
+    pub distances: Option<Distances>,
     pub mask: Mask,
 }
+
+/// Keys and values that are kept for the attentions of a layer.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub layer: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub from: [HeadPart; 2],
+}
+
+/// Where heads begin, and the numbers from one to the next.
+pub(super) type HeadPart = (Part, usize);
 
 /// One operation on each row, which writes its numbers from `first` on.
 #[derive(Debug)]
@@ -102,6 +117,14 @@ pub(super) enum From {
 }
 
 impl Draft {
+    /// The constants and weights alone.
+    pub fn without_operations(self) -> Self {
+        Self {
+            operations: Vec::new(),
+            ..self
+        }
+    }
+
     pub fn add(&mut self, kind: Kind, numbers: usize) -> usize {
         self.operations.push(Operation { kind, numbers });
         self.operations.len() - 1
@@ -138,9 +161,11 @@ impl Operation {
                 parts.iter().flatten().map(|part| part.operation).collect()
             }
             Kind::Attend(attention) => {
-                let operands = attention.operands.iter();
-                operands.map(|(part, _)| part.operation).collect()
+                let own = attention.own.iter().flatten();
+                let all = own.chain([&attention.query]);
+                all.map(|(part, _)| part.operation).collect()
             }
+            Kind::Keep(kept) => kept.from.map(|(part, _)| part.operation).to_vec(),
             Kind::Row(draws) => {
                 let reads = draws.iter().flat_map(|draw| &draw.inputs);
                 let operations = reads.filter_map(|read| match read.from {

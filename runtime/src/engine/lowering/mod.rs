@@ -5,6 +5,7 @@
 //! ([`draft`]), which [`schedule`] puts in order. A node that is none of these ends the lowering with its name.
 
 mod attention;
+mod distances;
 pub(crate) mod draft;
 mod layout;
 mod moves;
@@ -19,7 +20,8 @@ use std::{
 };
 
 use preface_graph::{
-    Base,
+    Base, Halves,
+    attention::{Direction, Joint, Layout as JointLayout},
     facts::{Fact, Facts},
     onnx::{GraphProto, NodeProto, ValueInfoProto, data_type},
     splice,
@@ -37,7 +39,7 @@ use crate::{
 };
 use attention::Scores;
 use draft::{Draft, Kind, Matrix, Part};
-use layout::{Layout, Tokens};
+use layout::{Atom, Layout, Tokens};
 use statics::{Statics, most_rows, shape_sizes, shapes};
 
 /// A lowered base.
@@ -209,16 +211,28 @@ struct Walk<'a> {
 /// # Errors
 /// The node or value that stops it.
 pub(crate) fn lower(base: &Base) -> Result<Lowering, Refused> {
+    match base.description.kind {
+        preface_graph::Kind::EncoderDecoder => {
+            let halves = base.halves().map_err(failed)?;
+            lower_halving(base, |rows| lower_halves(&halves, rows))
+        }
+        _ => lower_halving(base, |rows| lower_for(base, rows)),
+    }
+}
+
+/// Lowers by `lower` for as many positions as `base` has, or fewer where they are not known.
+fn lower_halving(
+    base: &Base,
+    lower: impl Fn(usize) -> Result<Lowering, Refused>,
+) -> Result<Lowering, Refused> {
     let most = most_rows(base);
     let known = base.description.max_positions.is_some();
     let least = if known { most } else { FEWEST_ROWS };
-    let lowered = lower_for(base, most);
+    let lowered = lower(most);
     let halves = std::iter::successors(Some(most / 2), |rows| Some(rows / 2));
     let mut halves = halves.take_while(|&rows| rows >= least);
     match lowered {
-        Err(refused) => halves
-            .find_map(|rows| lower_for(base, rows).ok())
-            .ok_or(refused),
+        Err(refused) => halves.find_map(|rows| lower(rows).ok()).ok_or(refused),
         lowered => lowered,
     }
 }
@@ -228,9 +242,60 @@ const FEWEST_ROWS: usize = 64;
 
 /// Lowers `base` for texts of at most `rows` tokens.
 fn lower_for(base: &Base, rows: usize) -> Result<Lowering, Refused> {
-    let graph = cut(base)?;
-    let wiring = Wiring::of(&graph);
-    let dynamic = dynamic(base, &graph);
+    lower_decoding(base, rows, Draft::default(), Vec::new())
+}
+
+/// Lowers the halves of an encoder-decoder for texts of at most `rows` tokens on either side.
+fn lower_halves(halves: &Halves, rows: usize) -> Result<Lowering, Refused> {
+    let base = &halves.encoder;
+    let graph = base.model.graph.as_ref();
+    let graph = cut(base, graph.map_or(Vec::new(), |graph| graph.output.clone()))?;
+    let (encoder, weights, draft) =
+        walked(base, &graph, rows, Draft::default(), |mut walk, nodes| {
+            nodes.into_iter().try_for_each(|node| walk.node(node))?;
+            let sites = base.description.sites.iter().enumerate();
+            let looked_at = sites.filter(|(_, site)| site.direction == Direction::Cross);
+            let kept = looked_at.map(|(site, _)| walk.keep(site));
+            let kept = kept.collect::<Result<Vec<_>, _>>()?;
+            let encoder = schedule::encoder(&walk.draft, &kept, walk.statics.padding);
+            let weights = walk.weights(Vec::new())?;
+            Ok((encoder, weights, walk.draft.without_operations()))
+        })?;
+    let mut lowering = lower_decoding(&halves.decoder, rows, draft, weights)?;
+    lowering.program.encoder = Some(encoder);
+    Ok(lowering)
+}
+
+/// Lowers what makes hidden rows and logits; `draft` and `weights` are of what is lowered before.
+fn lower_decoding(
+    base: &Base,
+    rows: usize,
+    draft: Draft,
+    weights: Vec<(Matrix, Vec<f32>)>,
+) -> Result<Lowering, Refused> {
+    let graph = cut(base, made(base))?;
+    walked(base, &graph, rows, draft, |mut walk, nodes| {
+        let needed = needed(&graph, &base.description.hidden_rows);
+        let is_needed =
+            |node: &&NodeProto| node.output.iter().any(|output| needed.contains(&**output));
+        let (body, behind): (Vec<_>, Vec<_>) = nodes.into_iter().partition(is_needed);
+        body.into_iter().try_for_each(|node| walk.node(node))?;
+        let output = walk.hidden_rows()?;
+        let logits = walk.logits(&behind, output);
+        walk.finish(output, logits, weights)
+    })
+}
+
+/// Lets `lower` walk `graph`: it is given the nodes that read the text, in their order.
+fn walked<T>(
+    base: &Base,
+    graph: &GraphProto,
+    rows: usize,
+    draft: Draft,
+    lower: impl FnOnce(Walk<'_>, Vec<&NodeProto>) -> Result<T, Refused>,
+) -> Result<T, Refused> {
+    let wiring = Wiring::of(graph);
+    let dynamic = dynamic(base, graph);
     let few = || Refused("the base has too few positions to tell tokens from widths".into());
     let sizes = shape_sizes(base, rows).ok_or_else(few)?;
     let tokens = Tokens {
@@ -245,9 +310,9 @@ fn lower_for(base: &Base, rows: usize) -> Result<Lowering, Refused> {
         base,
         wiring: &wiring,
         in_logits: false,
-        statics: Statics::new(base, &graph, &wiring, &dynamic, rows),
-        facts: Facts::of(&graph, &sizes),
-        draft: Draft::default(),
+        statics: Statics::new(base, graph, &wiring, &dynamic, rows),
+        facts: Facts::of(graph, &sizes),
+        draft,
         values: HashMap::new(),
         counted: None,
         tokens,
@@ -257,16 +322,20 @@ fn lower_for(base: &Base, rows: usize) -> Result<Lowering, Refused> {
         let reads = node.input.iter().any(|input| dynamic.contains(input));
         reads && node.op_type() != "Shape"
     };
-    let needed = needed(&graph, &base.description.hidden_rows);
-    let (body, behind): (Vec<_>, Vec<_>) = graph
-        .node
-        .iter()
-        .filter(reads_text)
-        .partition(|node| node.output.iter().any(|output| needed.contains(&**output)));
-    body.into_iter().try_for_each(|node| walk.node(node))?;
-    let output = walk.hidden_rows()?;
-    let logits = walk.logits(&behind, output);
-    walk.finish(output, logits)
+    let nodes = graph.node.iter().filter(reads_text).collect();
+    lower(walk, nodes)
+}
+
+/// Keys and values of an encoder that `graph` takes as inputs: the site, and whether they are keys.
+fn encoded<'a>(
+    base: &'a Base,
+    graph: &'a GraphProto,
+) -> impl Iterator<Item = (&'a Joint, usize, bool)> {
+    let sites = base.description.sites.iter().enumerate();
+    let sites = sites.filter(|(_, site)| site.direction == Direction::Cross);
+    let joints =
+        sites.flat_map(|(index, site)| [(&site.key, index, true), (&site.value, index, false)]);
+    joints.filter(|(joint, ..)| graph.input.iter().any(|input| input.name() == joint.value))
 }
 
 /// The values that `name` is made of, itself among them.
@@ -280,24 +349,36 @@ fn needed<'a>(graph: &'a GraphProto, name: &'a str) -> HashSet<&'a str> {
     needed
 }
 
-/// The graph from embedding rows to hidden rows and to the logits, where the base has them.
-fn cut(base: &Base) -> Result<GraphProto, Refused> {
+/// The graph from embedding rows to `outputs`.
+fn cut(base: &Base, outputs: Vec<ValueInfoProto>) -> Result<GraphProto, Refused> {
     let description = &base.description;
     let mut graph = base.model.graph.clone().unwrap_or_default();
-    let failed = |error: preface_graph::Error| Refused(error.to_string());
     splice::cut_embedding(&mut graph, description).map_err(failed)?;
-    let hidden = description.hidden.to_string();
-    let dims = ["1", "sequence", &hidden];
-    let rows = |name: &str| ValueInfoProto::tensor(name, data_type::FLOAT, &dims);
+    splice::prune(&mut graph, outputs);
+    graph.input.push(rows_of(base, &description.embedding_rows));
+    Ok(graph)
+}
+
+fn failed(error: preface_graph::Error) -> Refused {
+    Refused(error.to_string())
+}
+
+/// A value `[1, sequence, hidden]`.
+fn rows_of(base: &Base, name: &str) -> ValueInfoProto {
+    let hidden = base.description.hidden.to_string();
+    ValueInfoProto::tensor(name, data_type::FLOAT, &["1", "sequence", &hidden])
+}
+
+/// The hidden rows, and the logits where the base has them.
+fn made(base: &Base) -> Vec<ValueInfoProto> {
+    let description = &base.description;
     let logits = description.logits.iter().map(|logits| {
         let vocabulary = logits.vocabulary.to_string();
         let dims = ["1", "sequence", &vocabulary];
         ValueInfoProto::tensor(&logits.value, data_type::FLOAT, &dims)
     });
-    let outputs = [rows(&description.hidden_rows)].into_iter().chain(logits);
-    splice::prune(&mut graph, outputs.collect());
-    graph.input.push(rows(&description.embedding_rows));
-    Ok(graph)
+    let hidden_rows = rows_of(base, &description.hidden_rows);
+    [hidden_rows].into_iter().chain(logits).collect()
 }
 
 /// The values that depend on the text, by name.
@@ -306,6 +387,7 @@ fn dynamic(base: &Base, graph: &GraphProto) -> HashSet<String> {
     let mut dynamic: HashSet<String> = inputs.past.iter().cloned().collect();
     dynamic.insert(base.description.embedding_rows.clone());
     dynamic.extend(inputs.token_types.clone());
+    dynamic.extend(encoded(base, graph).map(|(joint, ..)| joint.value.clone()));
     for node in &graph.node {
         if node.op_type() != "Shape" && node.input.iter().any(|input| dynamic.contains(input)) {
             dynamic.extend(node.output.iter().cloned());
@@ -337,6 +419,23 @@ impl Walk<'_> {
                     self.values.insert(name.clone(), Value::Past { site, keys });
                 }
             }
+        }
+        for (joint, site, keys) in encoded(self.base, self.wiring.graph) {
+            let geometry = &description.sites[site];
+            let (heads, length) = (geometry.kv_heads, geometry.head_dim);
+            let mut layout = Layout::plain(&[Some(1), None, Some(heads), Some(length)]);
+            layout.axes[1] = vec![Atom::Key];
+            if joint.layout == JointLayout::HeadsFirst {
+                layout.axes.swap(1, 2);
+            }
+            let rows = Rows {
+                operation,
+                layout,
+                scale: 1.0,
+                sole: false,
+                joined: Some((site, keys)),
+            };
+            self.values.insert(joint.value.clone(), Value::Rows(rows));
         }
     }
 
@@ -378,7 +477,24 @@ impl Walk<'_> {
         logits
     }
 
-    fn finish(mut self, output: Part, logits: Option<Logits>) -> Result<Lowering, Refused> {
+    /// The numbers of the weights behind those that are `known`.
+    fn weights(
+        &mut self,
+        mut known: Vec<(Matrix, Vec<f32>)>,
+    ) -> Result<Vec<(Matrix, Vec<f32>)>, Refused> {
+        for matrix in &self.draft.weights[known.len()..] {
+            let numbers = self.statics.at(&matrix.name, statics::At::Short)?;
+            known.push((matrix.clone(), numbers.values));
+        }
+        Ok(known)
+    }
+
+    fn finish(
+        mut self,
+        output: Part,
+        logits: Option<Logits>,
+        known: Vec<(Matrix, Vec<f32>)>,
+    ) -> Result<Lowering, Refused> {
         let frame = schedule::Frame {
             output,
             max_rows: self.statics.rows,
@@ -386,15 +502,9 @@ impl Walk<'_> {
             padding: self.statics.padding,
             logits,
         };
-        let program = schedule::program(&self.draft, frame);
-        let weights = std::mem::take(&mut self.draft.weights).into_iter();
-        let weights = weights.map(|matrix| {
-            let numbers = self.statics.at(&matrix.name, statics::At::Short)?;
-            Ok((matrix, numbers.values))
-        });
         Ok(Lowering {
-            program,
-            weights: weights.collect::<Result<_, Refused>>()?,
+            program: schedule::program(&self.draft, frame),
+            weights: self.weights(known)?,
             constants: self.draft.constants,
         })
     }

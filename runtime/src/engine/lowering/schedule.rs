@@ -1,8 +1,9 @@
 //! Gives a draft its order and its numbers their places.
 
-use super::draft::{Draft, From, Kind, Part, Read, Weight};
+use super::draft::{Draft, From, HeadPart, Kind, Part, Read, Weight};
 use crate::engine::executor::program::{
-    Attend, Columns, Heads, Logits, Operand, Product, Program, RowStep, Source, Step, Tied,
+    Attend, Columns, Encoder, Heads, Keep, KeyHeads, Logits, Operand, Product, Program, RowStep,
+    Source, Step, Tied,
 };
 
 /// What a program has beside its steps.
@@ -20,7 +21,7 @@ type Stage = Vec<usize>;
 /// The program of `draft`.
 pub(super) fn program(draft: &Draft, frame: Frame) -> Program {
     let (places, steps) =
-        steps(draft, 0, frame.output.operation).expect("operation 0 needs nothing");
+        steps(draft, 0, &[frame.output.operation]).expect("operation 0 needs nothing");
     Program {
         output: places.columns(frame.output),
         slots: places.widths,
@@ -30,12 +31,24 @@ pub(super) fn program(draft: &Draft, frame: Frame) -> Program {
         padding: frame.padding,
         steps,
         logits: frame.logits,
+        encoder: None,
+    }
+}
+
+/// The encoder of `draft`, whose `outputs` are what it keeps.
+pub(super) fn encoder(draft: &Draft, outputs: &[usize], padding: Option<u32>) -> Encoder {
+    let (places, steps) = steps(draft, 0, outputs).expect("operation 0 needs nothing");
+    Encoder {
+        slots: places.widths,
+        scratch: places.most_scratch,
+        padding,
+        steps,
     }
 }
 
 /// What makes the scores `output` of the numbers of operation `from`; `None` where they need more than those.
 pub(super) fn logits(draft: &Draft, from: usize, output: Part) -> Option<Logits> {
-    let (places, steps) = steps(draft, from, output.operation)?;
+    let (places, steps) = steps(draft, from, &[output.operation])?;
     Some(Logits {
         output: places.columns(output),
         slots: places.widths,
@@ -45,10 +58,10 @@ pub(super) fn logits(draft: &Draft, from: usize, output: Part) -> Option<Logits>
     })
 }
 
-/// The steps from operation `from` to `output`; `None` where that needs more than `from` makes.
-fn steps(draft: &Draft, from: usize, output: usize) -> Option<(Places, Vec<Step>)> {
-    let stages = stages(draft, from, output)?;
-    let mut places = Places::new(draft, &stages, from, output);
+/// The steps from operation `from` to `outputs`; `None` where that needs more than `from` makes.
+fn steps(draft: &Draft, from: usize, outputs: &[usize]) -> Option<(Places, Vec<Step>)> {
+    let stages = stages(draft, from, outputs)?;
+    let mut places = Places::new(draft, &stages, from, outputs);
     let mut steps = Vec::new();
     for (at, stage) in stages.iter().enumerate() {
         places.make(draft, stage);
@@ -58,10 +71,10 @@ fn steps(draft: &Draft, from: usize, output: usize) -> Option<(Places, Vec<Step>
     Some((places, steps))
 }
 
-/// The operations between `from` and `output`, in an order in which each finds its inputs made.
-fn stages(draft: &Draft, from: usize, output: usize) -> Option<Vec<Stage>> {
+/// The operations between `from` and `outputs`, in an order in which each finds its inputs made.
+fn stages(draft: &Draft, from: usize, outputs: &[usize]) -> Option<Vec<Stage>> {
     let mut needed = vec![false; draft.operations.len()];
-    let mut open = vec![output];
+    let mut open = outputs.to_vec();
     while let Some(operation) = open.pop() {
         if operation != from && !std::mem::replace(&mut needed[operation], true) {
             open.extend(draft.operations[operation].inputs());
@@ -83,13 +96,13 @@ fn stages(draft: &Draft, from: usize, output: usize) -> Option<Vec<Stage>> {
                     .all(|&input| done[input])
         };
         let all = 0..needed.len();
-        let whole: Vec<usize> = all
-            .clone()
-            .filter(|&operation| ready(&done, operation) && !draft.operations[operation].is_row())
-            .collect();
-        for operation in whole {
-            done[operation] = true;
-            stages.push(vec![operation]);
+        let before = stages.len();
+        // In the order in which they were found, so that what is made for one reader does not wait for others.
+        for operation in all.clone() {
+            if !draft.operations[operation].is_row() && ready(&done, operation) {
+                done[operation] = true;
+                stages.push(vec![operation]);
+            }
         }
         let mut chain = Vec::new();
         for operation in all {
@@ -100,11 +113,7 @@ fn stages(draft: &Draft, from: usize, output: usize) -> Option<Vec<Stage>> {
         }
         if !chain.is_empty() {
             stages.push(chain);
-        } else if !needed
-            .iter()
-            .zip(&done)
-            .any(|(&needed, &done)| needed && !done)
-        {
+        } else if stages.len() == before {
             return Some(stages);
         }
     }
@@ -130,7 +139,7 @@ struct Places {
 }
 
 impl Places {
-    fn new(draft: &Draft, stages: &[Stage], from: usize, output: usize) -> Self {
+    fn new(draft: &Draft, stages: &[Stage], from: usize, outputs: &[usize]) -> Self {
         let count = draft.operations.len();
         let (mut last, mut lasting) = (vec![0; count], vec![false; count]);
         let mut made = vec![usize::MAX; count];
@@ -146,8 +155,10 @@ impl Places {
                 }
             }
         }
-        last[output] = usize::MAX;
-        lasting[output] = true;
+        for &output in outputs {
+            last[output] = usize::MAX;
+            lasting[output] = true;
+        }
         let mut places = vec![None; count];
         places[from] = Some(Place::Slot(0));
         Self {
@@ -165,6 +176,9 @@ impl Places {
         let mut taken: Vec<(usize, usize, usize)> = Vec::new();
         for (step, &operation) in stage.iter().enumerate() {
             let numbers = draft.operations[operation].numbers;
+            if let Kind::Keep(_) = draft.operations[operation].kind {
+                continue;
+            }
             if self.lasting[operation] {
                 self.places[operation] = Some(Place::Slot(self.slot(numbers)));
                 continue;
@@ -236,32 +250,44 @@ impl Places {
                     output: self.columns(output),
                 }),
             },
-            Kind::Attend(attention) => {
-                let [query, key, value] = attention.operands.map(|(part, step)| {
-                    let Columns { slot, first } = self.columns(part);
-                    Heads { slot, first, step }
-                });
-                Step::Attend(Attend {
-                    layer: attention.layer,
-                    heads: attention.heads,
-                    kv_heads: attention.kv_heads,
-                    head_dim: attention.head_dim,
-                    value_dim: attention.head_dim,
-                    query,
-                    key,
-                    value,
-                    output: self.columns(output),
-                    scale: attention.scale,
-                    cap: attention.cap,
-                    mask: attention.mask,
-                })
-            }
+            Kind::Attend(attention) => Step::Attend(Attend {
+                layer: attention.layer,
+                heads: attention.heads,
+                kv_heads: attention.kv_heads,
+                head_dim: attention.head_dim,
+                value_dim: attention.head_dim,
+                query: self.heads(attention.query),
+                own: attention.own.map(|own| self.key_heads(own)),
+                output: self.columns(output),
+                scale: attention.scale,
+                cap: attention.cap,
+                distances: attention.distances,
+                mask: attention.mask,
+            }),
+            Kind::Keep(kept) => Step::Keep(Keep {
+                layer: kept.layer,
+                kv_heads: kept.kv_heads,
+                head_dim: kept.head_dim,
+                from: self.key_heads(kept.from),
+            }),
             _ => Step::Rows(
                 stage
                     .iter()
                     .flat_map(|&operation| self.row_steps(draft, operation))
                     .collect(),
             ),
+        }
+    }
+
+    fn heads(&self, (part, step): HeadPart) -> Heads {
+        let Columns { slot, first } = self.columns(part);
+        Heads { slot, first, step }
+    }
+
+    fn key_heads(&self, [key, value]: [HeadPart; 2]) -> KeyHeads {
+        KeyHeads {
+            key: self.heads(key),
+            value: self.heads(value),
         }
     }
 

@@ -10,6 +10,7 @@ use std::{
 
 use preface_graph::{
     Base,
+    attention::{Direction, Layout as JointLayout},
     facts::Facts,
     inputs::Size,
     onnx::{
@@ -40,6 +41,9 @@ pub(super) enum At {
     /// As `Full`, with ids from this one on.
     From(u32),
 }
+
+/// Values of more numbers are computed anew rather than kept.
+const MOST_KNOWN: usize = 1 << 22;
 
 const SHORT: i64 = 5;
 const PAST: i64 = 3;
@@ -119,6 +123,12 @@ impl<'a> Statics<'a> {
             padding: None,
             known: HashMap::new(),
         }
+    }
+
+    /// The sizes of a few tokens.
+    pub fn few(&self) -> impl Iterator<Item = At> + use<> {
+        let cached = self.cached().then_some(At::Cached);
+        [At::Short].into_iter().chain(cached)
     }
 
     /// Whether the base takes cached keys and values.
@@ -287,7 +297,8 @@ impl<'a> Statics<'a> {
         let numbers = catch_unwind(|| computed(&model))
             .unwrap_or_else(|_| Err(tract_data::internal::format_err!("tract gave up")))
             .map_err(|error| Refused::value(name, &format!("cannot be computed: {error:#}")))?;
-        if !matches!(at, At::Of(_) | At::From(_)) {
+        let is_small = numbers.values.len() <= MOST_KNOWN;
+        if is_small && !matches!(at, At::Of(_) | At::From(_)) {
             self.known.insert(key, numbers.clone());
         }
         Ok(numbers)
@@ -401,6 +412,18 @@ pub(super) fn shapes(
         description.embedding_rows.clone(),
         vec![1, sequence, description.hidden as i64],
     );
+    let sites = description.sites.iter();
+    for site in sites.filter(|site| site.direction == Direction::Cross) {
+        let joints = [&site.key, &site.value].into_iter();
+        for joint in joints.filter(|joint| wiring.producer(&joint.value).is_none()) {
+            let (heads, length) = (site.kv_heads as i64, site.head_dim as i64);
+            let shape = match joint.layout {
+                JointLayout::HeadsFirst => vec![1, heads, sequence, length],
+                JointLayout::TokensFirst => vec![1, sequence, heads, length],
+            };
+            shapes.insert(joint.value.clone(), shape);
+        }
+    }
     shapes
 }
 
@@ -500,14 +523,16 @@ fn band(
         return Some(Mask::default());
     }
     let keys = past + rows;
-    let [leading @ .., height, width] = &numbers.shape[..] else {
+    let [.., height, width] = numbers.shape[..] else {
         return None;
     };
-    if leading.iter().any(|&dim| dim != 1) || (*height, *width) != (rows, keys) {
+    let mut sheets = seen.chunks(rows * keys);
+    let first = sheets.next()?;
+    if (height, width) != (rows, keys) || sheets.any(|sheet| sheet != first) {
         return None;
     }
     let mut bands = Vec::new();
-    for row in seen.chunks(keys) {
+    for row in first.chunks(keys) {
         let (cached, text) = row.split_at(past);
         let first = text.iter().position(|&seen| seen)?;
         let last = text.iter().rposition(|&seen| seen)?;
