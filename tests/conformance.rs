@@ -184,7 +184,7 @@ fn every_export_with_logits_gives_the_same_words() {
     let mut wrong = Vec::new();
     for export in exports {
         let base = Base::open(export.folder()).unwrap();
-        if base.description.kind == Kind::Encoder || spoken(&base).is_empty() {
+        if spoken(&base).is_empty() {
             continue;
         }
         spoke += 1;
@@ -195,6 +195,19 @@ fn every_export_with_logits_gives_the_same_words() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(spoke > 10, "{spoke} decoders");
+}
+
+#[test]
+fn a_mask_token_is_read_where_the_template_puts_it() {
+    let Some(export) = support::export("optimum_bert_mlm") else {
+        return skip("the exports of ../shared");
+    };
+    export.rename(&[(96, "[MASK]")]);
+    let way = Way::exact("auto");
+    assert_eq!(
+        compare(export.folder(), way, &["w5 w9", "w3"], spoken),
+        Ok(())
+    );
 }
 
 /// A prompt in every way in which one enters a base: both forms, behind the text, and gated in the upper layers.
@@ -234,18 +247,25 @@ fn linear(base: &Base) -> Vec<Adapter> {
 fn spoken(base: &Base) -> Vec<Adapter> {
     let described = &base.description;
     let logits = described.logits.as_ref();
-    if logits.is_none_or(|logits| logits.projection.is_none()) {
+    let cannot = described.kind == Kind::Encoder && described.mask_token.is_none();
+    if cannot || logits.is_none_or(|logits| logits.projection.is_none()) {
         return Vec::new();
     }
+    let masked = described.kind == Kind::Encoder;
     let words = json!({
         "head": {"kind": "verbaliser", "classes": CLASSES, "hidden": 0},
         "verbaliser": [[5], [17, 40], [9, 88, 3]],
-        "pooling": "last",
+        "pooling": if masked { "mask" } else { "last" },
+        "template": if masked { "{mask} says {text}" } else { "{text}" },
     });
     let forms = forms(base).into_iter();
-    forms
-        .map(|form| adapter(base, &form, words.clone()))
-        .collect()
+    let spoken = forms.map(|form| adapter(base, &form, words.clone()));
+    let mut adapters: Vec<Adapter> = spoken.collect();
+    if masked {
+        let rows = json!({"pooling": "mask", "template": "{text} or {mask}?"});
+        adapters.push(adapter(base, &self::forms(base)[0], rows));
+    }
+    adapters
 }
 
 /// Every head that the runtime has, and every answer, on one form.

@@ -193,6 +193,8 @@ pub enum Pooling {
     First = 2,
     /// The last real token.
     Last = 3,
+    /// The first mask token: the template puts it beside the text.
+    Mask = 4,
 }
 
 impl Pooling {
@@ -202,6 +204,7 @@ impl Pooling {
             Some(1) => Ok(Self::Mean),
             Some(2) => Ok(Self::First),
             Some(3) => Ok(Self::Last),
+            Some(4) => Ok(Self::Mask),
             _ => Err("the pooling is unknown or not 4 bytes"),
         }
     }
@@ -212,6 +215,7 @@ impl Pooling {
             Self::Mean => 1,
             Self::First => 2,
             Self::Last => 3,
+            Self::Mask => 4,
         }
     }
 
@@ -221,6 +225,7 @@ impl Pooling {
             Self::Mean => "mean",
             Self::First => "first",
             Self::Last => "last",
+            Self::Mask => "mask",
         }
     }
 }

@@ -13,6 +13,9 @@ use crate::{
     tensor::{Role, TensorTable},
 };
 
+/// Where a template takes the base's mask token.
+const MASK: &str = "{mask}";
+
 /// Bytes of the manifest's fixed fields.
 pub const CORE_BYTES: usize = 256;
 /// Bytes of the task id's field; an id has at least one byte less.
@@ -242,6 +245,10 @@ impl<'a> Manifest<'a> {
             (
                 !sees_one_vector || self.pooling.is_some(),
                 "a pooling where it sees one vector",
+            ),
+            (
+                self.pooling != Some(Pooling::Mask) || self.template.contains(MASK),
+                "{mask} in the template where it reads that token",
             ),
             (
                 speaking == spoken_for,

@@ -363,7 +363,6 @@ mod tests {
             ("head", json!({"kind": "generation", "classes": 2})),
             ("verbaliser", json!([[1], [2]])),
             ("decode", json!({"most_tokens": 4, "stop_ids": []})),
-            ("template", json!("{text} is {mask}")),
             ("pooling", json!("mask")),
             ("pooling", json!("max")),
             ("positions", json!("before")),

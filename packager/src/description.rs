@@ -193,7 +193,7 @@ macro_rules! named {
 named!(AnswerKind: Label, Labels, Tags, Text);
 named!(HeadKind: Linear, Verbaliser, FactoredLinear, LabelText, TokenLinear, Generation);
 named!(Inputs: One, Pair);
-named!(Pooling: Mean, First, Last);
+named!(Pooling: Mean, First, Last, Mask);
 named!(Positions: TextFromZero, AfterPrompt);
 
 /// The choice of that name, or what there is to choose from.
@@ -303,13 +303,7 @@ impl Description {
 
     /// Which hidden states the head sees.
     pub(crate) fn pooling(&self) -> Result<Pooling, String> {
-        match &*self.pooling {
-            "mask" => Err(
-                "\"mask\" reads the tokenizer's mask token, which only the trainer can: a bundle reads mean, first or last"
-                    .into(),
-            ),
-            name => named(name),
-        }
+        named(&self.pooling)
     }
 
     /// Positions of prompt and text.
@@ -342,7 +336,13 @@ impl Description {
         self.check_head_fields()?;
         self.check_labels()?;
         self.check_template()?;
-        self.pooling().map_err(|problem| ("pooling", problem))?;
+        let pooling = self.pooling().map_err(|problem| ("pooling", problem))?;
+        if pooling == Pooling::Mask && !self.template.contains("{mask}") {
+            return refuse(
+                "pooling",
+                "\"mask\" reads the token that {mask} puts into the template",
+            );
+        }
         self.positions().map_err(|problem| ("positions", problem))?;
         self.check_answer()?;
         for (field, id) in [
@@ -369,10 +369,6 @@ impl Description {
         let strange = |c: char| c.is_control() && c != '\n' && c != '\t';
         if self.template.chars().any(strange) {
             return refuse("template", "it has control characters");
-        }
-        if self.template.contains("{mask}") {
-            let problem = "{mask} is the tokenizer's mask token, which only the trainer puts in: a bundle has {text} alone";
-            return refuse("template", problem);
         }
         Ok(())
     }

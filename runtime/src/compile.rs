@@ -110,6 +110,7 @@ impl Source {
             max_positions: described.max_positions,
             vocabulary: described.vocabulary,
             placeholder: described.placeholder,
+            mask: described.mask_token,
             start: described.start_token,
             base_id: id(&described.base_id)?,
             tokenizer_id: id(&described.tokenizer_id)?,

@@ -124,6 +124,11 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// A text given as token ids has no mask token, which the head of the task reads.
+    #[error(
+        "the text has no mask token, which the task reads; give it as text, or with that token"
+    )]
+    NoMask,
     /// No task is active.
     #[error("no task is active; load a bundle and activate it")]
     NoTask,

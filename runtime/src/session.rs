@@ -209,6 +209,7 @@ impl Session {
             Form::Ran { .. } => unreachable!("a task is added once"),
         };
         let past = self.ran(&mut task, past)?;
+        self.set_mask(&mut task)?;
         if self.encodes_first() {
             self.make_history()?;
         }
@@ -245,6 +246,22 @@ impl Session {
             None => self.tasks.push(loaded),
         }
         Ok(TaskHandle(place.unwrap_or(self.tasks.len() - 1)))
+    }
+
+    /// Puts the base's mask token into the template of a task that asks for it.
+    fn set_mask(&self, task: &mut Task) -> Result<(), Error> {
+        if !task.template.is_masked() {
+            return Ok(());
+        }
+        let encoder = self.encoder()?;
+        let mask = self.image.description().mask;
+        let mask = mask.and_then(|mask| encoder.token(mask));
+        let mask = mask.ok_or_else(|| Error::Task {
+            task: task.id.clone(),
+            reason: "its template asks for a mask token, and the base has none".into(),
+        })?;
+        task.template.set_mask(&mask);
+        Ok(())
     }
 
     /// Runs a prompt that stands before its text once and keeps its keys and values, where the base's tokens see only
@@ -474,6 +491,13 @@ impl Session {
         let read = match task.pooling {
             // A decoder behind an encoder has run its first token.
             _ if encodes => 0..1,
+            Pooling::Mask => {
+                let mask = self.image.description().mask;
+                let mut tokens = text.ids().iter();
+                let place = tokens.position(|&id| Some(id) == mask);
+                let place = first + place.ok_or(Error::NoMask)?;
+                place..place + 1
+            }
             Pooling::Last if decodes && task.answer.kind != AnswerKind::Tags => all,
             _ => first..first + text.len(),
         };

@@ -139,7 +139,10 @@ impl Status {
             Error::TooLong { .. } | Error::Room { .. } => Self::TooLong,
             Error::Empty => Self::Empty,
             Error::OneText { .. } | Error::TwoTexts { .. } => Self::Inputs,
-            Error::Token { .. } | Error::TokenType { .. } | Error::Padding { .. } => Self::Token,
+            Error::Token { .. }
+            | Error::TokenType { .. }
+            | Error::Padding { .. }
+            | Error::NoMask => Self::Token,
             Error::NotANumber => Self::NotANumber,
             Error::Tokenizer { .. } | Error::Spelling { .. } => Self::Tokenizer,
             Error::Engine { .. }

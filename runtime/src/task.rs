@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use preface_bundle::{
-    AnswerPlan, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role, Tensor,
-    VerifiedBundle,
+    AnswerKind, AnswerPlan, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role,
+    Tensor, VerifiedBundle,
 };
 
 use crate::{
     EngineKind, Error,
     engine::executor::wide,
-    image::{Description, Layer},
+    image::{Description, Kind, Layer},
     map::{Numbers, Pages},
     text::Template,
 };
@@ -393,6 +393,9 @@ impl Task {
                 "it was trained with tokenizer {}, this has {}",
                 self.tokenizer_id, base.tokenizer_id
             ));
+        }
+        if base.kind == Kind::EncoderDecoder && self.answer.kind == AnswerKind::Tags {
+            return Some("it tags words, which a decoder behind an encoder does not read".into());
         }
         let classes = self.labels.len();
         if !self.head.fits(classes, base.hidden) {

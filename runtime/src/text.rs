@@ -151,6 +151,11 @@ impl Encoder {
         })
     }
 
+    /// The spelling of a token, as a text that becomes it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.0.id_to_token(id)
+    }
+
     /// What the tokens below `vocabulary` spell.
     pub fn pieces(&self, vocabulary: usize) -> Result<Pieces, Error> {
         Pieces::of(&self.0, vocabulary)
@@ -171,6 +176,9 @@ fn failed(source: tokenizers::Error) -> Error {
     }
 }
 
+/// Where the mask token goes in a template.
+const MASK: &str = "{mask}";
+
 /// The words around an input: a text with one `{text}` in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Template {
@@ -185,6 +193,18 @@ impl Template {
             before: before.to_owned(),
             after: after.to_owned(),
         })
+    }
+
+    /// Whether the mask token stands beside the text.
+    pub fn is_masked(&self) -> bool {
+        self.before.contains(MASK) || self.after.contains(MASK)
+    }
+
+    /// Puts the mask token in its places.
+    pub fn set_mask(&mut self, mask: &str) {
+        for part in [&mut self.before, &mut self.after] {
+            *part = part.replace(MASK, mask);
+        }
     }
 
     /// Puts `text` in its place.
@@ -217,5 +237,9 @@ mod tests {
         let template = Template::parse("is this {text} or {not}?").unwrap();
         assert_eq!(template.render("{text}"), "is this {text} or {not}?");
         assert_eq!(Template::parse("no place"), None);
+        let mut masked = Template::parse("{mask}: {text}").unwrap();
+        assert_eq!((masked.is_masked(), template.is_masked()), (true, false));
+        masked.set_mask("[MASK]");
+        assert_eq!(masked.render("{mask}"), "[MASK]: {mask}");
     }
 }

@@ -42,6 +42,9 @@ pub struct Description {
     pub vocabulary: usize,
     /// The token that stands in a prompt's slots where a graph still reads ids.
     pub placeholder: u32,
+    /// The token that hides another, where the tokenizer has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<u32>,
     /// The token that a decoder behind an encoder begins with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<u32>,
