@@ -239,6 +239,7 @@ pub(super) mod tests {
                 steps: Vec::new(),
                 output: Columns { slot: 0, first: 0 },
                 logits: None,
+                encoder: None,
             }),
             unlowered: None,
             embeddings: (Weights::F32, writer.weight(&table).unwrap()),
