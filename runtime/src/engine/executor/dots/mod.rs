@@ -312,6 +312,7 @@ mod image_tests {
             Executor::open(image, (1, 1), Threads::default()).map(|_| ())
         };
         open(&weight(OUTPUTS, NAME)).unwrap();
+        let of_floats = super::super::kernels::Kernel::for_rows(8).unwrap();
         let others = [
             (
                 OUTPUTS,
@@ -319,14 +320,7 @@ mod image_tests {
                 "it needs the kernel preface_dots_12x4",
             ),
             (2 * OUTPUTS, NAME, "w is not laid out for"),
-            (
-                OUTPUTS,
-                &super::super::kernels::Kernel::for_rows(8)
-                    .unwrap()
-                    .name()
-                    .to_owned(),
-                "w is not laid out for",
-            ),
+            (OUTPUTS, of_floats.name(), "w is not laid out for"),
         ];
         for (r, name, reason) in others {
             let error = open(&weight(r, name)).unwrap_err().to_string();

@@ -18,12 +18,14 @@ const VECTORS: usize = OUTPUTS / WIDE;
 /// How far ahead of its use a panel is fetched.
 const AHEAD_BYTES: usize = 16 * RECORD;
 
+type Kernel = unsafe fn(&[[u8; RECORD]], &[i32], &mut Sums);
+
 /// A tile, each product of a quad by one instruction.
 ///
 /// # Safety
 /// The processor has AVX-512 with VNNI; `quads` holds those of 1 to 8 `runs` for each record.
 pub(super) unsafe fn vnni(records: &[[u8; RECORD]], quads: &[i32], runs: usize, sums: &mut Sums) {
-    const KERNELS: [unsafe fn(&[[u8; RECORD]], &[i32], &mut Sums); 8] = [
+    const KERNELS: [Kernel; 8] = [
         vnni_of::<1>,
         vnni_of::<2>,
         vnni_of::<3>,
