@@ -54,6 +54,10 @@ enum Command {
     Trust(verbs::trust::Arguments),
     #[cfg(feature = "host")]
     Pack(verbs::pack::Arguments),
+    #[cfg(feature = "host")]
+    Import(verbs::import::Arguments),
+    #[cfg(feature = "host")]
+    Export(verbs::export::Arguments),
     Verify(verbs::verify::Arguments),
     Inspect(verbs::inspect::Arguments),
     #[cfg(feature = "compile")]
@@ -79,6 +83,10 @@ impl Command {
             Self::Trust(arguments) => verbs::trust::run(arguments, output),
             #[cfg(feature = "host")]
             Self::Pack(arguments) => verbs::pack::run(arguments, output),
+            #[cfg(feature = "host")]
+            Self::Import(arguments) => verbs::import::run(arguments, output),
+            #[cfg(feature = "host")]
+            Self::Export(arguments) => verbs::export::run(arguments, output),
             Self::Verify(arguments) => verbs::verify::run(arguments, output),
             Self::Inspect(arguments) => verbs::inspect::run(arguments, output),
             #[cfg(feature = "compile")]

@@ -11,13 +11,13 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{Error, description::Description};
 
-const DESCRIPTION: &str = "preface.json";
-const TENSORS: &str = "adapter_model.safetensors";
-const PROMPT: &str = "prompt_embeddings";
-const WEIGHT: &str = "base_model.classifier.weight";
-const BIAS: &str = "base_model.classifier.bias";
-const FACTORS: [&str; 2] = ["preface.head.factor.0", "preface.head.factor.1"];
-const GATE: &str = "preface.gate";
+pub(crate) const DESCRIPTION: &str = "preface.json";
+pub(crate) const TENSORS: &str = "adapter_model.safetensors";
+pub(crate) const PROMPT: &str = "prompt_embeddings";
+pub(crate) const WEIGHT: &str = "base_model.classifier.weight";
+pub(crate) const BIAS: &str = "base_model.classifier.bias";
+pub(crate) const FACTORS: [&str; 2] = ["preface.head.factor.0", "preface.head.factor.1"];
+pub(crate) const GATE: &str = "preface.gate";
 const MAX_TENSOR_BYTES: u64 = 256 << 20;
 
 /// A trained adapter: what it is, and its numbers in `f32`.
@@ -233,7 +233,7 @@ impl TensorFile<'_> {
     }
 }
 
-fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
+pub(crate) fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
     let bytes = view.data();
     Some(match view.dtype() {
         Dtype::F32 => bytes

@@ -286,8 +286,12 @@ fn refuse(field: &'static str, problem: impl Into<String>) -> Result<(), Problem
 
 impl Description {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let bytes = read(path)?;
-        let description: Self = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        Self::of_json(path, &read(path)?)
+    }
+
+    /// Reads and checks the content of `path`.
+    pub(crate) fn of_json(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        let description: Self = serde_json::from_slice(bytes).map_err(|source| Error::Json {
             path: path.into(),
             source,
         })?;

@@ -56,7 +56,7 @@ pub(crate) enum Place {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyValues {
     pub tokens: usize,
-    /// Whether the base counts the text's positions behind the prefix.
+    /// Whether the text's positions begin behind the prefix, even where the base by itself counts the text alone.
     pub counted: bool,
     /// By the number of the base's layer; the others have none.
     pub layers: BTreeMap<usize, LayerKeyValues>,
@@ -483,9 +483,9 @@ impl KeyValues {
             .prefixes
             .iter()
             .all(|layer| layer.gate.is_some());
-        if self.counted && base.inputs.partial {
+        if self.counted && base.inputs.partial && engine == EngineKind::Plan {
             Some(
-                "its prefix takes the first positions, which this base counts by the text alone"
+                "its prefix takes the first positions, which this base's plan counts by the text alone; compile the base for the executor"
                     .into(),
             )
         } else if !fits {
