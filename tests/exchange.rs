@@ -102,7 +102,7 @@ fn peft_in_pytorch_and_the_runtime_give_the_same_answers() {
             (compared, furthest) = (compared + 1, furthest.max(far));
         }
     }
-    assert!(compared >= 27, "{compared}");
+    assert!(compared >= 33, "{compared}");
     println!("{compared} answers, at most {furthest:e} apart");
 }
 

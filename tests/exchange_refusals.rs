@@ -277,7 +277,7 @@ fn a_head_of_several_layers_is_refused_by_the_name_of_its_tensor() {
     let header = u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
     let text = String::from_utf8(good[8..8 + header].to_vec())
         .unwrap()
-        .replace("score.weight", "classifier.dense.weight");
+        .replace("score.weight", "classifier.other.weight");
     let text = text.trim_end();
     fs::write(
         &path,
@@ -301,7 +301,7 @@ fn a_head_of_several_layers_is_refused_by_the_name_of_its_tensor() {
         &scene.at("x"),
     ]);
     assert!(
-        error.contains("classifier.dense.weight") && error.contains("preface train"),
+        error.contains("classifier.other.weight") && error.contains("preface train"),
         "{error}"
     );
 }
@@ -328,4 +328,34 @@ fn a_bundle_that_nobody_vouches_for_is_not_exported() {
         &output,
     ]);
     assert!(!Path::new(&output).exists());
+}
+
+#[test]
+fn a_classifier_behind_a_pooler_needs_the_pooler() {
+    let scene = Scene::new();
+    let case = case("bert-pooled-prompt");
+    let (source, output) = (case.folder(), scene.at("x"));
+    let base = case.base_folder();
+    let import = [
+        "import",
+        "peft",
+        source.to_str().unwrap(),
+        "--base",
+        &base,
+        "--labels",
+        "a,b,c",
+        "-o",
+        &output,
+    ];
+    let error = scene.refused(&import);
+    assert!(
+        error.contains("pooler") && error.contains("--pooler") && error.contains("--pooling"),
+        "{error}"
+    );
+    let other = golden().join("adapters/gpt2-mlp/adapter_model.safetensors");
+    let error = scene.refused(&[&import[..], &["--pooler", other.to_str().unwrap()]].concat());
+    assert!(
+        error.contains("pooler.dense.weight") && error.contains("model.safetensors"),
+        "{error}"
+    );
 }

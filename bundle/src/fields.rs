@@ -113,6 +113,8 @@ pub enum HeadKind {
     TokenLinear = 5,
     /// Text that the base goes on with.
     Generation = 6,
+    /// `logits = A tanh(B h + c) + b` of one pooled hidden state: a pooler and a linear layer behind it.
+    TanhLinear = 7,
 }
 
 impl HeadKind {
@@ -124,6 +126,7 @@ impl HeadKind {
             4 => Some(Self::LabelText),
             5 => Some(Self::TokenLinear),
             6 => Some(Self::Generation),
+            7 => Some(Self::TanhLinear),
             _ => None,
         }
     }
@@ -137,6 +140,7 @@ impl HeadKind {
             Self::LabelText => 4,
             Self::TokenLinear => 5,
             Self::Generation => 6,
+            Self::TanhLinear => 7,
         }
     }
 
@@ -149,6 +153,7 @@ impl HeadKind {
             Self::LabelText => "label-text",
             Self::TokenLinear => "token-linear",
             Self::Generation => "generation",
+            Self::TanhLinear => "tanh-linear",
         }
     }
 }
@@ -193,6 +198,8 @@ pub enum Pooling {
     First = 2,
     /// The last real token.
     Last = 3,
+    /// The first row of a prompt of embeddings before the text.
+    Prompt = 4,
 }
 
 impl Pooling {
@@ -202,6 +209,7 @@ impl Pooling {
             Some(1) => Ok(Self::Mean),
             Some(2) => Ok(Self::First),
             Some(3) => Ok(Self::Last),
+            Some(4) => Ok(Self::Prompt),
             _ => Err("the pooling is unknown or not 4 bytes"),
         }
     }
@@ -212,6 +220,7 @@ impl Pooling {
             Self::Mean => 1,
             Self::First => 2,
             Self::Last => 3,
+            Self::Prompt => 4,
         }
     }
 
@@ -221,6 +230,7 @@ impl Pooling {
             Self::Mean => "mean",
             Self::First => "first",
             Self::Last => "last",
+            Self::Prompt => "prompt",
         }
     }
 }
@@ -740,7 +750,7 @@ mod tests {
     #[test]
     fn values_outside_the_rules_are_refused() {
         assert!(
-            Head::read(&[7, 0, 2, 0, 8, 0, 0, 0]).is_err(),
+            Head::read(&[8, 0, 2, 0, 8, 0, 0, 0]).is_err(),
             "unknown head"
         );
         assert!(
@@ -748,6 +758,7 @@ mod tests {
             "reserved byte"
         );
         assert!(Pooling::read(&[0, 0, 0, 0]).is_err(), "unknown pooling");
+        assert!(Pooling::read(&[5, 0, 0, 0]).is_err(), "unknown pooling");
         assert!(Positions::read(&[1, 0, 1, 0]).is_err(), "reserved byte");
         assert!(DecodeLimits::read(&[0, 0, 0, 0]).is_err(), "no token");
         assert!(Metrics::read(b"\x01a\0\0\xc0\x7f").is_err(), "nan");

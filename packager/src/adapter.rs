@@ -34,7 +34,8 @@ pub struct Adapter {
     pub gates: Vec<f32>,
     /// The head's weight `[classes, hidden]`; none where its kind has no weight.
     pub head_weight: Vec<f32>,
-    /// The head's bias `[classes]`; none where its kind has no bias.
+    /// The head's bias `[classes]`, of a pooler behind which a linear layer stands `[classes + rank]`; none where its kind
+    /// has no bias.
     pub head_bias: Vec<f32>,
     /// The factors `[classes, rank]` and `[rank, hidden]` of a factored head, otherwise none.
     pub head_factors: [Vec<f32>; 2],
@@ -145,14 +146,14 @@ impl Expected {
         let [classes, hidden, rank] =
             [head.classes, head.width(), head.rank.unwrap_or(0)].map(usize::from);
         let weighted = matches!(head.kind, HeadKind::Linear | HeadKind::TokenLinear);
-        let factored = head.kind == HeadKind::FactoredLinear;
+        let factored = head.is_factored();
         let biased = weighted || factored || head.kind == HeadKind::LabelText;
         let [first, second] = FACTORS;
         Self {
             prompt: Some((PROMPT, vec![form.tokens().into(), form.width()])),
             gates: form.gates().map(|layers| (GATE, vec![layers])),
             weight: weighted.then(|| (WEIGHT, vec![classes, hidden])),
-            bias: biased.then(|| (BIAS, vec![classes])),
+            bias: biased.then(|| (BIAS, vec![head.biases()])),
             factors: [
                 factored.then(|| (first, vec![classes, rank])),
                 factored.then(|| (second, vec![rank, hidden])),

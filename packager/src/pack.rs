@@ -257,9 +257,13 @@ fn level(adapter: &Adapter) -> u32 {
         }
     };
     let own = AnswerPlan::of_head(head.kind) == adapter.description.answer();
+    let pooling = &adapter.description.pooling;
+    if head.kind == HeadKind::TanhLinear || *pooling == Pooling::Prompt.name() {
+        return RUNTIME_LEVEL;
+    }
     match first_form && head.kind == HeadKind::Linear && own {
         true => 1,
-        false => RUNTIME_LEVEL,
+        false => 2,
     }
 }
 

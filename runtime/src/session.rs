@@ -226,7 +226,11 @@ impl Session {
             .tasks
             .iter()
             .position(|loaded| loaded.task.id == task.id);
-        self.room.expect(task.labels.len());
+        let numbers = match &task.head {
+            Head::Rows(head) => head.most_numbers().max(task.labels.len()),
+            _ => task.labels.len(),
+        };
+        self.room.expect(numbers);
         let loaded = Loaded {
             task,
             past,
@@ -458,6 +462,7 @@ impl Session {
         let first = row + task.form.rows_before_text();
         let decodes = self.image.description().kind == Kind::Decoder;
         let read = match task.pooling {
+            Pooling::Prompt => row..row + 1,
             Pooling::Last if decodes && task.answer.kind != AnswerKind::Tags => all,
             _ => first..first + text.len(),
         };

@@ -62,7 +62,7 @@ pub fn case(name: &str) -> Case {
 impl Case {
     /// Whether it can be imported.
     pub fn is_served(&self) -> bool {
-        !self.tasks.is_empty() && self.name != "t5-prefix" && !self.name.contains("pooled")
+        !self.tasks.is_empty() && self.name != "t5-prefix"
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -179,6 +179,10 @@ impl Scene {
         }
         if case.task_type == "SEQ_CLS" {
             arguments.push("--multi-label");
+        }
+        let pooler = golden().join("bases/bert/pooler.safetensors");
+        if case.name.contains("pooled") {
+            arguments.extend(["--pooler", pooler.to_str().unwrap()]);
         }
         if case.tasks.len() > 1 {
             arguments.extend(["--task-index", &task]);

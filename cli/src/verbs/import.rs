@@ -51,6 +51,9 @@ pub struct Arguments {
     /// Which hidden rows the head reads, where the source does not say
     #[arg(long, value_enum)]
     pooling: Option<Pooling>,
+    /// The safetensors file of the model that the prompt was trained on, where its classifier reads the pooler
+    #[arg(long, value_name = "FILE")]
+    pooler: Option<PathBuf>,
     /// Which of several tasks in the source, counted from 0
     #[arg(long, value_name = "N")]
     task_index: Option<usize>,
@@ -151,6 +154,7 @@ fn wishes(arguments: &Arguments) -> Wishes {
     Wishes {
         labels: arguments.labels.clone(),
         pooling: pooling.map(str::to_owned),
+        pooler: arguments.pooler.clone(),
         task_index: arguments.task_index,
         most_tokens: arguments.most_tokens,
         template: arguments.template.clone(),

@@ -25,7 +25,14 @@ pub fn adapter_of(path: &Path, bundle: &VerifiedBundle<'_>) -> Result<Adapter, E
     );
     let mut bias = read(bundle.tensor(Role::HeadBias))?;
     if biased && bias.is_empty() {
-        bias = vec![0.0; classes];
+        let inner = match manifest.head.kind {
+            HeadKind::TanhLinear => bundle
+                .tensors_of(Role::HeadFactor)
+                .next()
+                .map_or(0, |factor| factor.spec().dim(1)),
+            _ => 0,
+        };
+        bias = vec![0.0; classes + inner];
     }
     let mut factors = bundle.tensors_of(Role::HeadFactor);
     let (form, prompt) = match manifest.form {

@@ -21,6 +21,7 @@ pub(super) struct Parts<'a> {
     pub form: Value,
     pub head: HeadKind,
     pub classes: usize,
+    pub rank: Option<usize>,
     pub labels: &'a [String],
     pub pooling: &'a str,
     /// Where it came from.
@@ -39,7 +40,7 @@ pub(super) fn card(
         "format": 2,
         "method": parts.method,
         "form": parts.form,
-        "head": {"kind": parts.head.name(), "classes": parts.classes, "hidden": target.hidden},
+        "head": {"kind": parts.head.name(), "classes": parts.classes, "hidden": target.hidden, "rank": parts.rank},
         "labels": parts.labels,
         "template": wishes.template,
         "pooling": parts.pooling,
@@ -92,7 +93,7 @@ pub(super) fn own_tensors(adapter: &Adapter) -> Vec<Named<'_>> {
         (PROMPT, prompt_shape(form), &adapter.prompt),
         (GATE, vec![adapter.gates.len()], &adapter.gates),
         (WEIGHT, vec![classes, hidden], &adapter.head_weight),
-        (BIAS, vec![classes], &adapter.head_bias),
+        (BIAS, vec![adapter.head_bias.len()], &adapter.head_bias),
         (FACTORS[0], vec![classes, rank], first),
         (FACTORS[1], vec![rank, hidden], second),
     ];

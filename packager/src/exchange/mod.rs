@@ -83,6 +83,8 @@ pub struct Wishes {
     pub most_tokens: u16,
     /// Text around an input.
     pub template: String,
+    /// A safetensors file with the model's pooler, where a classifier reads it.
+    pub pooler: Option<PathBuf>,
     /// Whether a text may have several labels.
     pub several_labels: bool,
     /// Files that may hold `id2label`, the first that does counts.

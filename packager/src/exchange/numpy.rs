@@ -48,6 +48,7 @@ pub fn import_numpy(path: &Path, target: &Target, wishes: &Wishes) -> Result<Imp
         form: json!({"kind": "embeddings", "tokens": tokens, "hidden": hidden}),
         head: head.kind,
         classes: head.classes,
+        rank: None,
         labels: &head.labels,
         pooling: &head.pooling,
         receipt: json!({"imported_from": "numpy"}),

@@ -156,6 +156,7 @@ pub fn import_ort_adapter(
         form,
         head: head.kind,
         classes: head.classes,
+        rank: None,
         labels: &head.labels,
         pooling: &head.pooling,
         receipt: json!({"imported_from": "ort-adapter"}),

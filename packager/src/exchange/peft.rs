@@ -56,6 +56,7 @@ pub fn import_peft(folder: &Path, target: &Target, wishes: &Wishes) -> Result<Im
         form,
         head: head.kind,
         classes: head.classes,
+        rank: head.rank(),
         labels: &head.labels,
         pooling: &head.pooling,
         receipt: receipt(&config),
@@ -67,7 +68,7 @@ pub fn import_peft(folder: &Path, target: &Target, wishes: &Wishes) -> Result<Im
         gates: Vec::new(),
         head_weight: head.weight,
         head_bias: head.bias,
-        head_factors: [Vec::new(), Vec::new()],
+        head_factors: head.factors,
     };
     Ok(Imported {
         adapter,

@@ -193,6 +193,19 @@ fn head(
         ]
     };
     match (kind, target.kind) {
+        (HeadKind::TanhLinear, _) => {
+            differences.extend(pooler_difference(description));
+            let [weight, _] = &adapter.head_factors;
+            let width = weight.len().checked_div(rows).unwrap_or(0);
+            let bias = adapter.head_bias.get(..rows).unwrap_or_default().to_vec();
+            (
+                "SEQ_CLS",
+                vec![
+                    (BIAS, vec![rows], bias),
+                    (WEIGHT, vec![rows, width], weight.clone()),
+                ],
+            )
+        }
         (HeadKind::Generation, BaseKind::EncoderDecoder) => ("SEQ_2_SEQ_LM", vec![]),
         (HeadKind::Generation, _) => ("CAUSAL_LM", vec![]),
         (HeadKind::TokenLinear, BaseKind::Encoder) => ("TOKEN_CLS", biased(weight)),
@@ -223,6 +236,19 @@ fn head(
             ("FEATURE_EXTRACTION", biased(weight))
         }
     }
+}
+
+/// Where PEFT's classifier reads another row: it reads the first of all.
+fn pooler_difference(description: &Description) -> Option<String> {
+    let first = match description.form {
+        Form::Embeddings { .. } => "prompt",
+        Form::KeyValues { .. } => "first",
+    };
+    let words = format!(
+        "PEFT's classifier reads the first of all rows, this adapter's the {} one of its text",
+        description.pooling
+    );
+    (description.pooling != first).then_some(words)
 }
 
 /// The weight `[classes, hidden]` that the factors of a head make.

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Makes the golden files of tests/exchange.rs with real PEFT: run it on the Python of `make peft`, with onnx and onnxscript.
+"""Makes the golden files of tests/exchange.rs with real PEFT: run it on the Python of `make peft`.
 
     make.py [FOLDER]    default: the folder of this file
 
-  bases/NAME      a random base of a few tens of KB as an ONNX folder: BERT, GPT-2, Llama with grouped queries, T5
+  bases/NAME      a random base of a few tens of KB as an ONNX folder: BERT, GPT-2, Llama with grouped queries, T5;
+                  of BERT also its pooler, which the ONNX does not have
   adapters/NAME   what PEFT's save_pretrained wrote
   expected.json   for each adapter what PEFT in PyTorch answers: logits [labels] of each text, [words, labels] where
                   tokens are labelled, or the generated words
@@ -23,6 +24,7 @@ import peft
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from safetensors.torch import save_file
 from transformers import (
     BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel, GPT2Config, GPT2ForSequenceClassification,
     GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration,
@@ -139,6 +141,9 @@ def export(model, name, folder):
     del proto.functions[:]
     onnx.save(proto, folder / "model.onnx")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    if name == "bert":
+        pooler = {key: value for key, value in model.state_dict().items() if key.startswith("pooler.")}
+        save_file(pooler, folder / "pooler.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(CONFIGS[name].to_dict() | {"torch_dtype": None}, default=str))
 
 

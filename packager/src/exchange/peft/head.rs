@@ -4,15 +4,20 @@ use std::path::Path;
 
 use preface_bundle::HeadKind;
 
-use super::{File, PROMPT, TASK_COLUMNS, TASK_ROWS, foreign, labels_of};
+use super::{File, Kind, PROMPT, TASK_COLUMNS, TASK_ROWS, foreign, labels_of};
 use crate::{
     Error,
-    exchange::{BaseKind, Target, Wishes},
+    adapter::read,
+    exchange::{BaseKind, Target, Wishes, source::Source},
 };
 
 /// Names of the head that PEFT saves, with and without a level between.
 const PREFIXES: [&str; 2] = ["base_model.", "base_model.model."];
 const LAYERS: [&str; 2] = ["classifier", "score"];
+
+/// Names of the dense layer of a head with a tanh behind it, and of what is behind that.
+const DENSE: [&str; 2] = ["classifier.dense", "classifier.out_proj"];
+const POOLER: &str = "pooler.dense";
 
 /// A head with its labels.
 pub(in crate::exchange) struct PeftHead {
@@ -22,17 +27,27 @@ pub(in crate::exchange) struct PeftHead {
     pub pooling: String,
     pub weight: Vec<f32>,
     pub bias: Vec<f32>,
+    /// Of a classifier behind a pooler: its weight, and the pooler's.
+    pub factors: [Vec<f32>; 2],
 }
 
 impl PeftHead {
     pub(super) fn of(file: &File<'_>, notes: &mut Vec<String>) -> Result<Self, Error> {
-        match (file.config.task_type(), layer(file)?) {
-            ("CAUSAL_LM" | "SEQ_2_SEQ_LM", None) => generation(file.source.path, file.target, notes),
-            ("SEQ_CLS" | "FEATURE_EXTRACTION" | "", Some(layer)) => {
-                linear(file, &layer, HeadKind::Linear, pooling(file)?)
+        let layers = Layers::of(file)?;
+        match (file.config.task_type(), layers.last) {
+            ("CAUSAL_LM" | "SEQ_2_SEQ_LM", None) => {
+                generation(file.source.path, file.target, notes)
             }
-            ("TOKEN_CLS", Some(layer)) => linear(file, &layer, HeadKind::TokenLinear, "mean".into()),
-            ("FEATURE_EXTRACTION" | "", None) => alone(file.source.path, file.target, file.wishes, notes),
+            ("SEQ_CLS", Some(last)) if through_pooler(file) => {
+                pooled(file, &last, layers.dense.as_deref(), notes)
+            }
+            ("SEQ_CLS" | "FEATURE_EXTRACTION" | "", Some(last)) => {
+                linear(file, &last, HeadKind::Linear, pooling(file)?)
+            }
+            ("TOKEN_CLS", Some(last)) => linear(file, &last, HeadKind::TokenLinear, "mean".into()),
+            ("FEATURE_EXTRACTION" | "", None) => {
+                alone(file.source.path, file.target, file.wishes, notes)
+            }
             (task @ ("SEQ_CLS" | "TOKEN_CLS"), None) => Err(file.refuse(format!(
                 "its task type is {task}, and it holds no classifier or score; save it with modules_to_save=[\"classifier\"]"
             ))),
@@ -42,58 +57,164 @@ impl PeftHead {
             ))),
         }
     }
-}
 
-/// The name of the linear layer before `.weight`; refuses tensors that are no part of it.
-fn layer(file: &File<'_>) -> Result<Option<String>, Error> {
-    let names = file.source.names();
-    let candidates = PREFIXES
-        .iter()
-        .flat_map(|prefix| LAYERS.map(|layer| format!("{prefix}{layer}")));
-    let layer = { candidates }.find(|layer| names.contains(&&*format!("{layer}.weight")));
-    let of_prompt = [PROMPT, TASK_COLUMNS, TASK_ROWS];
-    let of_head = layer
-        .as_ref()
-        .map(|layer| [format!("{layer}.weight"), format!("{layer}.bias")]);
-    let strange = names.iter().find(|name| {
-        let in_head = of_head
-            .as_ref()
-            .is_some_and(|head| head.iter().any(|one| one == **name));
-        !of_prompt.contains(*name) && !in_head
-    });
-    match strange {
-        None => Ok(layer),
-        Some(name) => Err(file.refuse(format!(
-            "the tensor {name:?} is no part of a prompt with one linear layer behind it (classifier or score), and heads of \
-             several layers are not served; train the head as one linear layer, or take `preface train`"
-        ))),
+    /// One without numbers.
+    fn empty() -> Self {
+        Self {
+            kind: HeadKind::Linear,
+            classes: 0,
+            labels: Vec::new(),
+            pooling: String::new(),
+            weight: Vec::new(),
+            bias: Vec::new(),
+            factors: [Vec::new(), Vec::new()],
+        }
+    }
+
+    /// The width between the layers.
+    pub(super) fn rank(&self) -> Option<usize> {
+        self.factors[0]
+            .len()
+            .checked_div(self.classes)
+            .filter(|rank| *rank > 0)
     }
 }
 
-fn linear(
-    file: &File<'_>,
-    layer: &str,
-    kind: HeadKind,
-    pooling: String,
-) -> Result<PeftHead, Error> {
-    let (weight, bias) = (format!("{layer}.weight"), format!("{layer}.bias"));
-    let hidden = usize::from(file.target.hidden);
-    let classes = file.source.shape(&weight)?.first().copied().unwrap_or(0);
-    let because = format!("the head reads the base's hidden rows of {hidden}");
-    let values = file.source.values(&weight, &[classes, hidden], &because)?;
-    let bias = match file.source.names().contains(&&*bias) {
-        true => file
-            .source
-            .values(&bias, &[classes], "one number for each row of its weight")?,
-        false => vec![0.0; classes],
+/// The head's layers by the names of their tensors before `.weight` and `.bias`.
+struct Layers {
+    /// The linear layer that gives the logits.
+    last: Option<String>,
+    /// The dense layer before it, where the file has it.
+    dense: Option<String>,
+}
+
+impl Layers {
+    /// Refuses tensors that are no part of them.
+    fn of(file: &File<'_>) -> Result<Self, Error> {
+        let names = file.source.names();
+        let is_there = |layer: &String| names.contains(&&*format!("{layer}.weight"));
+        let with_prefix = |layers: &[&str]| {
+            let all = layers
+                .iter()
+                .flat_map(|layer| PREFIXES.map(|prefix| format!("{prefix}{layer}")));
+            { all }.find(|layer| is_there(layer))
+        };
+        let [dense, behind] = DENSE.map(|layer| with_prefix(&[layer]));
+        let pooler = names.iter().find_map(|name| {
+            name.strip_suffix(".weight")
+                .filter(|layer| layer.ends_with(POOLER))
+        });
+        let layers = match (behind, with_prefix(&LAYERS)) {
+            (Some(last), _) => Self {
+                last: Some(last),
+                dense,
+            },
+            (None, last) => Self {
+                last,
+                dense: pooler.map(str::to_owned),
+            },
+        };
+        let of_head = [&layers.last, &layers.dense].into_iter().flatten();
+        let of_head: Vec<String> = of_head
+            .flat_map(|layer| [format!("{layer}.weight"), format!("{layer}.bias")])
+            .collect();
+        let of_prompt = [PROMPT, TASK_COLUMNS, TASK_ROWS];
+        let strange = names
+            .iter()
+            .find(|name| !of_prompt.contains(*name) && !of_head.iter().any(|one| one == **name));
+        match strange {
+            None => Ok(layers),
+            Some(name) => Err(file.refuse(format!(
+                "the tensor {name:?} is no part of a prompt with a classifier or score behind it, and other heads are not \
+                 served; train the head as one linear layer, or take `preface train`"
+            ))),
+        }
+    }
+}
+
+/// Whether the classifier reads one row through a pooler: that of an encoder does, where nothing else is asked for.
+fn through_pooler(file: &File<'_>) -> bool {
+    file.target.kind == BaseKind::Encoder && file.wishes.pooling.is_none()
+}
+
+/// A linear layer: classes and weight `[classes, width]`, and bias.
+fn layer(
+    source: &Source<'_>,
+    name: &str,
+    width: usize,
+) -> Result<(usize, Vec<f32>, Vec<f32>), Error> {
+    let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+    let rows = source.shape(&weight)?.first().copied().unwrap_or(0);
+    let because = format!("it reads rows of {width}");
+    let values = source.values(&weight, &[rows, width], &because)?;
+    let bias = match source.names().contains(&&*bias) {
+        true => source.values(&bias, &[rows], "one number for each row of its weight")?,
+        false => vec![0.0; rows],
     };
+    Ok((rows, values, bias))
+}
+
+fn linear(file: &File<'_>, name: &str, kind: HeadKind, pooling: String) -> Result<PeftHead, Error> {
+    let (classes, weight, bias) = layer(file.source, name, file.target.hidden.into())?;
     Ok(PeftHead {
         kind,
         classes,
         labels: labels(file, classes)?,
         pooling,
-        weight: values,
+        weight,
         bias,
+        ..PeftHead::empty()
+    })
+}
+
+/// A classifier behind a dense layer and tanh. PEFT's model reads the first of all rows: with a prompt of embeddings that
+/// is a row of the prompt, with a prefix the text's first.
+fn pooled(
+    file: &File<'_>,
+    last: &str,
+    dense: Option<&str>,
+    notes: &mut Vec<String>,
+) -> Result<PeftHead, Error> {
+    let hidden = usize::from(file.target.hidden);
+    let (rank, pooler, pooler_bias) = match (dense, &file.wishes.pooler) {
+        (Some(dense), _) => layer(file.source, dense, hidden)?,
+        (None, Some(path)) => {
+            let bytes = read(path)?;
+            let source = Source::read(path, &bytes)?;
+            let found = source.names().into_iter().find_map(|name| {
+                name.strip_suffix(".weight")
+                    .filter(|name| name.ends_with(POOLER))
+            });
+            let name = found.map(str::to_owned).ok_or_else(|| {
+                foreign(path, format!("it has no {POOLER}.weight; name the model.safetensors of the model that the prompt was trained on"))
+            })?;
+            layer(&source, &name, hidden)?
+        }
+        (None, None) => {
+            return Err(file.refuse(
+                "its classifier reads one row through the base's pooler (a dense layer and tanh), which PEFT does not save; \
+                 pass --pooler the model.safetensors of that model, or if yours reads hidden rows themselves, --pooling first, \
+                 mean or last",
+            ));
+        }
+    };
+    let (classes, weight, mut bias) = layer(file.source, last, rank)?;
+    bias.extend(pooler_bias);
+    let pooling = match file.config.kind {
+        Kind::KeyValues => "first",
+        Kind::Embeddings | Kind::Tasks => {
+            notes.push("the classifier reads the first virtual token, as PEFT's model does".into());
+            "prompt"
+        }
+    };
+    Ok(PeftHead {
+        kind: HeadKind::TanhLinear,
+        classes,
+        labels: labels(file, classes)?,
+        pooling: pooling.into(),
+        bias,
+        factors: [weight, pooler],
+        ..PeftHead::empty()
     })
 }
 
@@ -118,22 +239,17 @@ fn labels(file: &File<'_>, classes: usize) -> Result<Vec<String>, Error> {
     }
 }
 
-/// Which row the head reads: a decoder's classifier the last. An encoder's goes through the base's pooler in PEFT.
+/// Which row the head reads: a decoder's classifier the last.
 fn pooling(file: &File<'_>) -> Result<String, Error> {
     if let Some(pooling) = &file.wishes.pooling {
         return Ok(pooling.clone());
     }
-    match (file.target.kind, file.config.task_type()) {
-        (BaseKind::Decoder, _) => Ok("last".into()),
-        (BaseKind::Encoder, "SEQ_CLS") => Err(file.refuse(
-            "the classifier of an encoder usually reads one row through the base's pooler (a dense layer and tanh), which a \
-             linear head has not; if yours reads hidden rows themselves, say which with --pooling first, mean or last, \
-             otherwise train it again with `preface train`",
-        )),
-        (BaseKind::Encoder, _) => {
+    match file.target.kind {
+        BaseKind::Decoder => Ok("last".into()),
+        BaseKind::Encoder => {
             Err(file.refuse("nothing says which rows its head reads; pass --pooling first, mean or last"))
         }
-        (BaseKind::EncoderDecoder, _) => Err(file.refuse(
+        BaseKind::EncoderDecoder => Err(file.refuse(
             "the classifier of an encoder-decoder has several layers and is not served; train it with `preface train`",
         )),
     }
@@ -155,8 +271,7 @@ fn generation(path: &Path, target: &Target, notes: &mut Vec<String>) -> Result<P
         classes: 0,
         labels: Vec::new(),
         pooling: "last".into(),
-        weight: Vec::new(),
-        bias: Vec::new(),
+        ..PeftHead::empty()
     })
 }
 
@@ -184,7 +299,7 @@ pub(in crate::exchange) fn alone(
         classes: labels.len(),
         labels: labels.clone(),
         pooling: wishes.pooling.clone().unwrap_or_else(|| "mean".into()),
-        weight: Vec::new(),
         bias: vec![0.0; labels.len()],
+        ..PeftHead::empty()
     })
 }
