@@ -139,6 +139,16 @@ fn an_adapter_for_another_base_is_refused_with_both_shapes() {
     );
 }
 
+/// A change of a good folder: its name, the tensors (none: a pickle), the configuration where it is another, what is
+/// said of it, and the way out.
+type Hostile = (
+    &'static str,
+    Option<Vec<u8>>,
+    Option<String>,
+    &'static str,
+    &'static str,
+);
+
 /// What an attacker, or a bad copy, makes of the files of a good adapter.
 #[test]
 fn hostile_folders_are_refused_and_nothing_is_written() {
@@ -163,7 +173,7 @@ fn hostile_folders_are_refused_and_nothing_is_written() {
     let last = good.len() - 4;
     with_nan[last..].copy_from_slice(&f32::NAN.to_le_bytes());
     let config = |text: &str| Some(text.to_owned());
-    let table: [(&str, Option<Vec<u8>>, Option<String>, &str, &str); 10] = [
+    let table: [Hostile; 10] = [
         (
             "cut short",
             Some(good[..good.len() - 5].to_vec()),
@@ -222,7 +232,13 @@ fn hostile_folders_are_refused_and_nothing_is_written() {
             "no configuration of PEFT",
             "save the adapter again",
         ),
-        ("no tensors", None, None, "adapter_model.bin", "never"),
+        (
+            "no tensors",
+            None,
+            None,
+            "adapter_model.bin",
+            "safe_serialization=True",
+        ),
         (
             "not there",
             Some(good.clone()),
@@ -241,11 +257,6 @@ fn hostile_folders_are_refused_and_nothing_is_written() {
         if let Some(config) = config {
             fs::write(at("adapter_config.json"), config).unwrap();
         }
-        let way_out = if way_out == "never" {
-            "safe_serialization=True"
-        } else {
-            way_out
-        };
         let output = scene.at("hostile-out");
         let error = scene.refused(&[
             "import",

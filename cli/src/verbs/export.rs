@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use preface_bundle::{Frame, Policy, TrustStore};
 use preface_packager::{
@@ -135,10 +135,5 @@ fn adapter(source: &Path, trust: Option<&Path>) -> anyhow::Result<Adapter> {
         .with_context(name)?;
     let decoded = decode(&admitted).with_context(name)?;
     let bundle = admitted.open(&decoded).with_context(name)?;
-    ensure!(
-        !bundle.tensors().next().is_none(),
-        "{} holds no prompt",
-        name()
-    );
     Ok(adapter_of(source, &bundle)?)
 }
