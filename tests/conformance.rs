@@ -61,9 +61,10 @@ impl Way {
 }
 
 /// Weights in fewer bits.
-const NARROW: [Way; 3] = [
+const NARROW: [Way; 4] = [
     Way::narrow("f16", 1e-2),
     Way::narrow("i8", 0.05),
+    Way::narrow("i8a8", 0.1),
     Way::narrow("i4", 0.3),
 ];
 

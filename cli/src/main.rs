@@ -70,6 +70,10 @@ enum Command {
     Attach(verbs::attach::Arguments),
     #[cfg(feature = "host")]
     Minisig(verbs::minisig::Arguments),
+    #[cfg(feature = "host")]
+    Import(verbs::import::Arguments),
+    #[cfg(feature = "host")]
+    Export(verbs::export::Arguments),
     Verify(verbs::verify::Arguments),
     Inspect(verbs::inspect::Arguments),
     #[cfg(feature = "registry")]
@@ -113,6 +117,10 @@ impl Command {
             Self::Attach(arguments) => verbs::attach::run(&arguments, output),
             #[cfg(feature = "host")]
             Self::Minisig(arguments) => verbs::minisig::run(&arguments, output),
+            #[cfg(feature = "host")]
+            Self::Import(arguments) => verbs::import::run(arguments, output),
+            #[cfg(feature = "host")]
+            Self::Export(arguments) => verbs::export::run(arguments, output),
             Self::Verify(arguments) => verbs::verify::run(arguments, output),
             Self::Inspect(arguments) => verbs::inspect::run(arguments, output),
             #[cfg(feature = "registry")]

@@ -187,6 +187,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A file of another program holds what this one does not take.
+    #[error("{path}: {problem}")]
+    Foreign {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it holds, and the way out.
+        problem: String,
+    },
     /// The system gave no random bytes.
     #[error("cannot make a key: the system gives no random bytes")]
     Random {

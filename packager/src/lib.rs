@@ -4,12 +4,14 @@
 //! byte the same for the same input and key, and verifies it before handing it out; [`packed_len`]
 //! says how long it will be, without a key, and [`pack_unsigned`] leaves out the signatures that [`Signing`] adds.
 //! [`SecretKey`] signs; [`write_trust`] and its neighbours write the text that devices trust;
+//! [`exchange`] reads and writes what other programs make: PEFT's folders, numpy arrays, ONNX Runtime's adapter files.
 //! [`write_file`] is how every file is written: whole or not at all.
 
 mod adapter;
 mod description;
 mod encode;
 mod error;
+pub mod exchange;
 mod file;
 mod foreign;
 mod index;

@@ -278,9 +278,14 @@ fn level(adapter: &Adapter) -> u32 {
         }
     };
     let own = AnswerPlan::of_head(head.kind) == adapter.description.answer();
+    let pooling = &adapter.description.pooling;
+    let late = [Pooling::Mask, Pooling::Prompt].map(Pooling::name);
+    if head.kind == HeadKind::TanhLinear || late.contains(&&**pooling) {
+        return RUNTIME_LEVEL;
+    }
     match first_form && head.kind == HeadKind::Linear && own {
         true => 1,
-        false => RUNTIME_LEVEL,
+        false => 2,
     }
 }
 

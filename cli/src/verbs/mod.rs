@@ -14,6 +14,10 @@ pub mod demo;
 pub mod doctor;
 #[cfg(feature = "host")]
 pub mod eval;
+#[cfg(feature = "host")]
+pub mod export;
+#[cfg(feature = "host")]
+pub mod import;
 pub mod index;
 pub mod inspect;
 pub mod install;

@@ -1,6 +1,11 @@
 //! What makes and signs indexes: not part of a device.
 
-use std::{collections::BTreeMap, env, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -124,7 +129,7 @@ pub fn new(new: &New, output: &Output) -> anyhow::Result<ExitCode> {
 }
 
 /// Takes over the tasks of the index before, and makes this one the next.
-fn follow(draft: &mut IndexDraft, from: &PathBuf, store: &TrustStore<'_>) -> anyhow::Result<()> {
+fn follow(draft: &mut IndexDraft, from: &Path, store: &TrustStore<'_>) -> anyhow::Result<()> {
     let text = read_index(from)?;
     let before = Index::parse(&text)
         .and_then(|index| index.verify(store, None, None))
@@ -159,7 +164,7 @@ pub fn sign(sign: &Sign, output: &Output) -> anyhow::Result<ExitCode> {
     said(path, &signed, &said_by, output)
 }
 
-fn said(path: &PathBuf, text: &str, what: &str, output: &Output) -> anyhow::Result<ExitCode> {
+fn said(path: &Path, text: &str, what: &str, output: &Output) -> anyhow::Result<ExitCode> {
     let index = Index::parse(text)?;
     let content = index.unverified();
     output.say(format_args!(
