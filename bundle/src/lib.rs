@@ -38,6 +38,7 @@ mod id;
 mod key;
 mod manifest;
 mod tensor;
+mod text;
 mod trust;
 mod values;
 mod verify;

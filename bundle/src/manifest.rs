@@ -11,6 +11,7 @@ use crate::{
     },
     id::{Id, Namespace, is_name},
     tensor::{Role, TensorTable},
+    text,
 };
 
 /// Where a template takes the base's mask token.
@@ -247,7 +248,7 @@ impl<'a> Manifest<'a> {
                 "a pooling where it sees one vector",
             ),
             (
-                self.pooling != Some(Pooling::Mask) || self.template.contains(MASK),
+                self.pooling != Some(Pooling::Mask) || text::count(self.template, MASK) > 0,
                 "{mask} in the template where it reads that token",
             ),
             (
