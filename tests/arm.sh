@@ -150,7 +150,7 @@ check_c() { # BOARD
   "$native" run --json --base out/demo/base.base --bundle "${bundles[@]}" --trust out/demo/trust <"$out/c.txt" |
     python3 -c 'import json, sys; [print(line["task"], line["label"]) for line in map(json.loads, sys.stdin)]' >"$out/c.x86-64.labels"
   rm -rf "$out/other"
-  "$native" keygen -o "$out/other" --name other
+  "$native" keygen --no-passphrase -o "$out/other" --name other
   "$native" trust new -o "$out/other/trust" --key "$out/other/other.pub"
   make_altered "${bundles[0]}"
   for library in shared static; do

@@ -51,7 +51,7 @@ impl Scene {
         };
         scene.preface(&["compile", base.to_str().unwrap(), "-o", "x.base"]);
         for name in ["trust", "other"] {
-            scene.preface(&["keygen", "-o", "keys", "--name", name]);
+            scene.preface(&["keygen", "--no-passphrase", "-o", "keys", "--name", name]);
             let key = format!("keys/{name}.pub");
             scene.preface(&["trust", "new", "-o", name, "--key", &key]);
         }

@@ -61,9 +61,10 @@ impl Way {
 }
 
 /// Weights in fewer bits.
-const NARROW: [Way; 3] = [
+const NARROW: [Way; 4] = [
     Way::narrow("f16", 1e-2),
     Way::narrow("i8", 0.05),
+    Way::narrow("i8a8", 0.1),
     Way::narrow("i4", 0.3),
 ];
 
@@ -309,7 +310,14 @@ fn compare(
     if compiled["engine"] != wanted {
         return Err(format!("not for the {wanted}: {}", compiled["reason"]));
     }
-    preface(&["keygen", "-o", &at("keys"), "--name", "k"])?;
+    preface(&[
+        "keygen",
+        "--no-passphrase",
+        "-o",
+        &at("keys"),
+        "--name",
+        "k",
+    ])?;
     let trust = at("trust");
     preface(&["trust", "new", "-o", &trust, "--key", &at("keys/k.pub")])?;
     let (key, bundle) = (at("keys/k.key"), at("x.preface"));

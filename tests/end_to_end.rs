@@ -206,7 +206,10 @@ fn a_base_without_its_files_is_named() {
     refused(
         &preface(&["check", path]),
         2,
-        &[path, "neither model.onnx nor onnx/model.onnx"],
+        &[
+            path,
+            "neither model.onnx nor encoder_model.onnx with decoder_model.onnx",
+        ],
     );
     fs::copy(
         base_folder().join("model.onnx"),

@@ -58,7 +58,7 @@ fn a_decoder_in_fewer_bits_goes_on_as_it_reads() {
         let Some(export) = support::export(name) else {
             return skip("the exports of ../shared");
         };
-        for weights in ["f16", "i8", "i4"] {
+        for weights in ["f16", "i8", "i8a8", "i4"] {
             let mut scene = Scene::with_weights(export.folder(), weights);
             for (number, form) in forms_before(&scene.base).iter().enumerate() {
                 scene.load(&format!("task-{number}"), form, generating(TOKENS, &[]));

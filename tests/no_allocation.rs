@@ -35,7 +35,7 @@ fn an_encoder_allocates_nothing() {
 #[test]
 fn an_encoder_with_weights_in_fewer_bits_allocates_nothing() {
     let texts = [1, 3].map(|times| "turn on the light in the hall ".repeat(times));
-    for weights in ["f16", "i8", "i4"] {
+    for weights in ["f16", "i8", "i8a8", "i4"] {
         check(&base_folder(), weights, &texts);
     }
 }
@@ -51,7 +51,7 @@ fn a_decoder_with_a_cache_allocates_nothing() {
         .map(|times| "once upon ".repeat(9 * times))
         .collect();
     let stories = stories.unwrap();
-    for weights in ["f32", "f16", "i8", "i4"] {
+    for weights in ["f32", "f16", "i8", "i8a8", "i4"] {
         check(stories.folder(), weights, &texts);
     }
 }

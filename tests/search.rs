@@ -124,9 +124,16 @@ fn a_search_tells_its_table_keeps_to_the_budget_and_resumes() {
     let keys = folder.path().join("keys");
     let (keys, bundle) = (path(&keys), path(&folder.path().join("task.preface")));
     assert!(
-        preface(&["keygen", "--name", "release", "-o", &keys])
-            .status
-            .success()
+        preface(&[
+            "keygen",
+            "--no-passphrase",
+            "--name",
+            "release",
+            "-o",
+            &keys
+        ])
+        .status
+        .success()
     );
     let key = format!("{keys}/release.key");
     let packed = preface(&[

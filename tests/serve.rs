@@ -34,7 +34,7 @@ impl Scene {
         };
         write_base(&scene.at("base"));
         scene.good(&["compile", "base", "-o", "x.base"]);
-        scene.good(&["keygen", "-o", "keys", "--name", "k"]);
+        scene.good(&["keygen", "--no-passphrase", "-o", "keys", "--name", "k"]);
         scene.good(&["trust", "new", "-o", "trust", "--key", "keys/k.pub"]);
         scene.bundle("rows", json!({}), &[(PROMPT, &[2, HIDDEN]), WEIGHT, BIAS]);
         let prefix = json!({"form": prefix(false), "positions": "text-from-zero"});

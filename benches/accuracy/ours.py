@@ -47,7 +47,7 @@ def train(data: pathlib.Path, options: list[str], epochs: int, seeds: int, folde
 def packed_bytes(folder: pathlib.Path) -> dict[str, int]:
     """Sizes of the signed bundle by the numbers' format."""
     run = lambda *command: subprocess.run([PROGRAM, "--json", *command], check=True, stdout=subprocess.PIPE, text=True)
-    run("keygen", "-o", folder / "keys", "--name", "bench")
+    run("keygen", "--no-passphrase", "-o", folder / "keys", "--name", "bench")
     options = ["--task", "bench", "--sequence", "1", "--key", folder / "keys/bench.key", "-o", folder / "x.preface"]
     pack = lambda dtype: json.loads(run("pack", folder / "adapter", "--dtype", dtype, *options).stdout)["bytes"]
     return {dtype: pack(dtype) for dtype in ("f32", "i8")}

@@ -9,7 +9,7 @@
 
 Each reads a prompt of 32 tokens and then takes the likeliest token 64 times, one after the other, with its cache; only
 those are timed. ONNX Runtime runs the ONNX base in f32 with all its optimisations, its cache handed from step to step as
-values of its own; ours runs images that `preface compile` makes of the same base, with weights in f32, f16, i8 and i4,
+values of its own; ours runs images that `preface compile` makes of the same base, with weights in f32, f16, i8, i8a8 and i4,
 and with a prompt of one token that `preface train` learned in one step; llama.cpp runs the same numbers in f16 and in
 Q4_0, each with its weights laid out as is faster here. Prompts are read a token at a time: llama.cpp's AMX products of
 several rows of Q4_0 end the process on some machines.
@@ -40,7 +40,7 @@ CONTEXT = 128
 # GGUF files with whether llama.cpp lays their weights out again at load, as is faster on x86-64 with AVX-512 and AMX.
 FILES = [("f16", False), ("q4_0", True)]
 # How our images store weights.
-WEIGHTS = ["f32", "f16", "i8", "i4"]
+WEIGHTS = ["f32", "f16", "i8", "i8a8", "i4"]
 
 
 class OnnxRuntime:
@@ -115,7 +115,7 @@ class Ours:
         data.write_text("\n".join(lines) + "\n")
         method = ["--method", "prompt-tuning", "--tokens", 1, "--head", "generation", "--epochs", 1, "--no-advice"]
         programs.preface("train", "--base", base, "--train", data, "--dev", data, *method, "-o", folder / "adapter")
-        programs.preface("keygen", "-o", folder / "keys", "--name", "bench")
+        programs.preface("keygen", "--no-passphrase", "-o", folder / "keys", "--name", "bench")
         programs.preface("trust", "new", "-o", folder / "trust", "--key", folder / "keys/bench.pub")
         key = ["--key", folder / "keys/bench.key"]
         programs.preface("pack", folder / "adapter", "--task", "bench", "--sequence", 1, *key, "-o", folder / "bundle")

@@ -70,7 +70,7 @@ class Task:
         files = ["--train", folder / "train.jsonl", "--dev", folder / "train.jsonl"]
         method = ["--method", "prefix-tuning", "--tokens", tokens, "--layers", layers, "--epochs", "1", "--no-advice"]
         preface("train", "--base", base, *files, *method, "-o", folder / "adapter")
-        preface("keygen", "-o", folder / "keys", "--name", "bench")
+        preface("keygen", "--no-passphrase", "-o", folder / "keys", "--name", "bench")
         preface("trust", "new", "-o", folder / "trust", "--key", folder / "keys/bench.pub")
 
     def packed(self, sequence: int = 1, *options) -> pathlib.Path:

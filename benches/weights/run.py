@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Weights in fewer bits on MiniLM: the same base with its weights in f32, f16, i8 and i4, interleaved in one run.
+"""Weights in fewer bits on MiniLM: the same base with its weights in f32, f16, i8, i8a8 and i4, interleaved in one run.
 
     make base && cargo build --release -p preface
     . out/env.sh && python3 benches/weights/run.py [--tokens 1,8,32,128] [--rounds 5]
@@ -19,7 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "peers"))
 import programs
 
 RUNS = 60
-WEIGHTS = ("f32", "f16", "i8", "i4")
+WEIGHTS = ("f32", "f16", "i8", "i8a8", "i4")
 
 
 def main() -> None:

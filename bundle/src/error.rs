@@ -293,6 +293,40 @@ pub enum Error {
         /// Elements given.
         found: usize,
     },
+    /// A trust store has no roots, so no signature can put another in its place, or it in the place of another.
+    #[error("not trusted: {which} has no roots: it changes by hand alone")]
+    NoRoots {
+        /// Which of the two.
+        which: Stores,
+    },
+    /// A signature on an update is by no root of either trust store, or of something else.
+    #[error(
+        "bad signature: signature {} is by no root of the trust store in force or of the new one, or of another store", .index.saturating_add(1)
+    )]
+    UpdateSignature {
+        /// Which signature, from 0.
+        index: usize,
+    },
+    /// Too few roots signed an update.
+    #[error("not trusted: {valid} of {threshold} required signatures are by roots of {which}")]
+    UpdateUntrusted {
+        /// Whose roots.
+        which: Stores,
+        /// Roots that signed.
+        valid: usize,
+        /// Roots that must sign.
+        threshold: usize,
+    },
+    /// An update skips a version, or is none.
+    #[error(
+        "rollback: the new trust store is version {next}, the one in force version {present}; updates go one version at a time"
+    )]
+    UpdateVersion {
+        /// Version in force.
+        present: u32,
+        /// Version of the update.
+        next: u32,
+    },
     /// The trust store is not valid; nothing can be verified with it.
     #[error("trust store{}: {rule}", Place(*line))]
     TrustStore {
@@ -307,6 +341,24 @@ pub enum Error {
         /// The rule that it breaks.
         rule: &'static str,
     },
+}
+
+/// One of the two trust stores of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stores {
+    /// The one in force.
+    Present,
+    /// The one that is to be.
+    Next,
+}
+
+impl fmt::Display for Stores {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Present => "the trust store in force",
+            Self::Next => "the new trust store",
+        })
+    }
 }
 
 /// Where in a trust store: ` line 3`, or nothing for the store as a whole.
@@ -342,16 +394,20 @@ impl Error {
             | Self::Compressed { .. }
             | Self::Value { .. }
             | Self::BufferLength { .. } => 10,
-            Self::Untrusted { .. } | Self::OutsideScope { .. } | Self::TrustStoreTooOld { .. } => {
-                11
+            Self::Untrusted { .. }
+            | Self::OutsideScope { .. }
+            | Self::TrustStoreTooOld { .. }
+            | Self::NoRoots { .. }
+            | Self::UpdateUntrusted { .. } => 11,
+            Self::BadSignature { .. } | Self::WrongKeyId { .. } | Self::UpdateSignature { .. } => {
+                12
             }
-            Self::BadSignature { .. } | Self::WrongKeyId { .. } => 12,
             Self::PayloadDigest | Self::TensorDigest => 13,
             Self::OtherNamespace { .. }
             | Self::OtherBase { .. }
             | Self::OtherTokenizer { .. }
             | Self::RuntimeTooOld { .. } => 14,
-            Self::Rollback { .. } | Self::InsecureVersion { .. } => 15,
+            Self::Rollback { .. } | Self::InsecureVersion { .. } | Self::UpdateVersion { .. } => 15,
             Self::Expired { .. } => 16,
             Self::RevokedKey { .. } | Self::RevokedBundle { .. } => 17,
             Self::TrustStore { .. } | Self::PublicKey { .. } => 18,
@@ -369,7 +425,12 @@ impl Error {
             Self::Compressed { .. } | Self::Value { .. } | Self::BufferLength { .. } => {
                 "malformed-payload"
             }
-            Self::BadSignature { .. } | Self::WrongKeyId { .. } => "bad-signature",
+            Self::BadSignature { .. } | Self::WrongKeyId { .. } | Self::UpdateSignature { .. } => {
+                "bad-signature"
+            }
+            Self::NoRoots { .. } => "no-roots",
+            Self::UpdateUntrusted { .. } => "threshold-missed",
+            Self::UpdateVersion { .. } => "rollback",
             Self::Untrusted { valid: 0, .. } => "unknown-key",
             Self::Untrusted { .. } => "threshold-missed",
             Self::OutsideScope { .. } => "key-out-of-scope",
@@ -415,7 +476,12 @@ impl Error {
             Self::Compressed { .. } | Self::BufferLength { .. } => Check::Decompression,
             Self::TensorDigest => Check::TensorDigest,
             Self::Value { .. } => Check::Values,
-            Self::TrustStore { .. } | Self::PublicKey { .. } => return None,
+            Self::TrustStore { .. }
+            | Self::PublicKey { .. }
+            | Self::NoRoots { .. }
+            | Self::UpdateSignature { .. }
+            | Self::UpdateUntrusted { .. }
+            | Self::UpdateVersion { .. } => return None,
         })
     }
 }

@@ -113,6 +113,8 @@ pub enum HeadKind {
     TokenLinear = 5,
     /// Text that the base goes on with.
     Generation = 6,
+    /// `logits = A tanh(B h + c) + b` of one pooled hidden state: a pooler and a linear layer behind it.
+    TanhLinear = 7,
 }
 
 impl HeadKind {
@@ -124,6 +126,7 @@ impl HeadKind {
             4 => Some(Self::LabelText),
             5 => Some(Self::TokenLinear),
             6 => Some(Self::Generation),
+            7 => Some(Self::TanhLinear),
             _ => None,
         }
     }
@@ -137,6 +140,7 @@ impl HeadKind {
             Self::LabelText => 4,
             Self::TokenLinear => 5,
             Self::Generation => 6,
+            Self::TanhLinear => 7,
         }
     }
 
@@ -149,6 +153,7 @@ impl HeadKind {
             Self::LabelText => "label-text",
             Self::TokenLinear => "token-linear",
             Self::Generation => "generation",
+            Self::TanhLinear => "tanh-linear",
         }
     }
 }
@@ -195,6 +200,8 @@ pub enum Pooling {
     Last = 3,
     /// The first mask token: the template puts it beside the text.
     Mask = 4,
+    /// The first row of a prompt of embeddings before the text.
+    Prompt = 5,
 }
 
 impl Pooling {
@@ -205,6 +212,7 @@ impl Pooling {
             Some(2) => Ok(Self::First),
             Some(3) => Ok(Self::Last),
             Some(4) => Ok(Self::Mask),
+            Some(5) => Ok(Self::Prompt),
             _ => Err("the pooling is unknown or not 4 bytes"),
         }
     }
@@ -216,6 +224,7 @@ impl Pooling {
             Self::First => 2,
             Self::Last => 3,
             Self::Mask => 4,
+            Self::Prompt => 5,
         }
     }
 
@@ -226,6 +235,7 @@ impl Pooling {
             Self::First => "first",
             Self::Last => "last",
             Self::Mask => "mask",
+            Self::Prompt => "prompt",
         }
     }
 }
@@ -745,7 +755,7 @@ mod tests {
     #[test]
     fn values_outside_the_rules_are_refused() {
         assert!(
-            Head::read(&[7, 0, 2, 0, 8, 0, 0, 0]).is_err(),
+            Head::read(&[8, 0, 2, 0, 8, 0, 0, 0]).is_err(),
             "unknown head"
         );
         assert!(
@@ -753,6 +763,7 @@ mod tests {
             "reserved byte"
         );
         assert!(Pooling::read(&[0, 0, 0, 0]).is_err(), "unknown pooling");
+        assert!(Pooling::read(&[6, 0, 0, 0]).is_err(), "unknown pooling");
         assert!(Positions::read(&[1, 0, 1, 0]).is_err(), "reserved byte");
         assert!(DecodeLimits::read(&[0, 0, 0, 0]).is_err(), "no token");
         assert!(Metrics::read(b"\x01a\0\0\xc0\x7f").is_err(), "nan");

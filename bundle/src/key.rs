@@ -50,7 +50,8 @@ impl PublicKey {
 
     /// [`PublicKey::from_text`]; a key that is among the `admitted` is not examined again.
     pub(crate) fn from_text_among(text: &str, admitted: &[Self]) -> Result<Self, Error> {
-        let bytes = text.strip_prefix(PREFIX).and_then(decode_base64);
+        let bytes = text.strip_prefix(PREFIX);
+        let bytes = bytes.and_then(|text| decode_base64(text.bytes()));
         let bytes = bytes.ok_or(Error::PublicKey {
             rule: "not ed25519: followed by the base64 of 32 bytes",
         })?;
@@ -116,22 +117,39 @@ fn write_digit(formatter: &mut fmt::Formatter<'_>, bits: u32) -> fmt::Result {
     formatter.write_str(str::from_utf8(&digit).unwrap_or_default())
 }
 
-/// The 32 bytes of exactly 43 base64 digits and one `=`; spare bits must be zero.
-fn decode_base64(text: &str) -> Option<[u8; 32]> {
-    let digits = text.strip_suffix('=').filter(|digits| digits.len() == 43)?;
-    let mut bytes = [0; 32];
-    let (mut bits, mut held, mut out) = (0u32, 0u32, bytes.iter_mut());
-    for digit in digits.bytes() {
+/// Reads a signature made elsewhere: its 64 bytes, or the base64 of them, white space passed over.
+pub fn read_signature(bytes: &[u8]) -> Option<[u8; 64]> {
+    let digits = bytes.iter().filter(|byte| !byte.is_ascii_whitespace());
+    <[u8; 64]>::try_from(bytes)
+        .ok()
+        .or_else(|| decode_base64(digits.copied()))
+}
+
+/// Exactly `N` bytes of base64, padded to a multiple of four digits; spare bits must be zero.
+fn decode_base64<const N: usize>(digits: impl Iterator<Item = u8>) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let (mut bits, mut held, mut count, mut padding) = (0u32, 0u32, 0u32, 0u32);
+    let mut out = bytes.iter_mut();
+    for digit in digits {
+        count = count.checked_add(1)?;
+        if digit == b'=' {
+            padding = padding.checked_add(1)?;
+            continue;
+        }
         let value = ALPHABET.iter().position(|one| *one == digit)?;
         bits = ((bits << 6) | u32::try_from(value).ok()?) & 0xffff;
         held = held.checked_add(6)?;
+        if padding > 0 {
+            return None;
+        }
         if held >= 8 {
             held = held.checked_sub(8)?;
             *out.next()? = u8::try_from((bits >> held) & 0xff).ok()?;
         }
     }
     let spare = bits & 1u32.checked_shl(held)?.checked_sub(1)?;
-    (spare == 0 && out.next().is_none()).then_some(bytes)
+    let padded = count.is_multiple_of(4) && padding < 3;
+    (spare == 0 && held < 6 && padded && out.next().is_none()).then_some(bytes)
 }
 
 #[cfg(test)]
@@ -166,6 +184,23 @@ mod tests {
         }
         assert!(!key.has_signed(b"", &[0; 64]));
         assert!(!key.has_signed(b"", &[0xff; 64]));
+    }
+
+    #[test]
+    fn signatures_are_read_in_both_ways() {
+        let signature: [u8; 64] = hex(RFC_SIGNATURE);
+        let text = "5VZDAMNgrHKQhuLMgG6CioSHfx645dl02HPgZSJJAVVfuIIVkKM7rMYeOXAc+bRr\n0lv18FlbviRlUUFDjnoQCw==\n";
+        let plain = text.replace('\n', "");
+        for good in [&signature[..], text.as_bytes(), plain.as_bytes()] {
+            assert_eq!(read_signature(good), Some(signature));
+        }
+        let (unpadded, spare) = (&plain[..86], plain.replace("w==", "x=="));
+        let longer = std::format!("{plain}A");
+        let padded = std::format!("={}", &plain[..87]);
+        for bad in ["", unpadded, &spare, &longer, &padded, &plain[1..], "===="] {
+            assert_eq!(read_signature(bad.as_bytes()), None, "{bad}");
+        }
+        assert_eq!(read_signature(&signature[1..]), None);
     }
 
     #[test]

@@ -12,6 +12,8 @@
 //!   .open(decoded)              tensor digest, finite values           VerifiedBundle
 //! ```
 //!
+//! [`TrustStore::admit_update`] says whether one trust store may take the place of another.
+//!
 //! The crate borrows from buffers that its caller owns, allocates nothing, has no unsafe code, and
 //! no input makes it panic. `FORMAT.md` describes the file byte by byte.
 //!
@@ -40,6 +42,7 @@ mod manifest;
 mod tensor;
 mod text;
 mod trust;
+mod update;
 mod values;
 mod verify;
 
@@ -47,7 +50,7 @@ mod verify;
 mod testing;
 
 pub use codec::{Codec, ZSTD_WINDOW_BYTES, check_zstd_frame, shuffle, unshuffle};
-pub use error::{Check, Error};
+pub use error::{Check, Error, Stores};
 pub use fields::{
     AnswerKind, AnswerPlan, DecodeLimits, Head, HeadKind, Inputs, Labels, Metrics, Pooling,
     Positions, Probe, Probes, TokenBudget, Verbaliser, tlv,
@@ -56,10 +59,11 @@ pub use frame::{
     ALGORITHM_ED25519, CONTEXT, ENTRY_BYTES, Entry, Frame, HEADER_BYTES, MAGIC, SIGNATURE_MAGIC,
 };
 pub use id::{Id, KeyId, Namespace, is_name};
-pub use key::PublicKey;
+pub use key::{PublicKey, read_signature};
 pub use manifest::{CORE_BYTES, Form, Manifest, TASK_BYTES, is_task_id, is_task_pattern};
 pub use tensor::{Dtype, MAX_RANK, Role, TensorSpec, TensorTable};
-pub use trust::{MAX_KEYS, TrustStore, TrustedKey, unix_seconds};
+pub use trust::{KeyRole, MAX_KEYS, TrustStore, TrustedKey, unix_seconds};
+pub use update::{TRUST_CONTEXT, TrustStatement};
 pub use values::{MAX_VALUE, Tensor, f16_to_f32};
 pub use verify::{Admitted, Authenticated, Binding, Expiry, Floor, Policy, VerifiedBundle};
 
@@ -80,4 +84,4 @@ pub const MAX_TRUST_BYTES: usize = 64 << 10;
 const _: () = assert!(usize::BITS >= 32);
 
 /// The feature level of this reader; a bundle that needs a higher one is refused.
-pub const RUNTIME_LEVEL: u32 = 2;
+pub const RUNTIME_LEVEL: u32 = 3;

@@ -229,7 +229,10 @@ impl<'a> Manifest<'a> {
         let generates = kind == HeadKind::Generation;
         let sees_one_vector = matches!(
             kind,
-            HeadKind::Linear | HeadKind::FactoredLinear | HeadKind::LabelText
+            HeadKind::Linear
+                | HeadKind::FactoredLinear
+                | HeadKind::LabelText
+                | HeadKind::TanhLinear
         );
         let labels = self.labels.len();
         let spoken_for = if kind == HeadKind::Verbaliser {
@@ -250,6 +253,10 @@ impl<'a> Manifest<'a> {
             (
                 self.pooling != Some(Pooling::Mask) || text::count(self.template, MASK) > 0,
                 "{mask} in the template where it reads that token",
+            ),
+            (
+                self.pooling != Some(Pooling::Prompt) || self.prompt_has_rows(),
+                "a prompt before the text where it sees its first row",
             ),
             (
                 speaking == spoken_for,
@@ -288,10 +295,25 @@ impl<'a> Manifest<'a> {
             _ => none(Role::HeadWeight),
         };
         let factors = match kind {
-            HeadKind::FactoredLinear => self.factors_fit(),
+            HeadKind::FactoredLinear | HeadKind::TanhLinear => self.factors_fit(),
             _ => none(Role::HeadFactor),
         };
-        weight && factors && (none(Role::HeadBias) || has(Role::HeadBias, &[classes]))
+        let inner = match kind {
+            HeadKind::TanhLinear => self.tensors.of(Role::HeadFactor).next(),
+            _ => None,
+        };
+        let inner = inner.map_or(0, |factor| factor.dim(1));
+        let bias = usize::from(classes) + inner;
+        let bias_fits = self
+            .tensors
+            .of(Role::HeadBias)
+            .all(|spec| spec.dims().len() == 1 && spec.dim(0) == bias);
+        weight && factors && bias_fits
+    }
+
+    /// Whether rows of the prompt stand before the text's.
+    fn prompt_has_rows(&self) -> bool {
+        matches!(self.form, Form::Embeddings { .. }) && self.positions == Positions::AfterPrompt
     }
 
     fn factors_fit(&self) -> bool {
@@ -546,10 +568,10 @@ fn next_field<'a>(cursor: &mut Cursor<'a>) -> Option<(u16, &'a [u8])> {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use std::{format, vec::Vec};
+    use std::{format, vec, vec::Vec};
 
     use super::*;
-    use crate::testing::Sample;
+    use crate::{Dtype, TensorSpec, testing::Sample};
 
     fn read(change: impl FnOnce(&mut Sample)) -> Result<(), Error> {
         let mut sample = Sample::default();
@@ -795,6 +817,63 @@ mod tests {
             tagging(Some(&[3, 0, 1, 0])),
             refused("the head's own answer is left out")
         );
+    }
+
+    #[test]
+    fn a_row_of_the_prompt_is_read_where_it_stands_before_the_text() {
+        let pooled = |s: &mut Sample| s.set(tlv::POOLING, &[5, 0, 0, 0]);
+        assert_eq!(read(pooled), Ok(()));
+        let needed = "a prompt before the text where it sees its first row";
+        let refused = Err(Error::malformed("head needs", needed));
+        let behind = |s: &mut Sample| {
+            pooled(s);
+            s.set(tlv::POSITIONS, &[1, 0, 0, 0]);
+        };
+        assert_eq!(read(behind), refused, "a prompt behind the text");
+        let mut prefix = Sample::of_key_values(1);
+        pooled(&mut prefix);
+        assert_eq!(read_as(&prefix, [2, 2, 1]), refused, "a prefix");
+    }
+
+    #[test]
+    fn a_pooler_and_its_classifier_share_a_bias() {
+        let head = |kind: u8, bias: Option<u16>| {
+            let bias = bias.map(|numbers| (Role::HeadBias, 0, vec![numbers]));
+            let tensors = [(Role::Embeddings, 0, vec![2, 4])]
+                .into_iter()
+                .chain(bias)
+                .chain([
+                    (Role::HeadFactor, 0, vec![3, 2]),
+                    (Role::HeadFactor, 1, vec![2, 4]),
+                ]);
+            let mut bytes = 0;
+            let specs: Vec<_> = tensors
+                .map(|(role, layer, dims)| {
+                    let spec = TensorSpec::new(role, Dtype::F32, layer, &dims, 0, bytes);
+                    let spec = spec.expect("a valid spec");
+                    bytes += spec.bytes;
+                    spec
+                })
+                .collect();
+            read(|s| {
+                s.set_specs(&specs);
+                s.set(tlv::HEAD, &[kind, 0, 3, 0, 4, 0, 0, 0]);
+                s.decoded = vec![0; bytes];
+            })
+        };
+        let refused = Err(Error::malformed("head needs", "the tensors of its kind"));
+        let (factored, tanh) = (3, 7);
+        for (kind, bias) in [
+            (factored, None),
+            (factored, Some(3)),
+            (tanh, None),
+            (tanh, Some(5)),
+        ] {
+            assert_eq!(head(kind, bias), Ok(()), "{kind} {bias:?}");
+        }
+        for (kind, bias) in [(factored, 5), (tanh, 3), (tanh, 2), (tanh, 6)] {
+            assert_eq!(head(kind, Some(bias)), refused, "{kind} {bias}");
+        }
     }
 
     #[test]

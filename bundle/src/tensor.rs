@@ -13,7 +13,7 @@ pub enum Role {
     KeyValues = 2,
     /// Weight of a linear head: `[classes, hidden]`.
     HeadWeight = 3,
-    /// Bias of a head: `[classes]`.
+    /// Bias of a head: `[classes]`; of a pooler and a linear layer `[classes + rank]`, the layer's first.
     HeadBias = 4,
     /// One factor of a factored head: `[classes, rank]`, then `[rank, hidden]`.
     HeadFactor = 5,

@@ -151,7 +151,7 @@ impl Sample {
         self.set(tlv::TENSORS, &table);
     }
 
-    fn set_specs(&mut self, specs: &[TensorSpec]) {
+    pub fn set_specs(&mut self, specs: &[TensorSpec]) {
         let table: Vec<u8> = specs.iter().flat_map(TensorSpec::to_bytes).collect();
         self.set(tlv::TENSORS, &table);
     }

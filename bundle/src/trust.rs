@@ -15,6 +15,18 @@ pub const MAX_KEYS: usize = 32;
 const FIRST_LINE: &str = "preface-trust v1";
 const WHOLE: usize = 0;
 
+/// What a key of the trust store is for. No key is for two things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyRole {
+    /// Signs bundles.
+    Release,
+    /// Signs the next trust store.
+    Root,
+    /// Signs a fleet's index.
+    Timestamp,
+}
+
 /// A key of the trust store, and what it may sign.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
@@ -23,6 +35,8 @@ pub struct TrustedKey<'a> {
     pub key: PublicKey,
     /// Its id.
     pub id: KeyId,
+    /// What it is for.
+    pub role: KeyRole,
     /// Its name for people, where it has one.
     pub name: Option<&'a str>,
     /// Patterns of the tasks that it may sign for, comma-separated.
@@ -35,10 +49,14 @@ impl<'a> TrustedKey<'a> {
     /// # Errors
     /// [`Error::PublicKey`] with the rule that is broken.
     pub fn from_text(text: &'a str) -> Result<Self, Error> {
-        Self::from_text_among(text, &[])
+        Self::from_text_among(text, KeyRole::Release, &[])
     }
 
-    fn from_text_among(text: &'a str, admitted: &[PublicKey]) -> Result<Self, Error> {
+    fn from_text_among(
+        text: &'a str,
+        role: KeyRole,
+        admitted: &[PublicKey],
+    ) -> Result<Self, Error> {
         let refuse = |rule| Err(Error::PublicKey { rule });
         let mut words = split(text, b' ').filter(|word| !word.is_empty());
         let key = PublicKey::from_text_among(words.next().unwrap_or_default(), admitted)?;
@@ -47,13 +65,15 @@ impl<'a> TrustedKey<'a> {
             match split_once(word, b'=') {
                 Some(("name", value)) if name.is_none() && is_name(value) => name = Some(value),
                 Some(("tasks", value))
-                    if tasks.is_none() && split(value, b',').all(is_task_pattern) =>
+                    if role == KeyRole::Release
+                        && tasks.is_none()
+                        && split(value, b',').all(is_task_pattern) =>
                 {
                     tasks = Some(value);
                 }
                 _ => {
                     return refuse(
-                        "after the key come name=NAME and tasks=PATTERN,... at most once",
+                        "after the key come name=NAME and, for keys of releases, tasks=PATTERN,... at most once",
                     );
                 }
             }
@@ -61,6 +81,7 @@ impl<'a> TrustedKey<'a> {
         Ok(Self {
             key,
             id: key.id(),
+            role,
             name,
             tasks: tasks.unwrap_or("*"),
         })
@@ -84,6 +105,7 @@ pub struct TrustStore<'a> {
     namespace: &'a str,
     version: u32,
     threshold: usize,
+    root_threshold: usize,
     min_security: u32,
     dated: Option<u64>,
     keys: [Option<TrustedKey<'a>>; MAX_KEYS],
@@ -160,14 +182,40 @@ impl<'a> TrustStore<'a> {
         self.dated
     }
 
-    /// The keys, in order of the file.
+    /// The keys that sign bundles, in order of the file.
     pub fn keys(&self) -> impl Iterator<Item = &TrustedKey<'a>> {
+        self.keys_for(KeyRole::Release)
+    }
+
+    /// The keys of one role, in order of the file.
+    pub fn keys_for(&self, role: KeyRole) -> impl Iterator<Item = &TrustedKey<'a>> {
+        self.every_key().filter(move |key| key.role == role)
+    }
+
+    /// The keys of all roles, in order of the file: for [`TrustStore::parse_among`].
+    pub fn every_key(&self) -> impl Iterator<Item = &TrustedKey<'a>> {
         self.keys.iter().flatten()
     }
 
-    /// The key with this id.
+    /// How many roots must have signed the next store; 0 for a store without roots, which no signature can replace.
+    pub fn root_threshold(&self) -> usize {
+        self.root_threshold
+    }
+
+    /// The text that was read.
+    pub fn text(&self) -> &'a str {
+        self.text
+    }
+
+    /// The key for bundles with this id.
     pub fn key(&self, id: KeyId) -> Option<&TrustedKey<'a>> {
         self.keys().find(|key| key.id == id)
+    }
+
+    /// The roots that are not revoked.
+    pub(crate) fn active_roots(&self) -> impl Iterator<Item = &TrustedKey<'a>> {
+        self.keys_for(KeyRole::Root)
+            .filter(|root| self.revoked_keys().all(|revoked| revoked != root.id))
     }
 
     /// Ids of revoked keys, in order of the file.
@@ -209,6 +257,7 @@ struct Draft<'a> {
     namespace: Option<&'a str>,
     version: Option<u32>,
     threshold: Option<u32>,
+    root_threshold: Option<u32>,
     min_security: Option<u32>,
     dated: Option<u64>,
     keys: [Option<TrustedKey<'a>>; MAX_KEYS],
@@ -226,9 +275,12 @@ impl<'a> Draft<'a> {
             ),
             "version" => once(&mut self.version, positive(value)),
             "threshold" => once(&mut self.threshold, positive(value)),
+            "root-threshold" => once(&mut self.root_threshold, positive(value)),
             "min-security" => once(&mut self.min_security, number(value)),
             "dated" => once(&mut self.dated, unix_seconds(value)),
-            "key" => self.add_key(value, admitted),
+            "key" => self.add_key(value, KeyRole::Release, admitted),
+            "root" => self.add_key(value, KeyRole::Root, admitted),
+            "timestamp" => self.add_key(value, KeyRole::Timestamp, admitted),
             "revoke-key" => KeyId::from_hex(value)
                 .map(|_| ())
                 .ok_or("a key id is 32 hex digits"),
@@ -239,11 +291,17 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn add_key(&mut self, text: &'a str, admitted: &[PublicKey]) -> Result<(), &'static str> {
-        let key = TrustedKey::from_text_among(text, admitted).map_err(|error| match error {
-            Error::PublicKey { rule } => rule,
-            _ => "the key cannot be read",
-        })?;
+    fn add_key(
+        &mut self,
+        text: &'a str,
+        role: KeyRole,
+        admitted: &[PublicKey],
+    ) -> Result<(), &'static str> {
+        let key =
+            TrustedKey::from_text_among(text, role, admitted).map_err(|error| match error {
+                Error::PublicKey { rule } => rule,
+                _ => "the key cannot be read",
+            })?;
         let mut known = self.keys.iter().flatten();
         if known.any(|one| one.id == key.id || (key.name.is_some() && one.name == key.name)) {
             return Err("a key or a key's name is there twice");
@@ -258,14 +316,22 @@ impl<'a> Draft<'a> {
             .threshold
             .ok_or(at(WHOLE, "the line threshold N is missing"))?;
         let threshold = usize::try_from(threshold).unwrap_or(usize::MAX);
-        let count = self.keys.iter().flatten().count();
-        if count == 0 {
+        let count = |role| {
+            let keys = self.keys.iter().flatten();
+            keys.filter(|key| key.role == role).count()
+        };
+        if count(KeyRole::Release) == 0 {
             return Err(at(WHOLE, "there is no key: nothing can be trusted"));
         }
-        if threshold > count {
+        if threshold > count(KeyRole::Release) {
             return Err(at(WHOLE, "the threshold is above the number of keys"));
         }
-        Ok(TrustStore {
+        let root_threshold = match (self.root_threshold, count(KeyRole::Root)) {
+            (None, 0) => 0,
+            (None, _) => return Err(at(WHOLE, "the line root-threshold N is missing")),
+            (Some(threshold), _) => usize::try_from(threshold).unwrap_or(usize::MAX),
+        };
+        let store = TrustStore {
             text,
             namespace: self
                 .namespace
@@ -274,10 +340,18 @@ impl<'a> Draft<'a> {
                 .version
                 .ok_or(at(WHOLE, "the line version N is missing"))?,
             threshold,
+            root_threshold,
             min_security: self.min_security.unwrap_or(0),
             dated: self.dated,
             keys: self.keys,
-        })
+        };
+        match root_threshold > store.active_roots().count() {
+            true => Err(at(
+                WHOLE,
+                "the root-threshold is above the number of roots that are not revoked",
+            )),
+            false => Ok(store),
+        }
     }
 }
 
@@ -346,6 +420,8 @@ mod tests {
     extern crate std;
     use std::{format, string::String, vec::Vec};
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::testing::public_key;
 
@@ -355,6 +431,40 @@ mod tests {
 
     fn store(lines: &str) -> String {
         format!("preface-trust v1\nnamespace default\nversion 3\nthreshold 1\n{lines}")
+    }
+
+    proptest! {
+        /// Lines of directives in any order, with values that fit and that do not: a store or an error, never a panic,
+        /// and a store keeps its promises.
+        #[test]
+        fn no_text_panics_and_every_store_has_keys_and_thresholds_in_reach(
+            lines in proptest::collection::vec(0usize..20, 0..12),
+            noise in "\\PC{0,40}",
+        ) {
+            let [one, two, root] = [1, 2, 3].map(key_text);
+            let choices = [
+                "namespace default".into(), "version 1".into(), "threshold 1".into(), "threshold 2".into(),
+                format!("key {one}"), format!("key {two} tasks=a.*"), format!("root {root}"), format!("root {one}"),
+                "root-threshold 1".into(), "root-threshold 2".into(), format!("timestamp {two}"), "min-security 3".into(),
+                "dated 2026-11-23T00:00:00Z".into(), format!("revoke-key {}", public_key([3; 32]).id()), "revoke-key".into(),
+                "version 4294967295".into(), String::new(), "#".into(), noise.clone(), format!("key {noise}"),
+            ];
+            let body: String = lines.iter().map(|line| format!("{}\n", choices[*line])).collect();
+            for text in [format!("preface-trust v1\n{body}"), format!("preface-trust v1\nnamespace n\nversion 2\nthreshold 1\nkey {one}\n{body}"), noise] {
+                if let Ok(store) = TrustStore::parse(&text) {
+                    prop_assert!((1..=store.keys().count()).contains(&store.threshold()));
+                    prop_assert!(store.root_threshold() <= store.active_roots().count());
+                    prop_assert_eq!(store.root_threshold() == 0, store.keys_for(KeyRole::Root).count() == 0);
+                    prop_assert!(crate::TrustStatement::of(&store).as_bytes().ends_with(b"\n"));
+                }
+            }
+        }
+
+        #[test]
+        fn no_bytes_panic_the_reader_of_signatures(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let read = crate::read_signature(&bytes);
+            prop_assert!(bytes.len() != 64 || read.map(|read| read.to_vec()) == Some(bytes));
+        }
     }
 
     #[test]
@@ -384,6 +494,23 @@ mod tests {
         assert_eq!(store.revoked_bundles().collect::<Vec<_>>(), [Id([5; 32])]);
         assert!(store.key(public_key([2; 32]).id()).is_some());
         assert!(store.key(revoked).is_none());
+    }
+
+    #[test]
+    fn keys_of_other_roles_do_not_sign_bundles() {
+        let [one, root, time] = [1, 2, 3].map(key_text);
+        let text = store(&format!(
+            "key {one}\nroot {root} name=r\nroot-threshold 1\ntimestamp {time} name=t\n"
+        ));
+        let store = TrustStore::parse(&text).expect("a valid store");
+        let names = |role| store.keys_for(role).map(|key| key.name).collect::<Vec<_>>();
+        assert_eq!(names(KeyRole::Root), [Some("r")]);
+        assert_eq!(names(KeyRole::Timestamp), [Some("t")]);
+        assert_eq!((store.keys().count(), store.every_key().count()), (1, 3));
+        assert_eq!(store.root_threshold(), 1);
+        for seed in [2, 3] {
+            assert!(store.key(public_key([seed; 32]).id()).is_none());
+        }
     }
 
     #[test]
@@ -462,6 +589,56 @@ mod tests {
             (
                 "short bundle id",
                 store(&format!("{one}\nrevoke-bundle 00")),
+            ),
+            (
+                "root-threshold without a root",
+                store(&format!("{one}\nroot-threshold 1")),
+            ),
+            (
+                "root without root-threshold",
+                store(&format!("{one}\nroot {}", key_text(2))),
+            ),
+            (
+                "root-threshold 0",
+                store(&format!("{one}\nroot {}\nroot-threshold 0", key_text(2))),
+            ),
+            (
+                "root-threshold above roots",
+                store(&format!("{one}\nroot {}\nroot-threshold 2", key_text(2))),
+            ),
+            (
+                "root-threshold above roots that are not revoked",
+                store(&format!(
+                    "{one}\nroot {}\nroot-threshold 1\nrevoke-key {}",
+                    key_text(2),
+                    public_key([2; 32]).id()
+                )),
+            ),
+            (
+                "root that signs bundles too",
+                store(&format!("{one}\nroot {}\nroot-threshold 1", key_text(1))),
+            ),
+            (
+                "timestamp key that signs bundles too",
+                store(&format!("{one}\ntimestamp {}", key_text(1))),
+            ),
+            (
+                "root with tasks",
+                store(&format!(
+                    "{one}\nroot {} tasks=*\nroot-threshold 1",
+                    key_text(2)
+                )),
+            ),
+            (
+                "weak root",
+                store(&format!(
+                    "{one}\n{}\nroot-threshold 1",
+                    weak.replace("key", "root")
+                )),
+            ),
+            (
+                "roots alone",
+                store(&format!("root {}\nroot-threshold 1", key_text(2))),
             ),
             (
                 "too large",

@@ -137,13 +137,18 @@ impl<'a> Frame<'a> {
         }
         let valid = signers.iter().flatten().count();
         if valid < store.threshold() {
-            return Err(self.missed(store, valid, revoked));
+            return Err(self.missed(store, &signers, revoked));
         }
         Ok(signers)
     }
 
     /// Why the threshold was missed.
-    fn missed(&self, store: &TrustStore<'_>, valid: usize, revoked: Option<KeyId>) -> Error {
+    fn missed(
+        &self,
+        store: &TrustStore<'_>,
+        signers: &Signers<'_>,
+        revoked: Option<KeyId>,
+    ) -> Error {
         if let Some(key) = revoked {
             return Error::RevokedKey { key };
         }
@@ -154,13 +159,14 @@ impl<'a> Frame<'a> {
         let signed = |key: &&TrustedKey<'_>| {
             unknown().any(|entry| key.key.has_signed(self.signed_prefix(), entry.signature))
         };
-        if let Some(key) = store.keys().find(signed) {
+        let counted = |id| signers.iter().flatten().any(|signer| signer.id == id);
+        if let Some(key) = store.keys().find(|key| !counted(key.id) && signed(key)) {
             return Error::WrongKeyId { key: key.id };
         }
         let named = unknown().next().or_else(|| self.signatures().next());
         let key = named.map_or(Id([0; 16]), |entry| entry.key_id);
         Error::Untrusted {
-            valid,
+            valid: signers.iter().flatten().count(),
             threshold: store.threshold(),
             key,
         }
@@ -725,7 +731,7 @@ mod tests {
         assert_eq!(
             verify(&file, &trust_text(&[1, 2], 2, ""), &policy())
                 .map_err(|error| error.exit_code()),
-            Err(12)
+            Err(11)
         );
         assert!(verify(&file, &trust_text(&[1], 1, ""), &policy()).is_ok());
     }

@@ -13,10 +13,13 @@ mod image;
 mod journal;
 #[cfg(feature = "host")]
 mod json_lines;
+#[cfg(feature = "host")]
+mod keys;
 mod memory;
 #[cfg(feature = "host")]
 mod onnxruntime;
 mod output;
+mod refused;
 #[cfg(feature = "host")]
 mod report;
 mod store;
@@ -29,7 +32,7 @@ use clap::{Parser, Subcommand};
 use preface_runtime::LoadError;
 use serde_json::json;
 
-use crate::output::Output;
+use crate::{output::Output, refused::Refused};
 
 /// Teach one frozen language model many narrow tasks, a few kilobytes each.
 #[derive(Parser)]
@@ -55,6 +58,18 @@ enum Command {
     Trust(verbs::trust::Arguments),
     #[cfg(feature = "host")]
     Pack(verbs::pack::Arguments),
+    #[cfg(feature = "host")]
+    Statement(verbs::statement::Arguments),
+    #[cfg(feature = "host")]
+    Sign(verbs::sign::Arguments),
+    #[cfg(feature = "host")]
+    Attach(verbs::attach::Arguments),
+    #[cfg(feature = "host")]
+    Minisig(verbs::minisig::Arguments),
+    #[cfg(feature = "host")]
+    Import(verbs::import::Arguments),
+    #[cfg(feature = "host")]
+    Export(verbs::export::Arguments),
     Verify(verbs::verify::Arguments),
     Inspect(verbs::inspect::Arguments),
     #[cfg(feature = "compile")]
@@ -85,6 +100,18 @@ impl Command {
             Self::Trust(arguments) => verbs::trust::run(arguments, output),
             #[cfg(feature = "host")]
             Self::Pack(arguments) => verbs::pack::run(arguments, output),
+            #[cfg(feature = "host")]
+            Self::Statement(arguments) => verbs::statement::run(&arguments, output),
+            #[cfg(feature = "host")]
+            Self::Sign(arguments) => verbs::sign::run(&arguments, output),
+            #[cfg(feature = "host")]
+            Self::Attach(arguments) => verbs::attach::run(&arguments, output),
+            #[cfg(feature = "host")]
+            Self::Minisig(arguments) => verbs::minisig::run(&arguments, output),
+            #[cfg(feature = "host")]
+            Self::Import(arguments) => verbs::import::run(arguments, output),
+            #[cfg(feature = "host")]
+            Self::Export(arguments) => verbs::export::run(arguments, output),
             Self::Verify(arguments) => verbs::verify::run(arguments, output),
             Self::Inspect(arguments) => verbs::inspect::run(arguments, output),
             #[cfg(feature = "compile")]
@@ -113,16 +140,29 @@ fn main() -> ExitCode {
     output.end(code)
 }
 
-/// Reports an error; a bundle that is refused is an answer, 1, and everything else 2.
+/// Reports an error with its exit code.
 fn failed(error: &anyhow::Error, output: &Output) -> ExitCode {
-    let loading = error.downcast_ref::<LoadError>();
-    let exit_code = match loading.is_some_and(LoadError::is_refusal) {
-        true => 1,
-        false => 2,
-    };
+    let exit_code = exit_code(error);
     output.note(format_args!("preface: {error:#}"));
     let report = json!({"error": format!("{error:#}"), "exit_code": exit_code});
     // A string and a number can always be serialised.
     let _ = output.json(&report);
     ExitCode::from(exit_code)
+}
+
+/// A bundle that is refused is an answer, 1; keys, signatures and trust stores have the codes of `verify`;
+/// everything else is 2.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(Refused { exit_code, .. }) = error.downcast_ref() {
+        return *exit_code;
+    }
+    #[cfg(feature = "host")]
+    if let Some(error) = error.downcast_ref::<preface_packager::Error>() {
+        return error.exit_code();
+    }
+    let loading = error.downcast_ref::<LoadError>();
+    match loading.is_some_and(LoadError::is_refusal) {
+        true => 1,
+        false => 2,
+    }
 }

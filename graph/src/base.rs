@@ -17,7 +17,7 @@ use crate::{
     decompose,
     facts::Facts,
     inputs::{self, Inputs, Size},
-    lift,
+    join, lift,
     logits::{self, Logits},
     onnx::{ModelProto, TensorProto, data_type},
     positions::positions,
@@ -170,25 +170,34 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either.
+    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either; of an encoder-decoder also
+    /// `encoder_model.onnx` and `decoder_model.onnx`, which are joined.
     ///
     /// # Errors
     /// When a file is missing or cannot be read, or the model is no language model that takes a soft prompt.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let path =
-            find(folder, &["model.onnx", "onnx/model.onnx"]).ok_or_else(|| Error::NoModel {
-                folder: folder.into(),
-            })?;
+        let paths = model_files(folder).ok_or_else(|| Error::NoModel {
+            folder: folder.into(),
+        })?;
         let tokenizer_path = find(folder, &["tokenizer.json", "onnx/tokenizer.json"]);
         let tokenizer_path = tokenizer_path.ok_or_else(|| Error::NoTokenizer {
             folder: folder.into(),
         })?;
         let tokenizer = read(&tokenizer_path)?;
-        let (model, file) = decode(&path)?;
+        let path = paths[0].clone();
         let beside = path.parent().unwrap_or(folder);
+        let (models, files): (Vec<_>, Vec<_>) = paths
+            .into_iter()
+            .map(|path| decode(&path).map(|(model, file)| (model, (file, path))))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .unzip();
+        let mut models = models.into_iter();
+        let model = models.next().unwrap_or_default();
+        let model = models.try_fold(model, join::join)?;
         let base_id = base_id(&model, beside)?;
-        let (mut model, data_folder) = weights::leave_in_files(model, &file, &path)?;
-        drop(file);
+        let (mut model, data_folder) = weights::leave_in_files(model, &files)?;
+        drop(files);
         let (description, facts) = describe(
             &mut model,
             &data_folder,
@@ -220,6 +229,20 @@ impl Base {
         base.facts = Facts::of(graph, &shapes);
         Some(base)
     }
+}
+
+/// The one file of a model, or its encoder's and its decoder's.
+fn model_files(folder: &Path) -> Option<Vec<PathBuf>> {
+    if let Some(path) = find(folder, &["model.onnx", "onnx/model.onnx"]) {
+        return Some(vec![path]);
+    }
+    let pairs = ["", "onnx/"].map(|within| {
+        ["encoder", "decoder"].map(|half| folder.join(format!("{within}{half}_model.onnx")))
+    });
+    let pair = pairs
+        .into_iter()
+        .find(|pair| pair.iter().all(|path| path.is_file()))?;
+    Some(pair.into())
 }
 
 fn find(folder: &Path, names: &[&str]) -> Option<PathBuf> {
@@ -378,8 +401,7 @@ fn classify(wiring: &Wiring, inputs: &Inputs, sites: &mut [Site], folder: &Path)
     let causal =
         !inputs.past.is_empty() || sites.iter().any(|site| is_causal(wiring, site, folder));
     for site in sites.iter_mut() {
-        let depends =
-            |value: &str, input: &str| wiring.ancestors(value_name(wiring, value)).contains(input);
+        let depends = |value: &str, input: &str| wiring.reads(value, input);
         site.direction = match &inputs.decoder_ids {
             Some(decoder) if depends(&site.key.value, decoder) => Direction::Decoder,
             Some(decoder) => match wiring

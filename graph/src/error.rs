@@ -16,7 +16,7 @@ pub enum Error {
     },
     /// The folder holds no model.
     #[error(
-        "{folder} holds neither model.onnx nor onnx/model.onnx; export the model to ONNX into it"
+        "{folder} holds neither model.onnx nor encoder_model.onnx with decoder_model.onnx, nor has a folder onnx with them; export the model to ONNX into it"
     )]
     NoModel {
         /// The folder.

@@ -121,7 +121,7 @@ fn is_loose(input: &ValueInfoProto) -> Result<(), Error> {
     })
 }
 
-fn free_inputs<'a>(wiring: &Wiring<'a>) -> impl Iterator<Item = &'a ValueInfoProto> {
+pub(crate) fn free_inputs<'a>(wiring: &Wiring<'a>) -> impl Iterator<Item = &'a ValueInfoProto> {
     let inputs = wiring.graph.input.iter();
     let fed = |input: &&ValueInfoProto| wiring.initializer(input.name()).is_none();
     inputs.filter(fed).collect::<Vec<_>>().into_iter()
@@ -245,11 +245,11 @@ fn leads_to_rotation(wiring: &Wiring, input: &str) -> bool {
     false
 }
 
-fn rank(input: &ValueInfoProto) -> usize {
+pub(crate) fn rank(input: &ValueInfoProto) -> usize {
     input.dims().map_or(0, <[Dimension]>::len)
 }
 
-fn element_type(input: &ValueInfoProto) -> i32 {
+pub(crate) fn element_type(input: &ValueInfoProto) -> i32 {
     input.tensor_type().map_or(0, |tensor| tensor.elem_type())
 }
 

@@ -13,6 +13,7 @@ pub mod facts;
 mod halves;
 pub mod hidden;
 pub mod inputs;
+mod join;
 mod lift;
 mod logits;
 pub mod onnx;

@@ -16,30 +16,36 @@ use crate::{
 /// Bytes from which a tensor that lies in the model file is left there.
 const LARGE: usize = 64 << 10;
 
-/// Makes every large tensor of `model`, decoded from `file` at `path`, a reference into the file that holds it: the
-/// model itself or one beside it. Links are followed, as model hubs keep their files behind them.
+/// Makes every large tensor of `model`, decoded from `files`, a reference into the file that holds it: one of those or one
+/// beside them. Links are followed, as model hubs keep their files behind them.
 ///
-/// Returns the model, which holds nothing of `file` any more, and the folder in which the references are.
+/// Returns the model, which holds nothing of `files` any more, and the folder in which the references are.
 ///
 /// # Errors
 /// When a file is missing.
 pub(crate) fn leave_in_files(
     mut model: ModelProto,
-    file: &Bytes,
-    path: &Path,
+    files: &[(Bytes, PathBuf)],
 ) -> Result<(ModelProto, PathBuf), Error> {
+    let path = files.first().map_or(Path::new(""), |(_, path)| path);
     let beside = path.parent().unwrap_or(Path::new(""));
-    let own = canonical(path)?;
+    let own = files.iter().map(|(_, path)| canonical(path));
+    let own = own.collect::<Result<Vec<_>, _>>()?;
     let mut places: Vec<PathBuf> = Vec::new();
     for tensor in tensors(&mut model) {
         if tensor.is_external() {
             places.push(canonical(&tensor.external_path(beside)?)?);
-        } else if let Some((offset, length)) = range(tensor, file) {
+            continue;
+        }
+        let mut files = files.iter().zip(&own);
+        let found = files.find_map(|((file, _), own)| Some((own, range(tensor, file)?)));
+        if let Some((own, (offset, length))) = found {
             tensor.refer(&[("offset", offset), ("length", length)]);
             places.push(own.clone());
         }
     }
-    let mut folder = own.parent().unwrap_or(Path::new("/"));
+    let first = own.first().and_then(|own| own.parent());
+    let mut folder = first.unwrap_or(Path::new("/"));
     while let Some(outside) = folder.parent() {
         if places.iter().all(|place| place.starts_with(folder)) {
             break;
@@ -109,7 +115,8 @@ mod tests {
 
     fn open(path: &Path) -> (ModelProto, PathBuf) {
         let file = Bytes::from(fs::read(path).unwrap());
-        leave_in_files(ModelProto::decode(file.clone()).unwrap(), &file, path).unwrap()
+        let model = ModelProto::decode(file.clone()).unwrap();
+        leave_in_files(model, &[(file, path.to_owned())]).unwrap()
     }
 
     fn read(opened: (ModelProto, PathBuf)) -> Vec<(bool, Bytes)> {

@@ -61,6 +61,23 @@ impl<'a> Wiring<'a> {
         self.initializers.get(value).copied()
     }
 
+    /// Whether the numbers of `value`, and not its shape alone, depend on those of `input`.
+    pub fn reads(&self, value: &str, input: &str) -> bool {
+        let mut seen = HashSet::new();
+        let mut open = vec![value];
+        while let Some(value) = open.pop() {
+            if value == input {
+                return true;
+            }
+            let index = self.producer_index(value);
+            let index = index.filter(|&index| seen.insert(index));
+            let node = index.map(|index| &self.graph.node[index]);
+            let node = node.filter(|node| node.op_type() != "Shape");
+            open.extend(node.iter().flat_map(|node| &node.input).map(String::as_str));
+        }
+        false
+    }
+
     /// Every value on which `value` depends, itself included.
     pub fn ancestors(&self, value: &'a str) -> HashSet<&'a str> {
         let mut seen = HashSet::from([value]);

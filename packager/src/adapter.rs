@@ -11,13 +11,13 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{Error, description::Description};
 
-const DESCRIPTION: &str = "preface.json";
-const TENSORS: &str = "adapter_model.safetensors";
-const PROMPT: &str = "prompt_embeddings";
-const WEIGHT: &str = "base_model.classifier.weight";
-const BIAS: &str = "base_model.classifier.bias";
-const FACTORS: [&str; 2] = ["preface.head.factor.0", "preface.head.factor.1"];
-const GATE: &str = "preface.gate";
+pub(crate) const DESCRIPTION: &str = "preface.json";
+pub(crate) const TENSORS: &str = "adapter_model.safetensors";
+pub(crate) const PROMPT: &str = "prompt_embeddings";
+pub(crate) const WEIGHT: &str = "base_model.classifier.weight";
+pub(crate) const BIAS: &str = "base_model.classifier.bias";
+pub(crate) const FACTORS: [&str; 2] = ["preface.head.factor.0", "preface.head.factor.1"];
+pub(crate) const GATE: &str = "preface.gate";
 const MAX_TENSOR_BYTES: u64 = 256 << 20;
 
 /// A trained adapter: what it is, and its numbers in `f32`.
@@ -34,7 +34,8 @@ pub struct Adapter {
     pub gates: Vec<f32>,
     /// The head's weight `[classes, hidden]`; none where its kind has no weight.
     pub head_weight: Vec<f32>,
-    /// The head's bias `[classes]`; none where its kind has no bias.
+    /// The head's bias `[classes]`, of a pooler behind which a linear layer stands `[classes + rank]`; none where its kind
+    /// has no bias.
     pub head_bias: Vec<f32>,
     /// The factors `[classes, rank]` and `[rank, hidden]` of a factored head, otherwise none.
     pub head_factors: [Vec<f32>; 2],
@@ -145,14 +146,14 @@ impl Expected {
         let [classes, hidden, rank] =
             [head.classes, head.width(), head.rank.unwrap_or(0)].map(usize::from);
         let weighted = matches!(head.kind, HeadKind::Linear | HeadKind::TokenLinear);
-        let factored = head.kind == HeadKind::FactoredLinear;
+        let factored = head.is_factored();
         let biased = weighted || factored || head.kind == HeadKind::LabelText;
         let [first, second] = FACTORS;
         Self {
             prompt: Some((PROMPT, vec![form.tokens().into(), form.width()])),
             gates: form.gates().map(|layers| (GATE, vec![layers])),
             weight: weighted.then(|| (WEIGHT, vec![classes, hidden])),
-            bias: biased.then(|| (BIAS, vec![classes])),
+            bias: biased.then(|| (BIAS, vec![head.biases()])),
             factors: [
                 factored.then(|| (first, vec![classes, rank])),
                 factored.then(|| (second, vec![rank, hidden])),
@@ -233,7 +234,7 @@ impl TensorFile<'_> {
     }
 }
 
-fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
+pub(crate) fn floats(view: &TensorView<'_>) -> Option<Vec<f32>> {
     let bytes = view.data();
     Some(match view.dtype() {
         Dtype::F32 => bytes

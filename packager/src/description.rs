@@ -35,7 +35,7 @@ pub struct Description {
     pub labels: Vec<String>,
     /// Text around an input; `{text}` is the input's place.
     pub template: String,
-    /// Which hidden states the head sees: `mean`, `first` or `last`.
+    /// Which hidden states the head sees: `mean`, `first` or `last` of the text, or the first of the `prompt`.
     pub pooling: String,
     /// Positions of prompt and text: `text-from-zero` or `after-prompt`.
     pub positions: String,
@@ -191,9 +191,9 @@ macro_rules! named {
 }
 
 named!(AnswerKind: Label, Labels, Tags, Text);
-named!(HeadKind: Linear, Verbaliser, FactoredLinear, LabelText, TokenLinear, Generation);
+named!(HeadKind: Linear, Verbaliser, FactoredLinear, LabelText, TokenLinear, Generation, TanhLinear);
 named!(Inputs: One, Pair);
-named!(Pooling: Mean, First, Last, Mask);
+named!(Pooling: Mean, First, Last, Mask, Prompt);
 named!(Positions: TextFromZero, AfterPrompt);
 
 /// The choice of that name, or what there is to choose from.
@@ -286,8 +286,12 @@ fn refuse(field: &'static str, problem: impl Into<String>) -> Result<(), Problem
 
 impl Description {
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
-        let bytes = read(path)?;
-        let description: Self = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        Self::of_json(path, &read(path)?)
+    }
+
+    /// Reads and checks the content of `path`.
+    pub(crate) fn of_json(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        let description: Self = serde_json::from_slice(bytes).map_err(|source| Error::Json {
             path: path.into(),
             source,
         })?;
@@ -432,6 +436,20 @@ impl Description {
 }
 
 impl Head {
+    /// Whether its weight is two factors.
+    pub(crate) fn is_factored(&self) -> bool {
+        matches!(self.kind, HeadKind::FactoredLinear | HeadKind::TanhLinear)
+    }
+
+    /// Numbers of its bias, where it has one.
+    pub(crate) fn biases(&self) -> usize {
+        let inner = match self.kind {
+            HeadKind::TanhLinear => self.rank.unwrap_or(0),
+            _ => 0,
+        };
+        usize::from(self.classes) + usize::from(inner)
+    }
+
     /// Whether it sees the base's hidden rows, not its logits.
     fn sees_rows(&self) -> bool {
         !matches!(self.kind, HeadKind::Verbaliser | HeadKind::Generation)
@@ -460,11 +478,11 @@ impl Head {
         if sees_rows && hidden > u32::from(u16::MAX) {
             return refuse("head", "its rows are wider than 65535");
         }
-        match (kind == HeadKind::FactoredLinear, rank) {
+        match (self.is_factored(), rank) {
             (true, Some(1..)) | (false, None) => Ok(()),
             _ => refuse(
                 "head",
-                "a factored head has a rank from 1 on, other heads none",
+                "a head of two factors has a rank from 1 on, other heads none",
             ),
         }
     }

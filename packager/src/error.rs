@@ -126,6 +126,17 @@ pub enum Error {
         /// Why it was refused.
         source: preface_bundle::Error,
     },
+    /// A file is not a bundle, or a bundle is refused.
+    #[error("the bundle is refused")]
+    Bundle {
+        /// Why.
+        source: preface_bundle::Error,
+    },
+    /// A signature made elsewhere is not one that can be attached.
+    #[error(
+        "bad signature: no key of the trust store made it of this bundle's statement; sign exactly the bytes that preface statement -o writes, with plain Ed25519"
+    )]
+    ForeignSignature,
     /// The key made a signature that does not hold.
     #[error("key {key} made a signature that does not hold; is this machine's memory sound?")]
     Signature {
@@ -134,7 +145,7 @@ pub enum Error {
     },
     /// A key file can be read by others.
     #[error(
-        "unsafe permissions: others can read the secret key {path} (mode {mode:03o}); run chmod 600 {path}, or make a new key if they may have"
+        "unsafe permissions: others can read the secret file {path} (mode {mode:03o}); run chmod 600 {path}, or make a new one if they may have"
     )]
     KeyPermissions {
         /// The file.
@@ -143,7 +154,7 @@ pub enum Error {
         mode: u32,
     },
     /// A key file belongs to somebody else.
-    #[error("unsafe permissions: the secret key {path} belongs to user {owner}, not to you")]
+    #[error("unsafe permissions: the secret file {path} belongs to user {owner}, not to you")]
     KeyOwner {
         /// The file.
         path: PathBuf,
@@ -157,6 +168,26 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         problem: &'static str,
+    },
+    /// A key file takes a passphrase, and none was given.
+    #[error("{path} is under a passphrase; give --passphrase-file or --passphrase-fd")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The passphrase does not open the key file.
+    #[error("wrong passphrase for {path}, or the file is damaged")]
+    Passphrase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file of another program holds what this one does not take.
+    #[error("{path}: {problem}")]
+    Foreign {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it holds, and the way out.
+        problem: String,
     },
     /// The system gave no random bytes.
     #[error("cannot make a key: the system gives no random bytes")]
@@ -174,8 +205,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether permissions make it unsafe to go on; such errors have an exit code of their own.
-    pub fn is_unsafe_permissions(&self) -> bool {
-        matches!(self, Self::KeyPermissions { .. } | Self::KeyOwner { .. })
+    /// The exit code of the program: 21 where permissions make it unsafe to go on, that of `verify` for a bundle
+    /// that is refused, 2 for the rest.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::KeyPermissions { .. } | Self::KeyOwner { .. } => 21,
+            Self::ForeignSignature => 12,
+            Self::Bundle { source } => source.exit_code(),
+            _ => 2,
+        }
     }
 }

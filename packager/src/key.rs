@@ -16,11 +16,13 @@ use zeroize::Zeroizing;
 use crate::{
     Error,
     file::{Access, write_file},
+    sealed::{Passphrase, SEALED_WORD, seal, unseal},
 };
 
 const FIRST_LINE: &str = "preface-secret-key v1";
 const SEED_WORD: &str = "ed25519-seed ";
 const MAX_BYTES: u64 = 4096;
+const NO_KEY: &str = "not a secret key of this program; make one with preface keygen";
 
 /// An Ed25519 key that signs bundles. Wiped from memory when dropped; never shown.
 pub struct SecretKey(SigningKey);
@@ -62,20 +64,20 @@ impl SecretKey {
     /// [`Error::Signature`] when the signature does not hold: a fault of the machine, which would
     /// give the key away.
     pub fn sign(&self, message: &[u8]) -> Result<[u8; 64], Error> {
-        let signature = self.0.sign(message).to_bytes();
-        let public = self.public();
-        public
-            .has_signed(message, &signature)
-            .then_some(signature)
-            .ok_or(Error::Signature { key: public.id() })
+        checked(&self.public(), message, self.0.sign(message).to_bytes())
     }
 
-    /// Writes `NAME.key` and `NAME.pub` into a folder. The secret key is not encrypted.
+    /// Writes `NAME.key` and `NAME.pub` into a folder.
     ///
     /// # Errors
     /// [`Error::Exists`] rather than replacing a key, [`Error::Option`] for a name that is no
-    /// name, [`Error::Write`], [`Error::NoSpace`].
-    pub fn save(&self, folder: &Path, name: &str) -> Result<KeyFiles, Error> {
+    /// name, [`Error::Write`], [`Error::NoSpace`], [`Error::Random`].
+    pub fn save(
+        &self,
+        folder: &Path,
+        name: &str,
+        protection: Protection<'_>,
+    ) -> Result<KeyFiles, Error> {
         if !is_name(name) {
             let problem = "lower-case letters, digits, and . _ - between them, at most 47".into();
             return Err(Error::Option {
@@ -91,52 +93,117 @@ impl SecretKey {
             return Err(Error::Exists { path: files.public });
         }
         let seed = Zeroizing::new(self.0.to_bytes());
-        let hex = Zeroizing::new(Id(*seed).to_string());
-        let text = Zeroizing::new(format!("{FIRST_LINE}\n{SEED_WORD}{}\n", *hex));
+        let line = match protection {
+            Protection::Passphrase(passphrase) => seal(&seed, passphrase)?,
+            Protection::ModeOnly => {
+                format!("{SEED_WORD}{}", *Zeroizing::new(Id(*seed).to_string()))
+            }
+        };
+        let line = Zeroizing::new(line);
+        let text = Zeroizing::new(format!("{FIRST_LINE}\n{}\n", *line));
         write_file(&files.secret, text.as_bytes(), Access::OwnerOnly)?;
         let line = format!("key {} name={name}\n", self.public());
         write_file(&files.public, line.as_bytes(), Access::Everyone)?;
         Ok(files)
     }
 
+    /// Reads a key file that has no passphrase; see [`KeyFile::read`].
+    ///
+    /// # Errors
+    /// As [`KeyFile::read`], and [`Error::Locked`].
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        KeyFile::read(path)?.unlock(None)
+    }
+}
+
+/// What guards a key file besides its mode of 600.
+#[derive(Clone, Copy)]
+pub enum Protection<'a> {
+    /// A passphrase.
+    Passphrase(&'a Passphrase),
+    /// Nothing: for machines that sign by themselves.
+    ModeOnly,
+}
+
+/// A key file that has been read, and is still locked where it has a passphrase.
+pub struct KeyFile {
+    path: PathBuf,
+    line: Zeroizing<String>,
+}
+
+impl KeyFile {
     /// Reads a key file: a regular file, not a link, that belongs to the user of this process and
     /// that nobody else can read.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::KeyPermissions`], [`Error::KeyOwner`], [`Error::KeyFile`].
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn read(path: &Path) -> Result<Self, Error> {
         let text = read_private(path)?;
-        let problem = |problem| Error::KeyFile {
-            path: path.into(),
-            problem,
-        };
         let mut lines = text.lines();
         if lines.next() != Some(FIRST_LINE) {
-            return Err(problem(
-                "not a secret key of this program; make one with preface keygen",
-            ));
+            return Err(Error::KeyFile {
+                path: path.into(),
+                problem: NO_KEY,
+            });
         }
-        let seed = lines
-            .next()
-            .and_then(|line| line.strip_prefix(SEED_WORD))
-            .and_then(Id::<32>::from_hex);
-        match (seed, lines.next()) {
-            (Some(seed), None) => Ok(Self::from_seed(&Zeroizing::new(seed.0))),
-            _ => Err(problem(
-                "the key is damaged: line 2 is not ed25519-seed and 64 hex digits",
-            )),
+        match (lines.next(), lines.next()) {
+            (Some(line), None) => Ok(Self {
+                path: path.into(),
+                line: Zeroizing::new(line.to_owned()),
+            }),
+            _ => Err(damaged(path)),
         }
+    }
+
+    /// Whether it takes a passphrase to use the key.
+    pub fn is_locked(&self) -> bool {
+        self.line.starts_with(SEALED_WORD)
+    }
+
+    /// The key.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] without a passphrase where there must be one, [`Error::Passphrase`] for a wrong one,
+    /// [`Error::KeyFile`] for a damaged file.
+    pub fn unlock(&self, passphrase: Option<&Passphrase>) -> Result<SecretKey, Error> {
+        let path = || self.path.clone();
+        let seed = if self.is_locked() {
+            let passphrase = passphrase.ok_or_else(|| Error::Locked { path: path() })?;
+            let opened = unseal(&self.line, passphrase).ok_or_else(|| damaged(&self.path))?;
+            opened.ok_or_else(|| Error::Passphrase { path: path() })?
+        } else {
+            let seed = self
+                .line
+                .strip_prefix(SEED_WORD)
+                .and_then(Id::<32>::from_hex);
+            Zeroizing::new(seed.ok_or_else(|| damaged(&self.path))?.0)
+        };
+        Ok(SecretKey::from_seed(&seed))
     }
 }
 
-fn read_private(path: &Path) -> Result<Zeroizing<String>, Error> {
+/// A signature that holds.
+fn checked(key: &PublicKey, message: &[u8], signature: [u8; 64]) -> Result<[u8; 64], Error> {
+    key.has_signed(message, &signature)
+        .then_some(signature)
+        .ok_or_else(|| Error::Signature { key: key.id() })
+}
+
+fn damaged(path: &Path) -> Error {
+    Error::KeyFile {
+        path: path.into(),
+        problem: "the key is damaged: line 2 is not the one line that keygen wrote",
+    }
+}
+
+/// Reads a short text that nobody but the user of this process may know.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::KeyPermissions`], [`Error::KeyOwner`], [`Error::KeyFile`].
+pub fn read_private(path: &Path) -> Result<Zeroizing<String>, Error> {
     let read = |source| Error::Read {
         path: path.into(),
         source,
-    };
-    let problem = |problem| Error::KeyFile {
-        path: path.into(),
-        problem,
     };
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
     let file = OpenOptions::new()
@@ -146,9 +213,10 @@ fn read_private(path: &Path) -> Result<Zeroizing<String>, Error> {
         .map_err(read)?;
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(problem(
-            "not a secret key of this program; make one with preface keygen",
-        ));
+        return Err(Error::KeyFile {
+            path: path.into(),
+            problem: NO_KEY,
+        });
     }
     let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
     if mode & 0o077 != 0 {
@@ -191,7 +259,9 @@ mod tests {
     fn a_saved_key_is_the_same_key() {
         let folder = tempfile::tempdir().expect("a folder");
         let key = SecretKey::generate().expect("random bytes");
-        let files = key.save(folder.path(), "release").expect("written");
+        let files = key
+            .save(folder.path(), "release", Protection::ModeOnly)
+            .expect("written");
         let again = SecretKey::open(&files.secret).expect("readable");
         assert_eq!(again.public(), key.public());
         let line = fs::read_to_string(&files.public).expect("readable");
@@ -211,15 +281,17 @@ mod tests {
     fn keys_are_never_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
         let first = SecretKey::from_seed(&[1; 32]);
-        let files = first.save(folder.path(), "k").expect("written");
+        let files = first
+            .save(folder.path(), "k", Protection::ModeOnly)
+            .expect("written");
         let second = SecretKey::from_seed(&[2; 32]);
         assert!(matches!(
-            second.save(folder.path(), "k"),
+            second.save(folder.path(), "k", Protection::ModeOnly),
             Err(Error::Exists { .. })
         ));
         fs::remove_file(&files.public).expect("removed");
         assert!(matches!(
-            second.save(folder.path(), "k"),
+            second.save(folder.path(), "k", Protection::ModeOnly),
             Err(Error::Exists { .. })
         ));
         assert_eq!(
@@ -228,9 +300,50 @@ mod tests {
         );
         for bad in ["../k", "", "A", "a/b"] {
             assert!(
-                matches!(first.save(folder.path(), bad), Err(Error::Option { .. })),
+                matches!(
+                    first.save(folder.path(), bad, Protection::ModeOnly),
+                    Err(Error::Option { .. })
+                ),
                 "{bad:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_key_under_a_passphrase_takes_that_passphrase() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = SecretKey::from_seed(&[1; 32]);
+        let right = Passphrase::new("right").expect("a passphrase");
+        let wrong = Passphrase::new("wrong").expect("a passphrase");
+        let files = key
+            .save(folder.path(), "k", Protection::Passphrase(&right))
+            .expect("written");
+        let text = fs::read_to_string(&files.secret).expect("readable");
+        assert!(!text.contains(&Id([1; 32]).to_string()));
+        let file = KeyFile::read(&files.secret).expect("a key");
+        assert!(file.is_locked());
+        let opened = file.unlock(Some(&right)).expect("the right passphrase");
+        assert_eq!(opened.public(), key.public());
+        assert!(matches!(
+            file.unlock(Some(&wrong)),
+            Err(Error::Passphrase { .. })
+        ));
+        assert!(matches!(
+            SecretKey::open(&files.secret),
+            Err(Error::Locked { .. })
+        ));
+    }
+
+    /// Attack 44: a fault while signing would give the key away.
+    #[test]
+    fn a_signature_with_a_flipped_bit_is_not_handed_out() {
+        let key = SecretKey::from_seed(&[1; 32]);
+        let good = key.sign(b"a statement").expect("a signature");
+        for bit in 0..512 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            let error = checked(&key.public(), b"a statement", bad);
+            assert!(matches!(error, Err(Error::Signature { .. })), "bit {bit}");
         }
     }
 
@@ -238,12 +351,12 @@ mod tests {
     fn files_that_others_can_read_are_refused() {
         let folder = tempfile::tempdir().expect("a folder");
         let files = SecretKey::from_seed(&[1; 32])
-            .save(folder.path(), "k")
+            .save(folder.path(), "k", Protection::ModeOnly)
             .expect("written");
         for mode in [0o640, 0o604, 0o620, 0o644] {
             fs::set_permissions(&files.secret, Permissions::from_mode(mode)).expect("changed");
             let error = SecretKey::open(&files.secret).expect_err("must fail");
-            assert!(error.is_unsafe_permissions(), "{mode:o}: {error}");
+            assert_eq!(error.exit_code(), 21, "{mode:o}: {error}");
         }
     }
 

@@ -1,18 +1,18 @@
 //! From an adapter to a signed bundle.
 
 use preface_bundle::{
-    ALGORITHM_ED25519, AnswerPlan, Binding, Codec, Dtype, ENTRY_BYTES, Frame, HeadKind, Id,
-    Namespace, Policy, Pooling, Positions, RUNTIME_LEVEL, SIGNATURE_MAGIC, TensorSpec, TensorTable,
-    TrustStore, is_name, is_task_id,
+    AnswerPlan, Binding, Codec, Dtype, ENTRY_BYTES, Frame, HeadKind, Id, Namespace, Policy,
+    Pooling, Positions, RUNTIME_LEVEL, TensorSpec, TensorTable, is_name, is_task_id,
 };
 
 use crate::{
     Error, SecretKey,
     adapter::Adapter,
     description::{Description, Form},
-    encode::{decode, encode},
+    encode::encode,
     manifest::{Draft, Fields},
     quantise::{Quantised, relative},
+    signing::{Signing, verify},
     tensors::quantise,
 };
 
@@ -95,38 +95,44 @@ pub struct TensorReport {
     pub loss: f64,
 }
 
-/// Quantises, compresses and signs an adapter, then verifies the result as a device would.
+/// Quantises, compresses and signs an adapter, then verifies the result as a device would that demands all the keys.
 ///
-/// The same adapter, options and key give the same bytes.
+/// The same adapter, options and keys give the same bytes.
 ///
 /// # Errors
 /// [`Error::Option`], [`Error::PayloadTooLarge`], [`Error::ManifestTooLarge`],
 /// [`Error::Signature`], [`Error::SelfCheck`].
-pub fn pack(adapter: &Adapter, options: &Options, key: &SecretKey) -> Result<Packed, Error> {
-    let Unsigned {
-        prefix,
-        codec,
-        stored,
-        decoded,
-        tensors,
-    } = Unsigned::of(adapter, options)?;
-    let block = signature_block(&prefix, key)?;
-    let bytes = [prefix, stored, block].concat();
-    let bundle_id = verify(&bytes, adapter, options, key, &decoded)
+pub fn pack(adapter: &Adapter, options: &Options, keys: &[SecretKey]) -> Result<Packed, Error> {
+    let unsigned = Unsigned::of(adapter, options)?;
+    let file = [&unsigned.prefix[..], &unsigned.stored].concat();
+    let mut signing = Signing::of_unsigned(&file).map_err(|source| Error::SelfCheck { source })?;
+    for key in keys {
+        signing.sign(key)?;
+    }
+    if signing.key_ids().count() < keys.len() {
+        let problem = "the same key is there twice".into();
+        return Err(Error::Option {
+            option: "--key",
+            problem,
+        });
+    }
+    let bytes = signing.to_bytes();
+    check(&bytes, adapter, options, keys, &unsigned.decoded)
         .map_err(|source| Error::SelfCheck { source })?;
-    let sum = |part: fn(&Quantised) -> f64| tensors.iter().map(part).sum();
-    let loss = relative(sum(|tensor| tensor.error), sum(|tensor| tensor.energy));
-    let report = |tensor: &Quantised| TensorReport {
-        spec: tensor.spec,
-        loss: tensor.loss(),
-    };
-    Ok(Packed {
-        bytes,
-        bundle_id,
-        codec,
-        loss,
-        tensors: tensors.iter().map(report).collect(),
-    })
+    Ok(unsigned.packed(bytes))
+}
+
+/// [`pack`] without signatures, to be signed elsewhere: see [`Signing`]. The result is verified with a key that
+/// is made for that and thrown away.
+///
+/// # Errors
+/// As [`pack`], and [`Error::Random`].
+pub fn pack_unsigned(adapter: &Adapter, options: &Options) -> Result<Packed, Error> {
+    let mut packed = pack(adapter, options, &[SecretKey::generate()?])?;
+    packed
+        .bytes
+        .truncate(packed.bytes.len() - BLOCK_HEADER_BYTES - ENTRY_BYTES);
+    Ok(packed)
 }
 
 /// How many bytes [`pack`] makes of an adapter, whatever the key.
@@ -170,6 +176,21 @@ impl Unsigned {
             decoded,
             tensors,
         })
+    }
+
+    fn packed(&self, bytes: Vec<u8>) -> Packed {
+        let sum = |part: fn(&Quantised) -> f64| self.tensors.iter().map(part).sum();
+        let report = |tensor: &Quantised| TensorReport {
+            spec: tensor.spec,
+            loss: tensor.loss(),
+        };
+        Packed {
+            bytes,
+            bundle_id: Id::of(&self.prefix),
+            codec: self.codec,
+            loss: relative(sum(|tensor| tensor.error), sum(|tensor| tensor.energy)),
+            tensors: self.tensors.iter().map(report).collect(),
+        }
     }
 }
 
@@ -257,9 +278,14 @@ fn level(adapter: &Adapter) -> u32 {
         }
     };
     let own = AnswerPlan::of_head(head.kind) == adapter.description.answer();
+    let pooling = &adapter.description.pooling;
+    let late = [Pooling::Mask, Pooling::Prompt].map(Pooling::name);
+    if head.kind == HeadKind::TanhLinear || late.contains(&&**pooling) {
+        return RUNTIME_LEVEL;
+    }
     match first_form && head.kind == HeadKind::Linear && own {
         true => 1,
-        false => RUNTIME_LEVEL,
+        false => 2,
     }
 }
 
@@ -275,49 +301,25 @@ fn option(option: &'static str) -> impl FnOnce(String) -> Error {
     move |problem| Error::Option { option, problem }
 }
 
-/// A signature block with one signature.
-fn signature_block(prefix: &[u8], key: &SecretKey) -> Result<Vec<u8>, Error> {
-    let mut block = SIGNATURE_MAGIC.to_vec();
-    block.extend(1u16.to_le_bytes());
-    block.extend(u16::try_from(ENTRY_BYTES).unwrap_or(u16::MAX).to_le_bytes());
-    block.extend(ALGORITHM_ED25519.to_le_bytes());
-    block.extend([0; 6]);
-    block.extend(key.public().id().0);
-    block.extend(key.sign(prefix)?);
-    Ok(block)
-}
-
-/// Verifies the bundle as a device would that trusts this key, and compares the tensors.
-fn verify(
+/// Verifies the bundle as a device would that trusts these keys, and compares the tensors.
+fn check(
     file: &[u8],
     adapter: &Adapter,
     options: &Options,
-    key: &SecretKey,
+    keys: &[SecretKey],
     decoded: &[u8],
-) -> Result<Id, preface_bundle::Error> {
-    let Options {
-        namespace,
-        trust_version,
-        security_version,
-        ..
-    } = options;
-    let trust = format!(
-        "preface-trust v1\nnamespace {namespace}\nversion {}\nthreshold 1\nmin-security {security_version}\nkey {}\n",
-        trust_version.max(&1),
-        key.public()
-    );
-    let store = TrustStore::parse(&trust)?;
+) -> Result<(), preface_bundle::Error> {
     let required = |id: Option<Id>| id.map_or(Binding::Unchecked, Binding::Required);
     let policy = Policy {
         base: required(adapter.base_id()),
         tokenizer: required(adapter.tokenizer_id()),
         ..Policy::unbound()
     };
-    let admitted = Frame::parse(file)?.authenticate(&store)?.admit(&policy)?;
-    let again = decode(&admitted)?;
-    let bundle = admitted.open(&again)?;
-    match again == decoded && bundle.manifest().task == options.task {
-        true => Ok(bundle.bundle_id()),
+    let keys: Vec<_> = keys.iter().map(SecretKey::public).collect();
+    let (_, again) = verify(file, &options.namespace, &keys, &policy)?;
+    let task = Frame::parse(file)?.unverified_manifest()?.task == options.task;
+    match task && again == decoded {
+        true => Ok(()),
         false => Err(preface_bundle::Error::TensorDigest),
     }
 }

@@ -131,7 +131,7 @@ fn packed(adapter: &Adapter, dtype: Dtype) -> Packed {
             dtype,
             ..Options::new("intent", 1)
         },
-        &key(),
+        &[key()],
     )
     .unwrap()
 }
@@ -522,7 +522,7 @@ fn the_same_input_gives_the_same_bytes() {
             dtype,
             ..Options::new("intent", 2)
         };
-        let next = pack(&shape.adapter(), &next, &key()).unwrap();
+        let next = pack(&shape.adapter(), &next, &[key()]).unwrap();
         assert_ne!(next.bundle_id, one.bundle_id, "{dtype:?}");
     }
 }
@@ -566,7 +566,7 @@ fn options_outside_the_rules_are_refused() {
         },
     ];
     for options in cases {
-        let error = pack(&adapter, &options, &key()).unwrap_err();
+        let error = pack(&adapter, &options, &[key()]).unwrap_err();
         assert!(
             matches!(error, preface_packager::Error::Option { .. }),
             "{error}"
@@ -577,6 +577,6 @@ fn options_outside_the_rules_are_refused() {
     long.description
         .receipt
         .insert("notes".into(), "x".repeat(5000).into());
-    let error = pack(&long, &Options::new("intent", 1), &key()).unwrap_err();
+    let error = pack(&long, &Options::new("intent", 1), &[key()]).unwrap_err();
     assert!(error.to_string().contains("receipt"), "{error}");
 }

@@ -105,7 +105,7 @@ pub(crate) fn read_file(path: &Path, limit: usize) -> Result<Vec<u8>, ReadError>
 }
 
 /// Reads a trust store: a regular file of at most [`MAX_TRUST_BYTES`] that belongs to root or to
-/// the user of this process, and that nobody else can write.
+/// the user of this process, that nobody else can write, and that not everybody can replace.
 ///
 /// # Errors
 /// [`ReadError`] with the path.
@@ -125,8 +125,30 @@ pub fn read_trust(path: &Path) -> Result<String, ReadError> {
             owner,
         });
     }
+    check_folders(path)?;
     let bytes = read_capped(&file, path, MAX_TRUST_BYTES)?;
     String::from_utf8(bytes).map_err(|_| ReadError::NotText { path: path.into() })
+}
+
+/// Whoever can write a folder on the way to a file can put another file in its place, but for folders like `/tmp`,
+/// where everybody removes only what is his own.
+fn check_folders(path: &Path) -> Result<(), ReadError> {
+    let real = path
+        .canonicalize()
+        .map_err(|source| io_error(path, source))?;
+    for folder in real.ancestors().skip(1) {
+        let metadata = folder
+            .metadata()
+            .map_err(|source| io_error(folder, source))?;
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+            return Err(ReadError::WritableByOthers {
+                path: folder.into(),
+                mode,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Decodes the payload of an admitted bundle, for [`Admitted::open`]; one that is stored as it is is not copied.

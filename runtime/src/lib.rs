@@ -31,6 +31,7 @@ mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;
 mod text;
+mod trust_file;
 mod weights;
 
 pub use answer::{Answer, Choice, Choices, Scored};
@@ -42,4 +43,5 @@ pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};
 pub use status::{Status, explained};
 pub use text::{Encoded, Overlength};
+pub use trust_file::{Update, UpdateError, update_trust};
 pub use weights::Weights;

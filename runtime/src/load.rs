@@ -101,7 +101,11 @@ impl Trust {
             text,
             admitted: Vec::new(),
         };
-        let keys = trust.store()?.keys().map(|trusted| trusted.key).collect();
+        let keys = trust
+            .store()?
+            .every_key()
+            .map(|trusted| trusted.key)
+            .collect();
         trust.admitted = keys;
         Ok(trust)
     }

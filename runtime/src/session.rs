@@ -235,7 +235,11 @@ impl Session {
             .tasks
             .iter()
             .position(|loaded| loaded.task.id == task.id);
-        self.room.expect(task.labels.len());
+        let numbers = match &task.head {
+            Head::Rows(head) => head.most_numbers().max(task.labels.len()),
+            _ => task.labels.len(),
+        };
+        self.room.expect(numbers);
         let loaded = Loaded {
             task,
             past,
@@ -498,6 +502,7 @@ impl Session {
                 let place = first + place.ok_or(Error::NoMask)?;
                 place..place + 1
             }
+            Pooling::Prompt => row..row + 1,
             Pooling::Last if decodes && task.answer.kind != AnswerKind::Tags => all,
             _ => first..first + text.len(),
         };

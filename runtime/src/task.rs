@@ -1,5 +1,7 @@
 //! A task: what one verified bundle makes the base do.
 
+mod row_head;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use preface_bundle::{
@@ -14,6 +16,8 @@ use crate::{
     map::{Numbers, Pages},
     text::Template,
 };
+
+pub(crate) use row_head::{Measure, RowHead};
 
 /// A task as it is loaded: dequantised, and checked against the base.
 #[derive(Clone, Debug)]
@@ -56,7 +60,7 @@ pub(crate) enum Place {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct KeyValues {
     pub tokens: usize,
-    /// Whether the base counts the text's positions behind the prefix.
+    /// Whether the text's positions begin behind the prefix, even where the base by itself counts the text alone.
     pub counted: bool,
     /// By the number of the base's layer; the others have none.
     pub layers: BTreeMap<usize, LayerKeyValues>,
@@ -71,18 +75,6 @@ pub(crate) struct LayerKeyValues {
     /// Added to the attention scores of the prefix.
     pub gate: f32,
 }
-
-/// How like features and a label's vector are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Measure {
-    /// Their inner product.
-    Product,
-    /// Their cosine, times [`SHARPNESS`].
-    Cosine,
-}
-
-/// What the cosines of a label-text head are multiplied by.
-const SHARPNESS: f32 = 20.0;
 
 /// What turns the base's output into a logit for each label.
 #[derive(Clone, Debug)]
@@ -118,10 +110,20 @@ impl Head {
                 };
                 Ok(Self::Rows(RowHead::linear(product(first, second)?, bias)))
             }
+            HeadKind::TanhLinear => {
+                let factors: Vec<_> = bundle.tensors_of(Role::HeadFactor).collect();
+                let [outer, inner] = &factors[..] else {
+                    return Err("its head has not two layers".into());
+                };
+                Ok(Self::Rows(RowHead::behind_tanh(outer, inner, bias)?))
+            }
             HeadKind::LabelText => Ok(Self::Rows(RowHead::label_text(bias))),
             HeadKind::Verbaliser if manifest.pooling == Some(Pooling::Mean) => Err(
                 "its verbaliser reads the mean of all tokens; train it with --pooling last".into(),
             ),
+            HeadKind::Verbaliser if manifest.pooling == Some(Pooling::Prompt) => {
+                Err("its verbaliser reads a row of the prompt; train it with --pooling last".into())
+            }
             HeadKind::Verbaliser => Words::of_bundle(manifest).map(Self::Words),
             HeadKind::Generation => {
                 let limits = manifest
@@ -197,91 +199,6 @@ fn finite(logits: &[f32]) -> Result<(), Error> {
     }
 }
 
-/// What turns features into a logit for each label.
-#[derive(Clone, Debug)]
-pub(crate) struct RowHead {
-    pub measure: Measure,
-    /// A vector for each label, `[classes, hidden]`; of label text unit vectors times [`SHARPNESS`], and none before
-    /// [`RowHead::set_prototypes`].
-    weight: Vec<f32>,
-    /// `[classes]`.
-    bias: Vec<f32>,
-}
-
-impl RowHead {
-    /// `logits = weight features + bias`.
-    pub fn linear(weight: Vec<f32>, bias: Vec<f32>) -> Self {
-        Self {
-            measure: Measure::Product,
-            weight,
-            bias,
-        }
-    }
-
-    /// `logits = 20 cos(features, prototypes) + bias`, the prototypes not yet known.
-    pub fn label_text(bias: Vec<f32>) -> Self {
-        Self {
-            measure: Measure::Cosine,
-            weight: Vec::new(),
-            bias,
-        }
-    }
-
-    /// Gives a label-text head the vectors of its labels, `[classes, hidden]`.
-    pub fn set_prototypes(&mut self, mut prototypes: Vec<f32>, hidden: usize) {
-        for prototype in prototypes.chunks_exact_mut(hidden.max(1)) {
-            let scale = SHARPNESS / norm(prototype);
-            prototype.iter_mut().for_each(|number| *number *= scale);
-        }
-        self.weight = prototypes;
-    }
-
-    /// Writes the logits of `features` to `logits`.
-    ///
-    /// # Errors
-    /// [`Error::NotANumber`] where one is infinite or no number.
-    pub fn logits(&self, features: &[f32], logits: &mut Vec<f32>) -> Result<(), Error> {
-        let scale = match self.measure {
-            Measure::Product => 1.0,
-            Measure::Cosine => 1.0 / norm(features),
-        };
-        logits.clear();
-        let rows = self.weight.chunks_exact(features.len().max(1));
-        logits.extend(
-            rows.zip(&self.bias)
-                .map(|(row, bias)| scale * inner(row, features) + bias),
-        );
-        finite(logits)
-    }
-
-    /// Whether it has a vector of `hidden` numbers for each of `classes` labels, or will have.
-    fn fits(&self, classes: usize, hidden: usize) -> bool {
-        let awaits = self.measure == Measure::Cosine && self.weight.is_empty();
-        classes > 0
-            && self.bias.len() == classes
-            && (awaits || self.weight.len() == classes * hidden)
-    }
-
-    /// Bytes of its numbers.
-    pub fn bytes(&self) -> usize {
-        size_of_val(&self.weight[..]) + size_of_val(&self.bias[..])
-    }
-
-    #[cfg(test)]
-    pub fn bias_mut(&mut self) -> &mut [f32] {
-        &mut self.bias
-    }
-}
-
-fn inner(one: &[f32], other: &[f32]) -> f32 {
-    one.iter().zip(other).map(|(one, other)| one * other).sum()
-}
-
-/// The length of a vector, but never zero.
-fn norm(vector: &[f32]) -> f32 {
-    inner(vector, vector).sqrt().max(f32::MIN_POSITIVE)
-}
-
 /// The product of two factors, `[rows, rank]` and `[rank, columns]`.
 fn product(first: &Tensor<'_>, second: &Tensor<'_>) -> Result<Vec<f32>, String> {
     let columns = second.spec().dim(1);
@@ -305,7 +222,7 @@ pub(crate) fn pool(pooling: Pooling, rows: &[f32], features: &mut [f32]) {
     let hidden = features.len();
     let tokens = rows.len() / hidden.max(1);
     match pooling {
-        Pooling::First => features.copy_from_slice(&rows[..hidden]),
+        Pooling::First | Pooling::Prompt => features.copy_from_slice(&rows[..hidden]),
         Pooling::Last => features.copy_from_slice(&rows[rows.len() - hidden..]),
         _ => {
             features.fill(0.0);
@@ -412,6 +329,9 @@ impl Task {
                 "its prompt leaves no room in {positions} positions"
             ));
         }
+        if self.pooling == Pooling::Prompt && base.kind != Kind::Encoder {
+            return Some("its head reads the first row of its prompt, which is the same for every text of a base that is no encoder".into());
+        }
         self.form.misfit(base, engine)
     }
 }
@@ -486,9 +406,9 @@ impl KeyValues {
             .prefixes
             .iter()
             .all(|layer| layer.gate.is_some());
-        if self.counted && base.inputs.partial {
+        if self.counted && base.inputs.partial && engine == EngineKind::Plan {
             Some(
-                "its prefix takes the first positions, which this base counts by the text alone"
+                "its prefix takes the first positions, which this base's plan counts by the text alone; compile the base for the executor"
                     .into(),
             )
         } else if !fits {
@@ -571,22 +491,6 @@ mod tests {
     }
 
     #[test]
-    fn likeness_does_not_depend_on_length() {
-        let mut head = RowHead::label_text(vec![0.0, 0.5, 0.0]);
-        head.set_prototypes(vec![3.0, 4.0, -3.0, -4.0, 4.0, -3.0], 2);
-        let mut logits = Vec::new();
-        for length in [0.001, 1.0, 1000.0] {
-            head.logits(&[0.6 * length, 0.8 * length], &mut logits)
-                .unwrap();
-            for (logit, expected) in logits.iter().zip([20.0, -19.5, 0.0]) {
-                assert!((logit - expected).abs() < 1e-4, "{logits:?}");
-            }
-        }
-        head.logits(&[0.0, 0.0], &mut logits).unwrap();
-        assert_eq!(logits, [0.0, 0.5, 0.0]);
-    }
-
-    #[test]
     fn a_verbaliser_speaks_with_tokens_of_the_vocabulary_alone() {
         let words = Words(vec![vec![3, 9], vec![7]]);
         assert_eq!(words.fit(10), Ok(()));
@@ -597,15 +501,6 @@ mod tests {
                 refused.contains(&format!("token {first} ")),
                 "{vocabulary}: {refused}"
             );
-        }
-    }
-
-    #[test]
-    fn logits_that_are_no_numbers_are_refused() {
-        for number in [f32::NAN, f32::INFINITY] {
-            let head = RowHead::linear(vec![1.0, 2.0], vec![0.0, number]);
-            let error = head.logits(&[1.0], &mut Vec::new());
-            assert!(matches!(error, Err(Error::NotANumber)));
         }
     }
 }

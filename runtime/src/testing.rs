@@ -84,6 +84,8 @@ pub fn source() -> Source {
             max_positions: Some(POSITIONS),
             vocabulary: WORDS.len(),
             placeholder: 0,
+            mask: None,
+            start: None,
             base_id: Id([7; 32]),
             tokenizer_id: Id::of(&tokenizer),
             inputs,

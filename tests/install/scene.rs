@@ -81,7 +81,14 @@ impl Scene {
         let scene = Self { folder, base };
         let at = |name: &str| scene.text(name);
         good(&["compile", &at("base"), "-o", &at("x.base")]);
-        good(&["keygen", "-o", &at("keys"), "--name", "k"]);
+        good(&[
+            "keygen",
+            "-o",
+            &at("keys"),
+            "--name",
+            "k",
+            "--no-passphrase",
+        ]);
         good(&[
             "trust",
             "new",

@@ -167,7 +167,7 @@ class Errors(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory()
         cls.addClassCleanup(cls.folder.cleanup)
         cls.at = Path(cls.folder.name)
-        run("keygen", "-o", cls.at, "--name", "other")
+        run("keygen", "--no-passphrase", "-o", cls.at, "--name", "other")
         run("trust", "new", "-o", cls.at / "trust", "--key", cls.at / "other.pub")
         altered = bytearray(bundle(TASKS[0]).read_bytes())
         altered[-1] ^= 1
@@ -235,7 +235,7 @@ class Texts(unittest.TestCase):
             (at / "lines.jsonl").write_text(f"{line}\n" * 16)
             data = ["--train", at / "lines.jsonl", "--dev", at / "lines.jsonl", "--epochs", 1, "--no-advice"]
             run("train", "--base", at / "base", *data, "--tokens", 2, "-o", at / "adapter")
-            run("keygen", "-o", at, "--name", "key")
+            run("keygen", "--no-passphrase", "-o", at, "--name", "key")
             run("trust", "new", "-o", at / "trust", "--key", at / "key.pub")
             names = ["--task", "text", "--sequence", 1, "--key", at / "key.key", "-o", at / "bundle"]
             run("pack", at / "adapter", "--base", at / "base", *names)

@@ -19,7 +19,7 @@ impl Scene {
         let (public, trust) = (scene.at("keys/k.pub"), scene.at("trust"));
         let compile = ["compile", folder.to_str().unwrap(), "-o", &image];
         preface(&[&compile[..], &["--weights", weights]].concat());
-        preface(&["keygen", "-o", &keys, "--name", "k"]);
+        preface(&["keygen", "--no-passphrase", "-o", &keys, "--name", "k"]);
         preface(&["trust", "new", "-o", &trust, "--key", &public]);
         scene
     }

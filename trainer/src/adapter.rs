@@ -72,6 +72,7 @@ pub struct Card {
     /// Measured figures, by name.
     pub metrics: BTreeMap<String, f64>,
     /// Where the positions go.
+    #[serde(default)]
     pub token_budget: TokenBudget,
     /// What the prompt started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -133,8 +134,9 @@ pub struct Probe {
     pub label: usize,
 }
 
-/// How an adapter was trained.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How an adapter was trained; of one that was trained elsewhere little is known.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Receipt {
     /// Seed of every random choice.
     pub seed: u64,

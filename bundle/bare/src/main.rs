@@ -19,10 +19,22 @@ static TRUST: &str = include_str!("../../../tests/golden/bundles/trust");
 /// Bytes below the present frame that are painted before the reader is called, and looked at afterwards.
 const PAINTED_BYTES: usize = 128 << 10;
 
+/// A store without roots is updated by nobody; this is here for the update's size and panics.
+#[inline(never)]
+fn refuse_update(store: &TrustStore<'_>) -> Result<(), Error> {
+    match store.admit_update(store, black_box(&[])) {
+        Err(Error::NoRoots { .. }) => Ok(()),
+        _ => Err(Error::PublicKey {
+            rule: "a store without roots was updated",
+        }),
+    }
+}
+
 /// From frame to values; the base is compared with the one that the bundle names, since there is none here.
 #[inline(never)]
 fn verify(file: &[u8], trust: &str) -> Result<Id, Error> {
     let store = TrustStore::parse(trust)?;
+    refuse_update(&store)?;
     let frame = Frame::parse(file)?;
     let claimed = frame.unverified_manifest()?;
     let policy = Policy::for_base(claimed.base_id, claimed.tokenizer_id);

@@ -11,7 +11,8 @@ use anyhow::{Context, bail, ensure};
 use preface_bundle::{Frame, TrustStore};
 use preface_graph::Base;
 use preface_packager::{
-    Access, Adapter as Packable, SecretKey, TrustDraft, pack, write_file, write_trust,
+    Access, Adapter as Packable, Protection, SecretKey, TrustChange, new_trust, pack, write_file,
+    write_trust,
 };
 use preface_runtime::{
     Answer, Options as SessionOptions, Overlength as Excess, Session, TaskHandle, Trust, Weights,
@@ -163,7 +164,7 @@ impl Stage<'_> {
         }
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let key = SecretKey::generate()?;
-        key.save(&folder, "demo")?;
+        key.save(&folder, "demo", Protection::ModeOnly)?;
         self.output
             .note(format_args!("made the signing key {}", path.display()));
         Ok(key)
@@ -178,13 +179,12 @@ impl Stage<'_> {
         {
             return Ok(text);
         }
-        let draft = TrustDraft {
-            namespace: "default".into(),
-            threshold: 1,
+        let content = TrustChange {
             keys: vec![line],
-            tasks: None,
+            threshold: Some(1),
+            ..TrustChange::default()
         };
-        let text = draft.to_text()?;
+        let text = new_trust("default", &content)?;
         write_trust(&path, &text)?;
         Ok(text)
     }
@@ -226,7 +226,11 @@ impl Stage<'_> {
         note_test(&mut adapter, &figures.evaluation);
         adapter.write(&folder)?;
         let options = preface_packager::Options::new(task.name, 1);
-        let packed = pack(&Packable::open(&folder)?, &options, key)?;
+        let packed = pack(
+            &Packable::open(&folder)?,
+            &options,
+            std::slice::from_ref(key),
+        )?;
         let path = self.path(&format!("{}.preface", task.name));
         write_file(&path, &packed.bytes, Access::Everyone)?;
         let store = TrustStore::parse(trust)?;

@@ -41,7 +41,11 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         false => &["executor"],
     };
     output.say(format_args!("engines      {}", engines.join(" ")));
-    let Kernels { encoders, decoders } = Kernels::here();
+    let Kernels {
+        encoders,
+        decoders,
+        bytes: [layout, instructions],
+    } = Kernels::here();
     output.say(format_args!(
         "kernels      {} for encoders",
         encoders.join(" ")
@@ -50,13 +54,20 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         "             {} for decoders",
         decoders.join(" ")
     ));
+    output.say(format_args!(
+        "             {layout} by {instructions} for weights in i8a8"
+    ));
     let (onnxruntime, works) = onnxruntime(&arguments, output);
     output.json(&json!({
         "architecture": ARCH,
         "processors": processors,
         "features": features,
         "engines": engines,
-        "kernels": {"encoders": encoders, "decoders": decoders},
+        "kernels": {
+            "encoders": encoders,
+            "decoders": decoders,
+            "i8a8": {"layout": layout, "instructions": instructions},
+        },
         "onnxruntime": onnxruntime,
     }))?;
     Ok(if works {

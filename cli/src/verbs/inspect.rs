@@ -92,7 +92,7 @@ fn describe_image(path: &Path) -> anyhow::Result<Value> {
     Ok(described)
 }
 
-fn describe(manifest: &Manifest<'_>) -> Value {
+pub(crate) fn describe(manifest: &Manifest<'_>) -> Value {
     let receipt = manifest
         .receipt
         .map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned())));

@@ -1,6 +1,8 @@
 //! The verbs of the program, one file each.
 
 pub mod activate;
+#[cfg(feature = "host")]
+pub mod attach;
 pub mod bench;
 #[cfg(feature = "host")]
 pub mod check;
@@ -12,15 +14,25 @@ pub mod demo;
 pub mod doctor;
 #[cfg(feature = "host")]
 pub mod eval;
+#[cfg(feature = "host")]
+pub mod export;
+#[cfg(feature = "host")]
+pub mod import;
 pub mod inspect;
 pub mod install;
 #[cfg(feature = "host")]
 pub mod keygen;
 pub mod list;
 #[cfg(feature = "host")]
+pub mod minisig;
+#[cfg(feature = "host")]
 pub mod pack;
 pub mod rollback;
 pub mod run;
+#[cfg(feature = "host")]
+pub mod sign;
+#[cfg(feature = "host")]
+pub mod statement;
 #[cfg(feature = "host")]
 pub mod train;
 pub mod trust;

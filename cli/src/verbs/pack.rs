@@ -5,11 +5,11 @@ use std::{env, path::PathBuf, process::ExitCode};
 use anyhow::Context;
 use clap::{Args, ValueEnum, value_parser};
 use preface_bundle::{Dtype, unix_seconds};
-use preface_packager::{Access, Adapter, Options, Packed, SecretKey, pack, write_file};
+use preface_packager::{Access, Adapter, Options, Packed, pack, pack_unsigned, write_file};
 use serde_json::json;
 
 use super::verify::ids_of;
-use crate::output::Output;
+use crate::{keys::PassphraseFrom, output::Output};
 
 /// Quantise, compress and sign an adapter
 #[derive(Args)]
@@ -17,10 +17,11 @@ use crate::output::Output;
 The bundle is verified before it is written. The same adapter, options and key give the same \
 bytes; its date is SOURCE_DATE_EPOCH, or none.
 
-Exit: 0 written; 2 not written; 21 others can read the secret key.
+Exit: 0 written; 2 not written; 21 others can read the secret key or the passphrase.
 
 Example:
-  preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface")]
+  preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface
+  preface pack out/intent --base minilm --task intent --sequence 1 --unsigned -o intent.unsigned")]
 pub struct Arguments {
     /// The adapter folder
     adapter: PathBuf,
@@ -36,9 +37,14 @@ pub struct Arguments {
     /// Number format of prompt and head
     #[arg(long, value_enum, default_value_t = Format::I8)]
     dtype: Format,
-    /// The secret key that signs
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    /// A secret key that signs; give it once for every signature
+    #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
+    key: Vec<PathBuf>,
+    /// Leave the signatures out, to be made elsewhere: see preface statement, sign and attach
+    #[arg(long, conflicts_with = "key")]
+    unsigned: bool,
+    #[command(flatten)]
+    passphrase: PassphraseFrom,
     /// The bundle to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -89,14 +95,7 @@ fn date(text: &str) -> Result<u64, String> {
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let key = match SecretKey::open(&arguments.key) {
-        Err(error) if error.is_unsafe_permissions() => {
-            output.note(format_args!("preface: {error}"));
-            output.json(&json!({"error": error.to_string(), "exit_code": 21}))?;
-            return Ok(ExitCode::from(21));
-        }
-        key => key?,
-    };
+    let keys = arguments.passphrase.keys(&arguments.key)?;
     let adapter = Adapter::open(&arguments.adapter)?;
     if let Some(base) = &arguments.base {
         let (base_id, tokenizer_id) = ids_of(base).with_context(|| base.display().to_string())?;
@@ -111,11 +110,15 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         not_after: arguments.not_after.unwrap_or(0),
         ..Options::new(&arguments.task, arguments.sequence)
     };
-    let packed = pack(&adapter, &options, &key)?;
+    let packed = match arguments.unsigned {
+        true => pack_unsigned(&adapter, &options)?,
+        false => pack(&adapter, &options, &keys)?,
+    };
     write_file(&arguments.output, &packed.bytes, Access::Everyone)?;
     report(
         &packed,
         options.dtype,
+        keys.len(),
         &arguments.output.display().to_string(),
         output,
     )?;
@@ -132,13 +135,22 @@ fn created() -> anyhow::Result<u64> {
     }
 }
 
-fn report(packed: &Packed, dtype: Dtype, path: &str, output: &Output) -> anyhow::Result<()> {
+fn report(
+    packed: &Packed,
+    dtype: Dtype,
+    signatures: usize,
+    path: &str,
+    output: &Output,
+) -> anyhow::Result<()> {
     let (bytes, percent) = (packed.bytes.len(), 100.0 * packed.loss);
     let dtype = dtype.name();
     output.say(format_args!(
         "wrote {path}: {bytes} bytes, {dtype} with a relative error of {percent:.3} %, bundle {}",
         packed.bundle_id
     ));
+    if signatures == 0 {
+        output.note("it has no signature: nothing accepts it before preface sign or preface attach gave it one");
+    }
     let tensors: Vec<_> = packed
         .tensors
         .iter()
@@ -155,6 +167,7 @@ fn report(packed: &Packed, dtype: Dtype, path: &str, output: &Output) -> anyhow:
         "dtype": dtype,
         "loss": packed.loss,
         "codec": packed.codec.name(),
+        "signatures": signatures,
         "tensors": tensors,
     }))
 }

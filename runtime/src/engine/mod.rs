@@ -36,6 +36,8 @@ pub struct Kernels {
     pub encoders: Vec<String>,
     /// Those of decoders: for many rows, and for one where it is another.
     pub decoders: Vec<String>,
+    /// How weights in `i8a8` are laid out, and the instructions that multiply their bytes.
+    pub bytes: [&'static str; 2],
 }
 
 impl Kernels {
@@ -45,7 +47,12 @@ impl Kernels {
             let chosen = executor::kernels::kernels_for_weights(decodes);
             chosen.map_or(Vec::new(), |(names, _)| names)
         });
-        Self { encoders, decoders }
+        let bytes = [executor::dots::NAME, executor::dots::instructions()];
+        Self {
+            encoders,
+            decoders,
+            bytes,
+        }
     }
 }
 
@@ -333,8 +340,12 @@ mod tests {
     fn kernels_have_names() {
         assert!(!has_kernel("no such kernel"));
         assert!(has_kernel("generic_f32_4x4"));
-        let Kernels { encoders, decoders } = Kernels::here();
-        assert!(!encoders.is_empty());
+        let Kernels {
+            encoders,
+            decoders,
+            bytes: [layout, instructions],
+        } = Kernels::here();
+        assert!(!encoders.is_empty() && has_kernel(layout) && !instructions.is_empty());
         assert!(
             encoders
                 .iter()

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{GROUP, Weights};
+use super::{EXCESS, GROUP, QUAD, Weights};
 
 /// Greatest magnitude in `i8`.
 const LARGEST: f32 = 127.0;
@@ -33,6 +33,7 @@ impl Weights {
                 .collect::<Option<Vec<_>>>()
                 .map(Vec::into_flattened),
             Self::I8 => fit(f32::MAX).then(|| panels.flat_map(|panel| bytes(panel, r)).collect()),
+            Self::I8A8 => fit(f32::MAX).then(|| panels.flat_map(|panel| quads(panel, r)).collect()),
             Self::I4 => fit(MOST * f16::MAX.to_f32()).then(|| {
                 let groups = panels.flat_map(|panel| panel.chunks(GROUP * r));
                 groups.flat_map(|group| nibbles(group, r)).collect()
@@ -49,6 +50,19 @@ fn bytes(numbers: &[f32], r: usize) -> Vec<u8> {
     let bytes = integers.map(|integer| (integer as i8).cast_unsigned());
     let scales = scales.iter().flat_map(|scale| scale.to_le_bytes());
     scales.chain(bytes).collect()
+}
+
+/// A panel of `i8a8`.
+fn quads(numbers: &[f32], r: usize) -> Vec<u8> {
+    let scales_bytes = r * size_of::<f32>();
+    let mut panel = bytes(numbers, r);
+    let records = panel.split_off(scales_bytes);
+    for quad in records.chunks(QUAD * r) {
+        let byte = |input: usize, output: usize| quad.get(input * r + output).copied();
+        let bytes = (0..QUAD * r).map(|at| byte(at % QUAD, at / QUAD).unwrap_or(0));
+        panel.extend(bytes.map(|byte| byte.wrapping_add(EXCESS)));
+    }
+    panel
 }
 
 /// A group of `i4`.
@@ -152,6 +166,7 @@ mod tests {
             (Weights::F32, 0.0..=0.0),
             (Weights::F16, 1e-5..=4e-4),
             (Weights::I8, 1e-3..=8e-3),
+            (Weights::I8A8, 1e-3..=8e-3),
             (Weights::I4, 0.01..=0.09),
         ];
         for (k, r) in shapes {
@@ -195,7 +210,11 @@ mod tests {
             .enumerate()
             .map(|(at, number)| number * 4f32.powi((at % r) as i32 - 8))
             .collect();
-        for (weights, most) in [(Weights::I8, 8e-3), (Weights::I4, 0.1)] {
+        for (weights, most) in [
+            (Weights::I8, 8e-3),
+            (Weights::I8A8, 8e-3),
+            (Weights::I4, 0.1),
+        ] {
             let bytes = weights.encode(&sized, k * r, r).unwrap();
             let found = expanded(weights, &bytes, (k, r), 1);
             let of = |numbers: &[f32], output: usize| {
@@ -238,6 +257,7 @@ mod tests {
             (Weights::F16, f32::NAN, false),
             (Weights::I8, 1e30, true),
             (Weights::I8, f32::NEG_INFINITY, false),
+            (Weights::I8A8, f32::NAN, false),
             (Weights::I4, f32::NAN, false),
             (Weights::I4, 1e30, false),
         ];

@@ -1,6 +1,6 @@
 //! Panels as an image stores them, back to 32-bit floats.
 
-use super::{GROUP, MOST_OUTPUTS, Weights, half::widen};
+use super::{EXCESS, GROUP, MOST_OUTPUTS, QUAD, Weights, half::widen};
 
 impl Weights {
     /// Writes the records of a panel of `r` outputs, from record `first` on, into `numbers`, as many as they have room for.
@@ -16,6 +16,7 @@ impl Weights {
             }
             Self::F16 => widen(&panel.as_chunks().0[first * r..], numbers),
             Self::I8 => bytes(panel, r, first, numbers),
+            Self::I8A8 => quads(panel, r, first, numbers),
             Self::I4 => nibbles(panel, r, first, numbers),
         }
     }
@@ -35,7 +36,7 @@ impl Weights {
         match self {
             Self::F32 => singles(panel, f32::MAX),
             Self::F16 => halves(panel),
-            Self::I8 => singles(&panel[..r * size_of::<f32>()], f32::MAX / 128.0),
+            Self::I8 | Self::I8A8 => singles(&panel[..r * size_of::<f32>()], f32::MAX / 128.0),
             Self::I4 => panel
                 .chunks(group_bytes(r))
                 .all(|group| halves(&group[..2 * r])),
@@ -65,6 +66,23 @@ fn bytes(panel: &[u8], r: usize, first: usize, numbers: &mut [f32]) {
     pairs.for_each(|(own, scale)| *own = f32::from_le_bytes(*scale));
     for (numbers, record) in numbers.chunks_exact_mut(r).zip(records.chunks_exact(r)) {
         scaled(numbers, record, &own[..r], number);
+    }
+}
+
+/// Expands `i8a8`.
+#[inline(always)]
+fn quads(panel: &[u8], r: usize, first: usize, numbers: &mut [f32]) {
+    let (scales, records) = panel.split_at(r * size_of::<f32>());
+    let records = &records[first * r..];
+    let (scales, _) = scales.as_chunks();
+    for (numbers, quad) in numbers.chunks_mut(QUAD * r).zip(records.chunks(QUAD * r)) {
+        for (input, numbers) in numbers.chunks_exact_mut(r).enumerate() {
+            let bytes = quad.iter().skip(input).step_by(QUAD);
+            for (number, (byte, scale)) in numbers.iter_mut().zip(bytes.zip(scales)) {
+                let byte = byte.wrapping_sub(EXCESS).cast_signed();
+                *number = f32::from(byte) * f32::from_le_bytes(*scale);
+            }
+        }
     }
 }
 
@@ -112,6 +130,7 @@ mod tests {
             (Weights::F16, 2 * 159, [0xff, 0x7b], true),
             (Weights::I8, 4 * 3 + 2, [0xc0, 0x7f], false),
             (Weights::I8, 4 * 4 + 2, [0xc0, 0x7f], true),
+            (Weights::I8A8, 4 * 3 + 2, [0xc0, 0x7f], false),
             (Weights::I4, group_bytes(r) + 6, [0x00, 0xfc], false),
             (Weights::I4, group_bytes(r) + 8, [0x00, 0xfc], true),
         ];

@@ -149,6 +149,7 @@ impl Kernel {
     pub fn reads(&self, packed: &Packed) -> bool {
         match packed.dtype {
             Weights::F32 => serves(&format(packed), &self.left),
+            Weights::I8A8 => false,
             _ => packed.r == self.left.r,
         }
     }
@@ -197,7 +198,7 @@ impl Kernel {
             }
             Left::Stored(left) => {
                 let packed = left.packed();
-                (packed.r == self.left.r, left.mn(), packed.k)
+                (self.reads(packed), left.mn(), packed.k)
             }
         };
         let fit = left_fits

@@ -8,6 +8,7 @@ mod attend;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod avx512;
+pub(crate) mod dots;
 // Calls kernels: see the SAFETY comments there.
 #[allow(unsafe_code)]
 pub(crate) mod kernels;
@@ -33,6 +34,7 @@ use super::{Input, failed, panels::MappedPanels};
 use crate::{Error, Image, Threads, Weights, task::KeyValues};
 use arena::Arena;
 use attend::{Attention, QUERIES};
+use dots::Rounded;
 use kernels::{Kernel, Left};
 use narrow::{Expanded, Narrow};
 use operands::Panels;
@@ -55,8 +57,10 @@ pub(crate) struct Executor {
     weights: Vec<Weight>,
     /// Rows as the right operand of each kernel.
     rows: Vec<Panels>,
-    /// What the panels of which kernel hold: neighbouring products often read the same rows.
-    packed: Option<(usize, Columns, usize)>,
+    /// Rows in 8 bits; none where no product is one of bytes.
+    rounded: Option<Rounded>,
+    /// What the panels of which kernel hold, or of none the rows in 8 bits: neighbouring products often read the same rows.
+    packed: Option<(Option<usize>, Columns, usize)>,
     pool: Pool,
     /// One for each thread.
     workers: Vec<Worker>,
@@ -98,8 +102,8 @@ struct Weight {
     pieces: Vec<Piece>,
     inputs: usize,
     outputs: usize,
-    /// Of [`Worker::kernels`]: for one row, and for more.
-    kernels: [usize; 2],
+    /// Of [`Worker::kernels`]: for one row, and for more; none where bytes are multiplied.
+    kernels: Option<[usize; 2]>,
 }
 
 /// Neighbouring outputs of a weight.
@@ -115,6 +119,8 @@ struct Piece {
 enum Operand {
     Floats(MappedPanels),
     Narrow(Narrow),
+    /// Those that are multiplied as they are.
+    Bytes(Narrow),
 }
 
 /// What a step needs beside the program.
@@ -139,7 +145,7 @@ const ENCODER: usize = 2;
 
 /// Whether this processor and this build run the kernel of that name.
 pub(crate) fn has_kernel(name: &str) -> bool {
-    Kernel::named(name).is_some()
+    name == dots::NAME || Kernel::named(name).is_some()
 }
 
 fn no_kernel() -> Error {
@@ -150,7 +156,7 @@ impl Operand {
     fn left(&self) -> Left<'_> {
         match self {
             Self::Floats(panels) => Left::Floats(panels),
-            Self::Narrow(narrow) => Left::Stored(narrow),
+            Self::Narrow(narrow) | Self::Bytes(narrow) => Left::Stored(narrow),
         }
     }
 }
@@ -262,10 +268,12 @@ impl Executor {
         });
         finished(&mut workers)?;
         for (packed, weight) in image.packed().iter().zip(&weights) {
-            let mut kernels = weight
-                .kernels
-                .iter()
-                .map(|&which| &workers[0].kernels[which]);
+            if weight.kernels.is_none() && !dots::reads(packed) {
+                let reason = format!("the weight {} is not laid out for this build", packed.name);
+                return Err(image.unfit(reason));
+            }
+            let kernels = weight.kernels.iter().flatten();
+            let mut kernels = kernels.map(|&which| &workers[0].kernels[which]);
             if let Some(kernel) = kernels.find(|kernel| !kernel.reads(packed)) {
                 let (weight, kernel) = (&packed.name, kernel.name());
                 let reason = format!("the weight {weight} is not laid out for its kernel {kernel}");
@@ -275,10 +283,13 @@ impl Executor {
         let rows = workers[0].kernels.iter().enumerate();
         let rows = rows.map(|(which, kernel)| {
             let mut weights = weights.iter();
-            let several = weights.any(|weight| weight.kernels[1] == which);
+            let several = weights.any(|weight| weight.kernels.is_some_and(|all| all[1] == which));
             Panels::new(&kernel.right, deepest, if several { most_rows } else { 1 })
         });
         let rows = rows.collect::<Result<_, _>>()?;
+        let bytes = weights.iter().filter(|weight| weight.kernels.is_none());
+        let deepest = bytes.map(|weight| weight.inputs).max();
+        let rounded = deepest.map(|inputs| Rounded::new(inputs, most_rows));
         Ok(Self {
             arena: Arena::new(scores + pool.count() * room)?,
             parts,
@@ -286,6 +297,7 @@ impl Executor {
             most_prefix,
             weights,
             rows,
+            rounded: rounded.transpose()?,
             packed: None,
             pool,
             workers,
@@ -308,7 +320,8 @@ impl Executor {
 
     /// Bytes that everything kept between runs takes.
     pub fn reserved_bytes(&self) -> usize {
-        let rows: usize = self.rows.iter().map(Panels::bytes).sum();
+        let rounded = self.rounded.as_ref().map_or(0, Rounded::bytes);
+        let rows = rounded + self.rows.iter().map(Panels::bytes).sum::<usize>();
         let ready = self.parts.iter().flat_map(|part| &part.ready);
         let biases = ready.map(|ready| match ready {
             Ready::Bias(biases) => biases.iter().map(|bias| bias.as_bytes().len()).sum(),
@@ -540,11 +553,14 @@ fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
                 kernels.len() - 1
             })
         };
-        let many = place(&packed.kernels[0]);
-        let one = match packed.dtype {
-            Weights::F32 => packed.kernels.get(1).map(|name| place(name)),
-            _ => None,
-        };
+        let kernels = (packed.dtype != Weights::I8A8).then(|| {
+            let many = place(&packed.kernels[0]);
+            let one = match packed.dtype {
+                Weights::F32 => packed.kernels.get(1).map(|name| place(name)),
+                _ => None,
+            };
+            [one.unwrap_or(many), many]
+        });
         let panels = packed.panels().len();
         let bounds =
             (0..pieces).map(|piece| panels * piece / pieces..panels * (piece + 1) / pieces);
@@ -555,6 +571,7 @@ fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
                 outputs: packed.mn.min(panels.end * packed.r) - first,
                 panels: match packed.dtype {
                     Weights::F32 => Operand::Floats(MappedPanels::new(image, packed, panels)),
+                    Weights::I8A8 => Operand::Bytes(Narrow::new(image, packed, panels)),
                     _ => Operand::Narrow(Narrow::new(image, packed, panels)),
                 },
             }
@@ -563,7 +580,7 @@ fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
             pieces: pieces.collect(),
             inputs: packed.k,
             outputs: packed.mn,
-            kernels: [one.unwrap_or(many), many],
+            kernels,
         }
     });
     (weights.collect(), kernels)

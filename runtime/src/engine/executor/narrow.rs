@@ -190,7 +190,7 @@ fn add_up(sums: &mut [f32], records: &[f32], inputs: &[f32]) {
 }
 
 #[cfg(all(test, feature = "compile"))]
-mod tests {
+pub(super) mod tests {
     use tract_data::internal::tensor1;
     use tract_linalg::MmmDispatch;
 
@@ -219,7 +219,7 @@ mod tests {
     }
 
     /// An image of one weight, `bytes` as `packed` describes them.
-    fn image(bytes: &[u8], packed: &mut Packed) -> Image {
+    pub fn image(bytes: &[u8], packed: &mut Packed) -> Image {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.base");
         let source = testing::source();
@@ -227,7 +227,7 @@ mod tests {
         packed.span = writer.weight(bytes).unwrap();
         let table = vec![0; testing::WORDS.len() * testing::HIDDEN * size_of::<f32>()];
         let parts = Parts {
-            tract: "0",
+            tract: crate::engine::TRACT,
             tokenizer: &source.tokenizer,
             program: b"",
             steps: Some(Program {
@@ -239,6 +239,7 @@ mod tests {
                 steps: Vec::new(),
                 output: Columns { slot: 0, first: 0 },
                 logits: None,
+                encoder: None,
             }),
             unlowered: None,
             embeddings: (Weights::F32, writer.weight(&table).unwrap()),

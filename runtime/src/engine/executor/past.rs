@@ -41,9 +41,10 @@ pub(crate) enum Half {
 }
 
 impl Past {
-    /// A prefix by layer. Where the base counts, positions go on behind one of all layers.
+    /// A prefix by layer. Where the base counts, or the prefix asks for it, positions go on behind one of all layers.
     pub fn of_prefix(mut prefix: KeyValues, layers: &[Shape], counts: bool) -> Self {
         let (tokens, whole) = (prefix.tokens, prefix.layers.len() == layers.len());
+        let counts = counts || prefix.counted;
         let layer = |(index, &shape)| match prefix.layers.remove(&index) {
             Some(layer) if tokens > 0 => Layer {
                 shape,
@@ -303,7 +304,12 @@ mod tests {
             ..KeyValues::default()
         };
         assert_eq!(Past::of_prefix(whole.clone(), &[], true).position(), 2);
-        assert_eq!(Past::of_prefix(whole, &[], false).position(), 0);
+        assert_eq!(Past::of_prefix(whole.clone(), &[], false).position(), 0);
+        let asks = KeyValues {
+            counted: true,
+            ..whole
+        };
+        assert_eq!(Past::of_prefix(asks, &[], false).position(), 2);
     }
 
     #[test]

@@ -79,11 +79,14 @@ impl Executor {
         (part, index): (usize, usize),
         rows: usize,
     ) -> Result<(), Error> {
-        let Part { slots, ready, .. } = &self.parts[part];
         let weight = &self.weights[product.weight];
-        let which = weight.kernels[usize::from(rows > 1)];
+        let Some(kernels) = weight.kernels else {
+            return self.product_of_bytes(product, (part, index), rows);
+        };
+        let Part { slots, ready, .. } = &self.parts[part];
+        let which = kernels[usize::from(rows > 1)];
         let panels = &mut self.rows[which];
-        let wanted = Some((which, product.input, weight.inputs));
+        let wanted = Some((Some(which), product.input, weight.inputs));
         if self.packed != wanted {
             let (begin, width) = slots[product.input.slot];
             let from = &self.arena.view()[begin + product.input.first..];
@@ -296,7 +299,7 @@ fn push(
 }
 
 /// Does all pieces of a step of so many multiplications, where there are enough of them at the same time.
-fn each(
+pub(super) fn each(
     pool: &mut Pool,
     workers: &mut [Worker],
     work: usize,

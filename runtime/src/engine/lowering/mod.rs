@@ -29,8 +29,9 @@ use preface_graph::{
 };
 
 use super::executor::{
+    dots,
     kernels::kernels_for_weights,
-    program::{Logits, Program},
+    program::{Logits, Program, Step},
 };
 use crate::{
     Error, Weights,
@@ -63,34 +64,49 @@ impl Lowering {
         let (kernels, format) = kernels_for_weights(decodes).ok_or_else(|| Error::Compile {
             reason: "this machine has no kernel for 32-bit floats".into(),
         })?;
-        let packed = self.weights.iter().map(|(matrix, numbers)| {
+        let packed = self.weights.iter().enumerate();
+        let packed = packed.map(|(index, (matrix, numbers))| {
             let Matrix {
                 inputs, outputs, ..
             } = *matrix;
-            if weights != Weights::F32 && weights.panel_bytes(inputs, format.r).is_none() {
+            let weights = match weights {
+                Weights::I8A8 if self.scores(index) => Weights::I8,
+                weights => weights,
+            };
+            let (kernels, r) = match weights {
+                Weights::I8A8 => (vec![dots::NAME.to_owned()], dots::OUTPUTS),
+                _ => (kernels.clone(), format.r),
+            };
+            if weights != Weights::F32 && weights.panel_bytes(inputs, r).is_none() {
                 return Err(unstorable(&matrix.name, weights));
             }
             let length = match weights {
                 Weights::F32 => format.single_panel_len(inputs),
-                _ => inputs * format.r,
+                _ => inputs * r,
             };
-            let panels = panels(matrix, numbers, format.r, length);
-            let encoded = weights.encode(&panels, length, format.r);
+            let panels = panels(matrix, numbers, r, length);
+            let encoded = weights.encode(&panels, length, r);
             let encoded = encoded.ok_or_else(|| unstorable(&matrix.name, weights))?;
             Ok(Packed {
                 name: matrix.name.clone(),
-                kernels: kernels.clone(),
+                kernels,
                 dtype: weights,
-                r: format.r,
+                r,
                 alignment: format.alignment_bytes,
                 end_padding: format.end_padding_record,
                 k: inputs,
                 mn: outputs,
-                panel_bytes: encoded.len() / outputs.div_ceil(format.r).max(1),
+                panel_bytes: encoded.len() / outputs.div_ceil(r).max(1),
                 span: store(&encoded)?,
             })
         });
         packed.collect()
+    }
+
+    /// Whether the weight `index` makes scores of the vocabulary.
+    fn scores(&self, index: usize) -> bool {
+        let mut steps = self.program.logits.iter().flat_map(|logits| &logits.steps);
+        steps.any(|step| matches!(step, Step::Product(product) if product.weight == index))
     }
 
     /// The constants as an image holds them.

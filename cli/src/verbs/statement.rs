@@ -1,0 +1,156 @@
+//! `preface statement`: what exactly is signed?
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Args;
+use preface_bundle::{Id, KeyRole, Manifest, Stores, TrustStatement, TrustStore};
+use preface_packager::{Access, Signing, write_file};
+use preface_runtime::bundle::read;
+use serde_json::{Value, json};
+
+use super::inspect::describe;
+use crate::{
+    output::Output,
+    refused::{Refused, valid_trust},
+};
+
+/// Show what a signature of a bundle or a trust store vouches for, and write the exact bytes to sign
+#[derive(Args)]
+#[command(after_help = "\
+The bytes are at most 4096 and are signed as they are, with plain Ed25519 (RFC 8032): by OpenSSL, ssh-agent, a key \
+service or a PKCS#11 token. preface attach takes the signature of a bundle, \
+preface trust update that of a trust store.
+
+Exit: 0 written; 2 not written; 10 not a bundle; 11 a trust store without roots; 18 or 21 \
+not a trust store to go by.
+
+Example:
+  preface pack out/intent --task intent --sequence 1 --unsigned -o intent.unsigned
+  preface statement intent.unsigned -o intent.statement
+  openssl pkeyutl -sign -rawin -inkey key.pem -in intent.statement -out intent.sig
+  preface attach intent.unsigned --signature intent.sig --trust release.trust -o intent.preface")]
+pub struct Arguments {
+    /// The bundle, signed or not, or the trust store
+    file: PathBuf,
+    /// Where to write the bytes
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Runs the verb.
+pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let path = &arguments.file;
+    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    match file.starts_with(b"preface-trust ") {
+        true => of_trust(arguments, output),
+        false => of_bundle(arguments, output),
+    }
+}
+
+fn of_trust(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let text = valid_trust(&arguments.file)?;
+    let store = TrustStore::parse(&text)?;
+    let statement = TrustStatement::of(&store);
+    say_trust(&arguments.file, &store, output)?;
+    if let Some(path) = &arguments.output {
+        write_file(path, statement.as_bytes(), Access::Everyone)?;
+    }
+    output.json(&json!({
+        "namespace": store.namespace_name(), "version": store.version(),
+        "sha256": Id::of(statement.as_bytes()).to_string(), "statement_bytes": statement.as_bytes().len(),
+    }))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of_bundle(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let signing = open(&arguments.file)?;
+    let statement = signing.statement();
+    if let Some(path) = &arguments.output {
+        write_file(path, statement, Access::Everyone)?;
+    }
+    say(&signing, output)?;
+    let mut report = describe(&signing.manifest()?);
+    report["bundle_id"] = signing.bundle_id().to_string().into();
+    report["sha256"] = Id::of(statement).to_string().into();
+    report["statement_bytes"] = statement.len().into();
+    report["signature_keys"] = key_ids(&signing);
+    output.json(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a bundle to sign: 10 for what is none.
+pub(crate) fn open(path: &Path) -> Result<Signing, Refused> {
+    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    Signing::read(&file).map_err(|error| Refused::at(path, error.exit_code(), &error))
+}
+
+/// Ids of the keys that signed.
+pub(crate) fn key_ids(signing: &Signing) -> Value {
+    let ids = signing.key_ids().map(|id| id.to_string());
+    json!(ids.collect::<Vec<_>>())
+}
+
+/// Says in words what a root vouches for.
+///
+/// Refuses a store without roots, 11: its signature would be good for nothing.
+pub(crate) fn say_trust(
+    path: &Path,
+    store: &TrustStore<'_>,
+    output: &Output,
+) -> Result<(), Refused> {
+    if store.root_threshold() == 0 {
+        let error = preface_bundle::Error::NoRoots {
+            which: Stores::Next,
+        };
+        return Err(Refused::at(path, error.exit_code(), &error));
+    }
+    let names = |role| {
+        let keys = store.keys_for(role);
+        let names: Vec<_> = keys
+            .map(|key| key.name.map_or(key.id.to_string(), str::to_owned))
+            .collect();
+        names.join(" and ")
+    };
+    output.note(format_args!(
+        "Whoever signs this trust store says that version {} takes the place of version {} on devices of namespace {}.\n\
+         From then on {} of these keys sign bundles: {}; and {} of these roots sign the next store: {}.",
+        store.version(),
+        store.version() - 1,
+        store.namespace_name(),
+        store.threshold(),
+        names(KeyRole::Release),
+        store.root_threshold(),
+        names(KeyRole::Root),
+    ));
+    Ok(())
+}
+
+/// Says in words what a signer vouches for.
+pub(crate) fn say(signing: &Signing, output: &Output) -> anyhow::Result<()> {
+    let Manifest {
+        namespace,
+        base_id,
+        tokenizer_id,
+        trust_version,
+        security_version,
+        sequence,
+        not_after,
+        task,
+        ..
+    } = signing.manifest()?;
+    let until = match not_after {
+        0 => "for ever".to_owned(),
+        seconds => format!("until unix time {seconds}"),
+    };
+    output.note(format_args!(
+        "Whoever signs bundle {} says that devices of namespace {namespace} may use it {until} as task {task}, \
+         sequence {sequence},\nwith base {base_id} and tokenizer {tokenizer_id}, from trust version {trust_version} \
+         on, at security version {security_version}.\nThe statement has {} bytes.",
+        signing.bundle_id(),
+        signing.statement().len(),
+    ));
+    Ok(())
+}
