@@ -123,7 +123,8 @@ def ids(values):
 def fields(task, tensors):
     """The typed fields and what a report says of them."""
     out = {0x8001: table(tensors), 0x8006: struct.pack("<2H", task["positions"], 0)}
-    kind = ["", "linear", "verbaliser", "factored-linear", "label-text", "token-linear", "generation"]
+    kind = ["", "linear", "verbaliser", "factored-linear", "label-text", "token-linear", "generation",
+            "tanh-linear"]
     labels = task.get("labels", [])
     out[0x8003] = struct.pack("<4H", kind.index(task["head"]), len(labels), task["hidden"], 0)
     if labels:
@@ -131,7 +132,7 @@ def fields(task, tensors):
         out[0x8002] += b"".join(bytes([len(name.encode())]) + name.encode() for name in labels)
     if "template" in task:
         out[0x8004] = task["template"].encode()
-    pooling = ["", "mean", "first", "last", "mask"]
+    pooling = ["", "mean", "first", "last", "mask", "prompt"]
     if "pooling" in task:
         out[0x8005] = struct.pack("<2H", pooling.index(task["pooling"]), 0)
     if "verbaliser" in task:
@@ -210,6 +211,7 @@ def bundle(name, task):
             "verbaliser": task.get("verbaliser"), "decode": task.get("decode"),
             "probes": len(task.get("probes", [])), "metrics": task.get("metrics", {}),
             "token_budget": task.get("budget"), "receipt": task.get("receipt"),
+            "ignored_fields": [f"{tlv:#06x}" for tlv in sorted(task.get("unknown", {}))],
         },
         "values_sha256": [one["values_sha256"] for one in tensors],
     }
@@ -232,8 +234,8 @@ def bundles():
         "versions": {"trust": 3, "security": 4_294_967_295, "sequence": 18_446_744_073_709_551_615},
     }
     yield "embeddings-f16-zstd-verbaliser-mask", {
-        "task": "sentiment", "form": embeddings(20, 32), "codec": "zstd", "head": "verbaliser", "hidden": 32,
-        "positions": 2, "tensors": [tensor("embeddings", "f16", [20, 32], 4), tensor("head-bias", "f16", [2], 5)],
+        "task": "sentiment", "form": embeddings(20, 32), "codec": "zstd", "level": 3, "head": "verbaliser",
+        "hidden": 32, "positions": 2, "tensors": [tensor("embeddings", "f16", [20, 32], 4), tensor("head-bias", "f16", [2], 5)],
         "labels": ["good", "bad"], "pooling": "mask", "template": "{text} It was {mask}.",
         "verbaliser": [[2204, 2307], [2919]], "probes": [(1, [101, 103, 102])],
         "answer": {"kind": "label", "inputs": "one", "threshold": 0.25},
@@ -252,6 +254,13 @@ def bundles():
         "labels": ["same", "other"], "pooling": "first",
         "answer": {"kind": "label", "inputs": "pair", "threshold": None},
         "versions": {"not_after": 253_402_300_799},
+    }
+    yield "embeddings-i4-stored-tanh-linear-prompt", {
+        "task": "urgency", "form": embeddings(2, 16), "level": 3, "head": "tanh-linear", "hidden": 16, "positions": 2,
+        "tensors": [tensor("embeddings", "i4", [2, 16], 22, group=10), tensor("head-bias", "f32", [5], 23),
+                    tensor("head-factor", "i8", [2, 3], 24, group=3),
+                    tensor("head-factor", "f16", [3, 16], 25, layer=1)],
+        "labels": ["now", "later"], "pooling": "prompt",
     }
     yield "key-values-i4-stored-token-linear", {
         "task": "names", "form": {"kind": "key-values", "tokens": 3, "layers": 3}, "head": "token-linear",
