@@ -71,7 +71,11 @@ fn what_breaks_a_rule_is_refused_under_a_good_digest() {
         ("starts without a trial", places + 3, 1),
         ("a reserved byte of a task", places + 7, 1),
         ("a release that is neither there nor not", kept + 36, 2),
-        ("a release after the greatest that was installed", kept + 47, 1),
+        (
+            "a release after the greatest that was installed",
+            kept + 47,
+            1,
+        ),
         ("a gap among the releases", kept + RELEASE_BYTES + 36, 0),
     ];
     assert!(State::parse(&signed(bytes.clone(), |_| ())).is_some());
