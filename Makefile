@@ -6,7 +6,7 @@ CARGO ?= cargo
 # Where `make arm` keeps its toolchain.
 ARM_PREFIX ?= /opt/arm-rust
 
-.PHONY: help base demo test lint python arm peft clean-out
+.PHONY: help base demo test lint python arm bare fuzz peft clean-out
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,8 @@ test: base ## every test
 lint: ## formatting, clippy, licences and who may use which engine
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path runtime/python/Cargo.toml --check
+	$(CARGO) fmt --manifest-path bundle/bare/Cargo.toml --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release -p preface --no-default-features --features device -- -D warnings
 	$(CARGO) clippy --release -p preface --no-default-features --features device,plan -- -D warnings
@@ -47,6 +49,14 @@ python: base ## the runtime as a wheel for Python, installed and tested: out/whe
 arm: base ## cross-build for the boards in targets/boards and run the demo's tasks there under qemu
 	targets/setup.sh --no-link --prefix "$(ARM_PREFIX)"
 	CARGO="$(CARGO)" tests/arm.sh --prefix "$(ARM_PREFIX)"
+
+bare: ## the bundle reader without an operating system: panics, flash, stack, byte order
+	targets/setup.sh --no-link --bare --prefix "$(ARM_PREFIX)"
+	bundle/bare/check.sh --prefix "$(ARM_PREFIX)"
+
+# Exit code 3 says that what it takes is not here; it is said aloud.
+fuzz: ## every fuzz target for FUZZ_SECONDS (20), where a nightly compiler and cargo-fuzz are
+	fuzz/run.sh "$${FUZZ_SECONDS:-20}" || [ $$? = 3 ]
 
 peft: ## a Python with PyTorch and PEFT for the tests that compare with them: out/peft (some GB)
 	@demo/setup/environment.sh --peft

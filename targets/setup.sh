@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Cross-building for 64-bit ARM boards, and running them under qemu, on Debian 12 (bookworm) x86-64.
 #
-#   targets/setup.sh [--prefix DIR] [--no-link]
+#   targets/setup.sh [--prefix DIR] [--no-link] [--bare]
 #
 #   --prefix DIR  where the toolchain goes (default /opt/arm-rust)
 #   --no-link     do not register the toolchain with rustup under the name `arm`
+#   --bare        also what bundle/bare/check.sh needs: the source of the standard library (45 MB), and linkers
 #
 # The compiler is Debian's rustc-web with its arm64 standard library, unpacked into DIR and not installed:
 # neither rustup's default nor dpkg's list of architectures changes. The C cross compiler and qemu are
@@ -15,6 +16,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 prefix=/opt/arm-rust
 link=yes
+bare=no
 
 say() { printf '== %s\n' "$*" >&2; }
 fail() { printf 'setup.sh: %s\n' "$*" >&2; exit 1; }
@@ -23,6 +25,7 @@ while [ $# -gt 0 ]; do
   case $1 in
     --prefix) [ $# -gt 1 ] || fail "--prefix needs a folder"; prefix=$2; shift ;;
     --no-link) link=no ;;
+    --bare) bare=yes ;;
     -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0"; exit 0 ;;
     *) fail "unknown option $1 (see --help)" ;;
   esac
@@ -43,6 +46,8 @@ host_packages=(
   libcurl4 libedit2 libffi8 libgssapi-krb5-2 libpcre2-8-0 libsqlite3-0 libssh2-1 libssl3 libstdc++6
   libxml2 libz3-4 libzstd1 zlib1g
 )
+
+[ $bare = no ] || host_packages+=(binutils binutils-arm-none-eabi binutils-s390x-linux-gnu)
 
 is_installed() { [ "$(dpkg-query -Wf '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
@@ -121,6 +126,22 @@ install_toolchain() {
   touch "$state/toolchain"
 }
 
+# The compiler's own core, for machines that no package has one for.
+install_source() {
+  [ ! -e "$state/source" ] || return 0
+  (
+    private_apt
+    say "source of the standard library"
+    apt-get update -qq
+    unpack rust-web-src
+  )
+  local source
+  source=$(ls -d "$prefix"/usr/src/rustc-*)
+  mkdir -p "$prefix/usr/lib/rustlib/src"
+  ln -sfn "../../../src/$(basename "$source")" "$prefix/usr/lib/rustlib/src/rust"
+  touch "$state/source"
+}
+
 # --- boards and the emulator ---
 
 install_emulator() {
@@ -160,6 +181,7 @@ END
 
 install_host_packages
 install_toolchain
+[ $bare = no ] || install_source
 install_emulator
 write_env
 smoke_test

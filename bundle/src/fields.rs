@@ -5,7 +5,7 @@
 
 use core::iter;
 
-use crate::{cursor::Cursor, id::is_name};
+use crate::{cursor::Cursor, id::is_name, text};
 
 /// Types of the fields. Bit 15 says that a reader which does not know the field must refuse.
 pub mod tlv {
@@ -456,7 +456,7 @@ pub(crate) fn template(bytes: &[u8]) -> Result<&str, Rule> {
     {
         return Err("the template has control characters");
     }
-    if text.matches("{text}").count() != 1 {
+    if text::count(text, "{text}") != 1 {
         return Err("the template has {text} exactly once");
     }
     Ok(text)

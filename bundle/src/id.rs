@@ -4,6 +4,8 @@ use core::fmt;
 
 use sha2::{Digest, Sha256};
 
+use crate::text;
+
 /// `N` bytes that identify something; shown as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id<const N: usize = 32>(pub [u8; N]);
@@ -94,7 +96,7 @@ pub fn is_name(text: &str) -> bool {
     first.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
         && text.len() <= 47
         && text.bytes().all(|byte| good(&byte))
-        && !text.contains("..")
+        && text::count(text, "..") == 0
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ mod index;
 mod key;
 mod manifest;
 mod tensor;
+mod text;
 mod time;
 mod trust;
 mod update;

@@ -1,5 +1,7 @@
 //! The manifest: 256 bytes of fixed fields, then typed fields in ascending order.
 
+use core::iter;
+
 use crate::{
     MAX_DECODED_BYTES, MAX_STORED_BYTES,
     codec::Codec,
@@ -11,6 +13,7 @@ use crate::{
     },
     id::{Id, Namespace, is_name},
     tensor::{Role, TensorTable},
+    text,
 };
 
 /// Where a template takes the base's mask token.
@@ -148,6 +151,7 @@ pub struct Manifest<'a> {
     pub token_budget: Option<TokenBudget>,
     /// How the adapter was trained, as JSON.
     pub receipt: Option<&'a str>,
+    typed: &'a [u8],
 }
 
 impl<'a> Manifest<'a> {
@@ -171,6 +175,15 @@ impl<'a> Manifest<'a> {
         manifest.check_head()?;
         manifest.check_answer(written)?;
         Ok(manifest)
+    }
+
+    /// Types of the fields that this reader does not know and that its writer lets it pass over.
+    pub fn ignored(&self) -> impl Iterator<Item = u16> + use<'a> {
+        let mut cursor = Cursor::new(self.typed);
+        let types = iter::from_fn(move || next_field(&mut cursor).map(|(tlv, _)| tlv));
+        types
+            .take_while(|tlv| *tlv != 0)
+            .filter(|tlv| FIELDS.iter().all(|field| field.tlv != *tlv))
     }
 
     fn check_form(&self) -> Result<(), Error> {
@@ -250,7 +263,7 @@ impl<'a> Manifest<'a> {
                 "a pooling where it sees one vector",
             ),
             (
-                self.pooling != Some(Pooling::Mask) || self.template.contains(MASK),
+                self.pooling != Some(Pooling::Mask) || text::count(self.template, MASK) > 0,
                 "{mask} in the template where it reads that token",
             ),
             (
@@ -434,6 +447,7 @@ impl<'a> Core<'a> {
             metrics: fields.metrics,
             token_budget: fields.token_budget,
             receipt: fields.receipt,
+            typed: fields.typed,
         })
     }
 }
@@ -478,6 +492,7 @@ struct Fields<'a> {
     metrics: Metrics<'a>,
     token_budget: Option<TokenBudget>,
     receipt: Option<&'a str>,
+    typed: &'a [u8],
 }
 
 /// One typed field: its type, its name in errors, and how it is read.
@@ -528,7 +543,10 @@ const CRITICAL: u16 = 0x8000;
 impl<'a> Fields<'a> {
     /// Fields in strictly ascending order, then type 0 length 0, then fewer than 64 zero bytes.
     fn read(cursor: &mut Cursor<'a>) -> Result<Self, Error> {
-        let mut fields = Self::default();
+        let mut fields = Self {
+            typed: cursor.rest(),
+            ..Self::default()
+        };
         let mut previous = 0;
         loop {
             let (tlv, bytes) =

@@ -281,6 +281,9 @@ impl TensorSpec {
         if !layered && self.layer != 0 {
             return Err(table("only key-values and head factors have a layer"));
         }
+        if self.role == Role::HeadFactor && self.layer > 1 {
+            return Err(table("head factors are number 0 and 1"));
+        }
         if self.role == Role::KeyValues && usize::from(self.layer) + self.dim(0) > 0xffff {
             return Err(table("a layer number is above 65535"));
         }
@@ -468,6 +471,8 @@ mod tests {
             assert!(spec(role, dtype, dims, group).is_err(), "{name}");
         }
         assert!(TensorSpec::new(Role::Embeddings, Dtype::F16, 1, &[2, 8], 0, 0).is_err());
+        assert!(TensorSpec::new(Role::HeadFactor, Dtype::F16, 1, &[2, 8], 0, 0).is_ok());
+        assert!(TensorSpec::new(Role::HeadFactor, Dtype::F16, 2, &[2, 8], 0, 0).is_err());
         assert!(
             TensorSpec::new(Role::KeyValues, Dtype::F16, 65535, &[1, 2, 1, 1, 1], 0, 0).is_err()
         );

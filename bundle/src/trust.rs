@@ -6,6 +6,7 @@ use crate::{
     id::{Id, KeyId, Namespace, is_name},
     key::PublicKey,
     manifest::is_task_pattern,
+    text::{split, split_once},
 };
 
 /// Most keys of a trust store.
@@ -57,16 +58,16 @@ impl<'a> TrustedKey<'a> {
         admitted: &[PublicKey],
     ) -> Result<Self, Error> {
         let refuse = |rule| Err(Error::PublicKey { rule });
-        let mut words = text.split(' ').filter(|word| !word.is_empty());
+        let mut words = split(text, b' ').filter(|word| !word.is_empty());
         let key = PublicKey::from_text_among(words.next().unwrap_or_default(), admitted)?;
         let (mut name, mut tasks) = (None, None);
         for word in words {
-            match word.split_once('=') {
+            match split_once(word, b'=') {
                 Some(("name", value)) if name.is_none() && is_name(value) => name = Some(value),
                 Some(("tasks", value))
                     if role == KeyRole::Release
                         && tasks.is_none()
-                        && value.split(',').all(is_task_pattern) =>
+                        && split(value, b',').all(is_task_pattern) =>
                 {
                     tasks = Some(value);
                 }
@@ -88,14 +89,12 @@ impl<'a> TrustedKey<'a> {
 
     /// Whether the key may sign for this task.
     pub fn may_sign(&self, task: &str) -> bool {
-        self.tasks
-            .split(',')
-            .any(|pattern| match pattern.strip_suffix(".*") {
-                Some(prefix) => task
-                    .strip_prefix(prefix)
-                    .is_some_and(|rest| rest.starts_with('.')),
-                None => pattern == "*" || pattern == task,
-            })
+        split(self.tasks, b',').any(|pattern| match pattern.strip_suffix(".*") {
+            Some(prefix) => task
+                .strip_prefix(prefix)
+                .is_some_and(|rest| rest.starts_with('.')),
+            None => pattern == "*" || pattern == task,
+        })
     }
 }
 
@@ -137,7 +136,7 @@ impl<'a> TrustStore<'a> {
                 "lines end in LF alone; save the file with Unix line ends",
             ));
         }
-        let mut lines = text.lines().zip(1..);
+        let mut lines = split(text, b'\n').zip(1..);
         if lines.next().map(|(line, _)| line) != Some(FIRST_LINE) {
             return Err(at(1, "the first line is not: preface-trust v1"));
         }
@@ -231,7 +230,7 @@ impl<'a> TrustStore<'a> {
 
     /// The values of a directive, from lines that [`TrustStore::parse`] has checked.
     fn values(&self, directive: &'static str) -> impl Iterator<Item = &'a str> + use<'a> {
-        self.text.lines().filter_map(move |line| {
+        split(self.text, b'\n').filter_map(move |line| {
             let (word, value) = directive_of(line)?;
             (word == directive).then_some(value)
         })
@@ -248,7 +247,7 @@ fn directive_of(line: &str) -> Option<(&str, &str)> {
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
-    let (word, value) = line.split_once(' ').unwrap_or((line, ""));
+    let (word, value) = split_once(line, b' ').unwrap_or((line, ""));
     Some((word, value.trim_matches(' ')))
 }
 
@@ -377,9 +376,9 @@ fn positive(text: &str) -> Option<u32> {
 
 /// Unix seconds of `YYYY-MM-DDTHH:MM:SSZ`, from 1970 on (RFC 3339 in UTC, no leap second).
 pub fn unix_seconds(text: &str) -> Option<u64> {
-    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
-    let [year, month, day] = parts(date, '-', [4, 2, 2])?;
-    let [hour, minute, second] = parts(time, ':', [2, 2, 2])?;
+    let (date, time) = split_once(text.strip_suffix('Z')?, b'T')?;
+    let [year, month, day] = parts(date, b'-', [4, 2, 2])?;
+    let [hour, minute, second] = parts(time, b':', [2, 2, 2])?;
     let leap = |year: u64| {
         year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
     };
@@ -403,8 +402,8 @@ pub fn unix_seconds(text: &str) -> Option<u64> {
 }
 
 /// Three decimal numbers of fixed width.
-fn parts(text: &str, separator: char, widths: [usize; 3]) -> Option<[u64; 3]> {
-    let mut words = text.split(separator);
+fn parts(text: &str, separator: u8, widths: [usize; 3]) -> Option<[u64; 3]> {
+    let mut words = split(text, separator);
     let mut numbers = [0; 3];
     for (number, width) in numbers.iter_mut().zip(widths) {
         let word = words.next().filter(|word| word.len() == width)?;

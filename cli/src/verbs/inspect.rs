@@ -133,6 +133,7 @@ pub(crate) fn describe(manifest: &Manifest<'_>) -> Value {
         "metrics": manifest.metrics.iter().map(|(name, value)| (name.to_owned(), decimal(value))).collect::<serde_json::Map<_, _>>(),
         "token_budget": budget,
         "receipt": receipt,
+        "ignored_fields": manifest.ignored().map(|tlv| format!("{tlv:#06x}")).collect::<Vec<_>>(),
     })
 }
 

@@ -187,6 +187,10 @@ impl TaskState {
             && (!self.trial || self.active.is_some())
             && (self.trial || self.starts == 0)
             && !above(self.confirmed, self.installed)
+            && !self
+                .kept
+                .iter()
+                .any(|kept| above(Some(*kept), self.installed))
     }
 
     fn write(&self, bytes: &mut Vec<u8>) {

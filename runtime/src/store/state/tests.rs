@@ -68,7 +68,7 @@ fn what_breaks_a_rule_is_refused_under_a_good_digest() {
     let bytes = sample().to_bytes();
     let places = HEADER_BYTES + TASK_BYTES + (2 + MAX_KEPT) * RELEASE_BYTES;
     let kept = HEADER_BYTES + TASK_BYTES + 2 * RELEASE_BYTES;
-    let table: [(&str, usize, u8); 14] = [
+    let table: [(&str, usize, u8); 15] = [
         ("an index that is neither there nor not", 64 + 36, 2),
         ("a reserved byte of the index", 64 + 37, 1),
         ("another kind of file", 0, b'P'),
@@ -82,6 +82,11 @@ fn what_breaks_a_rule_is_refused_under_a_good_digest() {
         ("starts without a trial", places + 3, 1),
         ("a reserved byte of a task", places + 7, 1),
         ("a release that is neither there nor not", kept + 36, 2),
+        (
+            "a release after the greatest that was installed",
+            kept + 47,
+            1,
+        ),
         ("a gap among the releases", kept + RELEASE_BYTES + 36, 0),
     ];
     assert!(State::parse(&signed(bytes.clone(), |_| ())).is_some());
