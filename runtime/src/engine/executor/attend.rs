@@ -8,7 +8,7 @@ use super::{
     arena::{Block, Shared},
     kernels::{Kernel, Left, Sums},
     no_kernel,
-    operands::{Panels, Rows},
+    operands::{Panels, Right, Rows},
     past::{Half, Layer},
     program::{Attend, Heads, KeyHeads, Mask},
     rows::{inner, wide},
@@ -24,7 +24,8 @@ pub(super) struct Attention {
     kernel: Kernel,
     keys: Panels,
     values: Panels,
-    right: Panels,
+    /// Queries, then scores, where the kernel packs them.
+    right: Option<Panels>,
     /// One query, and the mixture of values that answers it.
     single: [Vec<f32>; 2],
     /// Where scores go in the arena: [`QUERIES`] runs of as many numbers as there are keys.
@@ -107,7 +108,7 @@ impl Attention {
         Ok(Self {
             keys: Panels::new(&kernel.left, head_dim, most_keys)?,
             values: Panels::new(&kernel.left, most_keys, head_dim)?,
-            right: Panels::new(&kernel.right, depth, QUERIES)?,
+            right: kernel.right_panels(depth, QUERIES)?,
             single: [vec![0.0; head_dim], vec![0.0; head_dim]],
             kernel,
             scores,
@@ -118,8 +119,8 @@ impl Attention {
 
     /// Bytes that are reserved, those of the scores not among them.
     pub fn bytes(&self) -> usize {
-        let panels = [&self.keys, &self.values, &self.right];
-        panels.map(Panels::bytes).iter().sum()
+        let panels = [&self.keys, &self.values].into_iter().chain(&self.right);
+        panels.map(Panels::bytes).sum()
     }
 
     /// Computes once on this thread: see [`Kernel::warm_up`].
@@ -196,16 +197,20 @@ impl Attention {
         (first, queries): (usize, usize),
     ) -> Result<(), Error> {
         let keys = scene.keys.count(scene.rows);
-        let (from, width) = scene.rows(step.query, head, step.head_dim, (first, queries));
-        self.right
-            .pack(from, (step.head_dim, queries), (1, width))?;
+        let row = scene.first + first;
+        let (begin, width) = scene.slots[step.query.slot];
+        let asked = Block {
+            first: begin + row * width + step.query.first + head * step.query.step,
+            step: width,
+        };
+        let size = (step.head_dim, queries);
         let scores = Block {
             first: self.scores,
             step: keys,
         };
         let sums = Sums {
             left: Left::Floats(&self.keys),
-            right: &self.right,
+            right: Right::new(self.right.as_mut(), scene.arena, asked, size)?,
             bias: None,
             scale: Some(scene.scale),
             residual: None,
@@ -213,21 +218,18 @@ impl Attention {
         };
         self.kernel.multiply(scene.arena, (keys, queries), &sums)?;
         let region = self.scores..self.scores + queries * keys;
-        let numbers = scene.arena.write(region.clone());
+        let numbers = scene.arena.write(region);
         for (row, scores) in (first..).zip(numbers.chunks_exact_mut(keys)) {
             self.weigh(step, scene, (row, head), scores)?;
         }
-        let numbers = scene.arena.read(region);
-        self.right.pack(numbers, (keys, queries), (1, keys))?;
         let (begin, width) = scene.slots[step.output.slot];
-        let row = scene.first + first;
         let output = Block {
             first: begin + row * width + step.output.first + head * step.value_dim,
             step: width,
         };
         let sums = Sums {
             left: Left::Floats(&self.values),
-            right: &self.right,
+            right: Right::new(self.right.as_mut(), scene.arena, scores, (keys, queries))?,
             bias: None,
             scale: None,
             residual: None,

@@ -12,6 +12,7 @@ use std::arch::x86_64::{
     _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_setr_ps, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_srli_epi32,
 };
+use std::array;
 
 use crate::{Weights, weights::GROUP};
 
@@ -19,7 +20,7 @@ use crate::{Weights, weights::GROUP};
 pub(super) const NAME: &str = "preface_avx512_48x8";
 /// Rows of a left panel.
 pub(super) const ROWS: usize = LANES * VECTORS;
-/// Runs of a right panel.
+/// Runs of a tile.
 pub(super) const RUNS: usize = 8;
 
 /// Numbers of a vector, which is a cache line.
@@ -28,6 +29,8 @@ pub(super) const LANES: usize = 16;
 pub(super) const VECTORS: usize = 3;
 /// How far ahead of its use the left panel is fetched.
 const AHEAD_BYTES: usize = 8 * ROWS * size_of::<f32>();
+/// Runs that are read from one pointer, whose addresses reach once and twice the step from one run to the next.
+const REACH: usize = 3;
 /// Bytes of a cache line.
 pub(super) const LINE_BYTES: usize = LANES * size_of::<f32>();
 
@@ -45,8 +48,9 @@ pub(super) struct Tile {
     pub left: *const u8,
     /// What is read soon: a cache line of it is fetched with each record.
     pub next: *const u8,
-    /// `[depth, RUNS]`.
+    /// Runs of `depth` numbers, one every `right_step`.
     pub right: *const f32,
+    pub right_step: usize,
     /// Added to each row, `[rows]`; null where nothing is.
     pub bias: *const f32,
     /// Multiplies every sum.
@@ -83,8 +87,8 @@ pub(crate) fn wide<T>(work: impl FnOnce() -> T) -> T {
 /// Computes `tile`.
 ///
 /// # Safety
-/// The processor has AVX-512, the panels are whole, and `rows` numbers of each of `runs` runs may be read and written at the
-/// tile's other places.
+/// The processor has AVX-512, the panel and the runs are whole, and `rows` numbers of each of `runs` runs may be read and
+/// written at the tile's other places.
 pub(super) unsafe fn multiply(tile: Tile) {
     type Kernel = unsafe fn(Tile);
     macro_rules! kernels {
@@ -233,10 +237,12 @@ fn nibble_values() -> __m512 {
 #[target_feature(enable = "avx512f")]
 unsafe fn compute<const W: u8, const V: usize, const N: usize>(tile: Tile) {
     let mut sums = [[_mm512_setzero_ps(); V]; N];
-    // SAFETY: all reads lie within `depth` records of the panels; a prefetch may lie anywhere.
+    // SAFETY: all reads lie within `depth` records of the panel and numbers of the runs; a prefetch may lie anywhere.
     unsafe {
         let mut left = Records::<W, V>::of(tile.left);
-        let mut right = tile.right;
+        let step = tile.right_step;
+        let mut right: [_; RUNS.div_ceil(REACH)] =
+            array::from_fn(|base| tile.right.wrapping_add(base * REACH * step));
         for record in 0..tile.depth {
             let next = tile.next.wrapping_add(record * LINE_BYTES);
             _mm_prefetch::<_MM_HINT_T1>(next.cast());
@@ -246,12 +252,14 @@ unsafe fn compute<const W: u8, const V: usize, const N: usize>(tile: Tile) {
             }
             let column = left.next(record);
             for (run, sums) in sums.iter_mut().enumerate() {
-                let number = _mm512_set1_ps(*right.add(run));
+                let number = _mm512_set1_ps(*right[run / REACH].add(run % REACH * step));
                 for (sum, &numbers) in sums.iter_mut().zip(&column) {
                     *sum = _mm512_fmadd_ps(numbers, number, *sum);
                 }
             }
-            right = right.add(RUNS);
+            for base in &mut right {
+                *base = base.wrapping_add(1);
+            }
         }
     }
     // SAFETY: masks keep reads and writes within `rows` numbers.
@@ -315,7 +323,8 @@ mod tests {
             cases.push((weights, depth, stored, left, sizes));
         }
         for (weights, depth, stored, left, sizes) in cases {
-            let right = numbers(2, depth * RUNS);
+            let right_step = depth + 3;
+            let right = numbers(2, right_step * RUNS);
             for (rows, runs) in sizes {
                 let mut output = vec![9.0; RUNS * 60];
                 let tile = Tile {
@@ -326,6 +335,7 @@ mod tests {
                     left: stored.as_ptr(),
                     next: stored.as_ptr(),
                     right: right.as_ptr(),
+                    right_step,
                     bias: bias.as_ptr(),
                     scale: 0.5,
                     residual: residual.as_ptr(),
@@ -340,8 +350,8 @@ mod tests {
                     let expected = match run < runs && row < rows {
                         false => 9.0,
                         true => {
-                            let products =
-                                (0..depth).map(|k| left[k * ROWS + row] * right[k * RUNS + run]);
+                            let products = (0..depth)
+                                .map(|k| left[k * ROWS + row] * right[run * right_step + k]);
                             products.sum::<f32>() * 0.5 + bias[row] + residual[run * 50 + row]
                         }
                     };

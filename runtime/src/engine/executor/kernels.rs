@@ -17,7 +17,7 @@ use super::narrow::Narrow;
 use super::{
     super::{failed, panels::format},
     arena::{ALIGNMENT_BYTES, Arena, Block, Shared},
-    operands::Panels,
+    operands::{Panels, Right},
 };
 
 /// A product kernel with what it works in.
@@ -25,8 +25,8 @@ pub(super) struct Kernel {
     inner: Inner,
     /// How the left operand is packed.
     pub left: PackedFormat,
-    /// How the right operand is packed.
-    pub right: PackedFormat,
+    /// How the right operand is packed; none where it is read where it lies.
+    pub right: Option<PackedFormat>,
 }
 
 enum Inner {
@@ -54,8 +54,7 @@ pub(super) enum Left<'a> {
 pub(super) struct Sums<'a> {
     /// `[rows, depth]` in panels.
     pub left: Left<'a>,
-    /// `[depth, runs]` in panels.
-    pub right: &'a Panels,
+    pub right: Right<'a>,
     /// Added to each row: the numbers of a tensor from that place on.
     pub bias: Option<(&'a Tensor, usize)>,
     /// Multiplies every sum.
@@ -99,11 +98,10 @@ impl Kernel {
 
     #[cfg(target_arch = "x86_64")]
     fn avx512() -> Option<Self> {
-        let format = |r| PackedFormat::new(f32::datum_type(), r, ALIGNMENT_BYTES);
         avx512::runs().then(|| Self {
             inner: Inner::Avx512,
-            left: format(avx512::ROWS),
-            right: format(avx512::RUNS),
+            left: PackedFormat::new(f32::datum_type(), avx512::ROWS, ALIGNMENT_BYTES),
+            right: None,
         })
     }
 
@@ -124,7 +122,7 @@ impl Kernel {
         Some(Self {
             inner: Inner::Tract(kernel, scratch),
             left,
-            right,
+            right: Some(right),
         })
     }
 
@@ -157,24 +155,30 @@ impl Kernel {
     /// Multiplies once on this thread, so that its own memory, which kernels ask for with their first product, is there.
     pub fn warm_up(&mut self) -> Result<(), Error> {
         let mut arena = Arena::new(1)?;
-        let [mut left, mut right] = [
-            Panels::new(&self.left, 1, 1)?,
-            Panels::new(&self.right, 1, 1)?,
-        ];
-        left.pack(&[1.0], (1, 1), (1, 1))?;
-        right.pack(&[1.0], (1, 1), (1, 1))?;
+        arena.numbers().fill(1.0);
+        // SAFETY: no other thread knows it.
+        let arena = unsafe { arena.share() };
         let output = Block { first: 0, step: 1 };
+        let mut left = Panels::new(&self.left, 1, 1)?;
+        left.pack(&[1.0], (1, 1), (1, 1))?;
+        let mut right = self.right_panels(1, 1)?;
         let sums = Sums {
             left: Left::Floats(&left),
-            right: &right,
+            right: Right::new(right.as_mut(), arena, output, (1, 1))?,
             bias: Some((&tensor1(&[1.0f32]), 0)),
             scale: Some(&tensor0(1.0f32)),
             residual: Some(output),
             output,
         };
-        arena.numbers().fill(0.0);
-        // SAFETY: no other thread knows it.
-        self.multiply(unsafe { arena.share() }, (1, 1), &sums)
+        self.multiply(arena, (1, 1), &sums)
+    }
+
+    /// Room for the right operand of products of that depth and so many runs, where it is packed.
+    pub fn right_panels(&self, depth: usize, runs: usize) -> Result<Option<Panels>, Error> {
+        let format = self.right.as_ref();
+        format
+            .map(|format| Panels::new(format, depth, runs))
+            .transpose()
     }
 
     /// Writes `rows` numbers of each of `runs` runs.
@@ -201,10 +205,16 @@ impl Kernel {
                 (self.reads(packed), left.mn(), packed.k)
             }
         };
+        let right_fits = match (sums.right, &self.right) {
+            (Right::Panels(right), Some(format)) => {
+                serves(right.layout(), format) && (right.k(), right.mn()) == (k, runs)
+            }
+            (Right::Arena(right, depth), None) => depth == k && right.fits(depth, runs, room),
+            _ => false,
+        };
         let fit = left_fits
-            && serves(sums.right.layout(), &self.right)
-            && (mn, sums.right.mn()) == (rows, runs)
-            && k == sums.right.k()
+            && right_fits
+            && mn == rows
             && sums
                 .bias
                 .is_none_or(|(bias, first)| bias.len().checked_sub(first) >= Some(rows));
@@ -212,20 +222,23 @@ impl Kernel {
             let error = format_err!("{rows} rows and {runs} runs do not fit their operands");
             return Err(failed("multiplying")(error));
         }
-        let multiplied = match (&mut self.inner, sums.left) {
-            (Inner::Tract(kernel, scratch), Left::Floats(left)) => {
+        let multiplied = match (&mut self.inner, sums.left, sums.right) {
+            (Inner::Tract(kernel, scratch), Left::Floats(left), Right::Panels(right)) => {
                 // SAFETY: the blocks lie inside the arena and are this thread's meanwhile; operands are packed as the
                 // kernel reads them and have the sizes that it is told, both compared above.
-                unsafe { fused(&**kernel, &mut **scratch, arena, (rows, runs), (left, sums)) }
-            }
-            (Inner::Tract(..), Left::Stored(_)) => {
-                Err(format_err!("the kernel reads 32-bit floats alone"))
+                unsafe {
+                    let operands = (left, right, sums);
+                    fused(&**kernel, &mut **scratch, arena, (rows, runs), operands)
+                }
             }
             #[cfg(target_arch = "x86_64")]
-            (Inner::Avx512, _) => {
+            (Inner::Avx512, _, Right::Arena(right, _)) => {
                 // SAFETY: the same; and the kernel was chosen where the processor has AVX-512.
-                unsafe { tiles(arena, (rows, runs), sums) }
+                unsafe { tiles(arena, (rows, runs), (k, right), sums) }
             }
+            _ => Err(format_err!(
+                "the kernel reads panels of 32-bit floats alone"
+            )),
         };
         multiplied.map_err(failed("multiplying"))
     }
@@ -240,13 +253,13 @@ unsafe fn fused(
     scratch: &mut dyn ScratchSpace,
     arena: Shared<'_>,
     (rows, runs): (usize, usize),
-    (left, sums): (&dyn MMMInputValue, &Sums<'_>),
+    (left, right, sums): (&dyn MMMInputValue, &Panels, &Sums<'_>),
 ) -> TractResult<()> {
     let shape = [rows];
     let mut specs: TVec<FusedSpec<'_>> = TVec::new();
     specs.push(FusedSpec::AddMatMul {
         a: AsInputValue::Borrowed(left),
-        b: AsInputValue::Borrowed(sums.right),
+        b: AsInputValue::Borrowed(right),
         packing: 0,
     });
     specs.extend(sums.bias.map(|(bias, first)| {
@@ -280,7 +293,7 @@ unsafe fn fused(
     }
 }
 
-/// Multiplies tile by tile, each left panel with all right ones.
+/// Multiplies tile by tile, each left panel with all runs.
 ///
 /// # Safety
 /// As for [`fused`], on a processor with AVX-512.
@@ -288,6 +301,7 @@ unsafe fn fused(
 unsafe fn tiles(
     arena: Shared<'_>,
     (rows, runs): (usize, usize),
+    (depth, right): (usize, Block),
     sums: &Sums<'_>,
 ) -> TractResult<()> {
     let bias = sums
@@ -296,7 +310,6 @@ unsafe fn tiles(
     let bias = bias.transpose()?;
     let scale = sums.scale.map(floats).transpose()?;
     let numbers = arena.as_mut_ptr();
-    let depth = sums.right.k();
     for (panel, first) in (0..rows).step_by(avx512::ROWS).enumerate() {
         let panel_at = |index: usize| match sums.left {
             Left::Floats(left) => left.panel_bytes(index, None),
@@ -307,8 +320,7 @@ unsafe fn tiles(
             true => panel_at(panel + 1)?,
             false => left,
         };
-        for (other, run) in (0..runs).step_by(avx512::RUNS).enumerate() {
-            let right = sums.right.panel_bytes(other, None)?;
+        for run in (0..runs).step_by(avx512::RUNS) {
             let at = |block: Block| block.first + run * block.step + first;
             let residual = sums.residual.unwrap_or(sums.output);
             // SAFETY: the caller's promise; the offsets lie within the blocks.
@@ -326,7 +338,8 @@ unsafe fn tiles(
                         true => next.wrapping_add(run / avx512::RUNS * depth * avx512::LINE_BYTES),
                         false => left,
                     },
-                    right: right.cast(),
+                    right: numbers.add(right.first + run * right.step),
+                    right_step: right.step,
                     bias: bias.map_or(std::ptr::null(), |bias| bias[first..].as_ptr()),
                     scale: scale.map_or(1.0, |scale| scale[0]),
                     residual: match sums.residual {
@@ -412,16 +425,6 @@ const USUAL: usize = 64;
 mod tests {
     use super::*;
 
-    fn multiply(
-        kernel: &mut Kernel,
-        arena: &mut Arena,
-        size: (usize, usize),
-        sums: &Sums<'_>,
-    ) -> Result<(), Error> {
-        // SAFETY: one thread uses it.
-        kernel.multiply(unsafe { arena.share() }, size, sums)
-    }
-
     /// Every kernel that the executor may choose here: one of each layout of panels, and its own.
     fn kernels() -> Vec<Kernel> {
         let runnable = MmmDispatch::native().runnable();
@@ -436,6 +439,8 @@ mod tests {
     #[test]
     fn every_kernel_adds_up_products_with_all_that_is_fused() {
         let (depth, rows, runs) = (13, 50, 9);
+        // Numbers of the arena before the right operand.
+        let around = 1200;
         let number = |seed: usize, index: usize| ((index * 31 + seed) as f32).sin();
         let numbers = |seed: usize, count: usize| -> Vec<f32> {
             (0..count).map(|index| number(seed, index)).collect()
@@ -451,25 +456,32 @@ mod tests {
         );
         assert!(!kernels().is_empty());
         for mut kernel in kernels() {
-            let runs = if kernel.right.r == 1 { 1 } else { runs };
-            let mut packed = [&kernel.left, &kernel.right]
-                .map(|format| Panels::new(format, depth, rows).unwrap());
-            packed[0].pack(&left, (depth, rows), (1, depth)).unwrap();
-            packed[1].pack(&right, (depth, runs), (1, depth)).unwrap();
-            let mut arena = Arena::new(1200).unwrap();
-            arena.numbers().copy_from_slice(&numbers(4, 1200));
+            let one = kernel.right.as_ref().is_some_and(|format| format.r == 1);
+            let runs = if one { 1 } else { runs };
+            let mut packed = Panels::new(&kernel.left, depth, rows).unwrap();
+            packed.pack(&left, (depth, rows), (1, depth)).unwrap();
+            let mut panels = kernel.right_panels(depth, runs).unwrap();
+            let mut arena = Arena::new(around + right.len()).unwrap();
+            arena.numbers()[..around].copy_from_slice(&numbers(4, around));
+            arena.numbers()[around..].copy_from_slice(&right);
+            // SAFETY: one thread uses it.
+            let shared = unsafe { arena.share() };
+            let input = Block {
+                first: around,
+                step: depth,
+            };
             let sums = Sums {
-                left: Left::Floats(&packed[0]),
-                right: &packed[1],
+                left: Left::Floats(&packed),
+                right: Right::new(panels.as_mut(), shared, input, (depth, runs)).unwrap(),
                 bias: Some((&bias, 0)),
                 scale: None,
                 residual: Some(residual),
                 output,
             };
-            multiply(&mut kernel, &mut arena, (rows, runs), &sums).unwrap();
+            kernel.multiply(shared, (rows, runs), &sums).unwrap();
             let name = kernel.name().to_owned();
-            let check = |arena: &mut Arena, scale: f32, added: bool| {
-                for (at, &found) in arena.numbers().iter().enumerate() {
+            let check = |scale: f32, added: bool| {
+                for (at, &found) in shared.read(0..around).iter().enumerate() {
                     let place = at.checked_sub(output.first);
                     let place = place.map(|at| (at / output.step, at % output.step));
                     let expected = match place {
@@ -488,15 +500,15 @@ mod tests {
                     );
                 }
             };
-            check(&mut arena, 1.0, true);
+            check(1.0, true);
             let sums = Sums {
                 bias: None,
                 scale: Some(&scale),
                 residual: None,
                 ..sums
             };
-            multiply(&mut kernel, &mut arena, (rows, runs), &sums).unwrap();
-            check(&mut arena, 0.5, false);
+            kernel.multiply(shared, (rows, runs), &sums).unwrap();
+            check(0.5, false);
         }
     }
 
@@ -504,13 +516,16 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let mut kernel = Kernel::for_rows(8).unwrap();
         let mut left = Panels::new(&kernel.left, 4, 8).unwrap();
-        let mut right = Panels::new(&kernel.right, 4, 2).unwrap();
+        let mut right = kernel.right_panels(4, 2).unwrap();
         let numbers = [1.0; 64];
         left.pack(&numbers, (4, 8), (1, 4)).unwrap();
-        right.pack(&numbers, (4, 2), (1, 4)).unwrap();
         assert!(left.pack(&numbers, (4, 17), (1, 4)).is_err());
         assert!(left.pack(&numbers, (5, 1000), (1, 5)).is_err());
         let mut arena = Arena::new(32).unwrap();
+        // SAFETY: one thread uses it.
+        let arena = unsafe { arena.share() };
+        let input = Block { first: 24, step: 4 };
+        let right = Right::new(right.as_mut(), arena, input, (4, 2)).unwrap();
         for (first, step, fits) in [
             (0, 8, true),
             (17, 8, false),
@@ -519,13 +534,13 @@ mod tests {
         ] {
             let sums = Sums {
                 left: Left::Floats(&left),
-                right: &right,
+                right,
                 bias: None,
                 scale: None,
                 residual: None,
                 output: Block { first, step },
             };
-            let multiplied = multiply(&mut kernel, &mut arena, (8, 2), &sums);
+            let multiplied = kernel.multiply(arena, (8, 2), &sums);
             assert_eq!(multiplied.is_ok(), fits, "{first} {step}");
         }
     }

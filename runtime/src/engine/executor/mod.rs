@@ -55,8 +55,8 @@ pub(crate) struct Executor {
     most_rows: usize,
     most_prefix: usize,
     weights: Vec<Weight>,
-    /// Rows as the right operand of each kernel.
-    rows: Vec<Panels>,
+    /// Rows as the right operand of each kernel that packs them.
+    rows: Vec<Option<Panels>>,
     /// Rows in 8 bits; none where no product is one of bytes.
     rounded: Option<Rounded>,
     /// What the panels of which kernel hold, or of none the rows in 8 bits: neighbouring products often read the same rows.
@@ -284,7 +284,7 @@ impl Executor {
         let rows = rows.map(|(which, kernel)| {
             let mut weights = weights.iter();
             let several = weights.any(|weight| weight.kernels.is_some_and(|all| all[1] == which));
-            Panels::new(&kernel.right, deepest, if several { most_rows } else { 1 })
+            kernel.right_panels(deepest, if several { most_rows } else { 1 })
         });
         let rows = rows.collect::<Result<_, _>>()?;
         let bytes = weights.iter().filter(|weight| weight.kernels.is_none());
@@ -321,7 +321,7 @@ impl Executor {
     /// Bytes that everything kept between runs takes.
     pub fn reserved_bytes(&self) -> usize {
         let rounded = self.rounded.as_ref().map_or(0, Rounded::bytes);
-        let rows = rounded + self.rows.iter().map(Panels::bytes).sum::<usize>();
+        let rows = rounded + self.rows.iter().flatten().map(Panels::bytes).sum::<usize>();
         let ready = self.parts.iter().flat_map(|part| &part.ready);
         let biases = ready.map(|ready| match ready {
             Ready::Bias(biases) => biases.iter().map(|bias| bias.as_bytes().len()).sum(),

@@ -134,7 +134,7 @@ impl Narrow {
             group, run, sums, ..
         } = expanded;
         let run = &mut run[..k];
-        of.right.copy_first(run);
+        of.right.copy_first(arena, run);
         for (index, sums) in sums.chunks_exact_mut(r).take(self.panels.len()).enumerate() {
             let panel = self.panel(index);
             sums.fill(0.0);
@@ -197,6 +197,7 @@ pub(super) mod tests {
     use super::{
         super::{
             arena::{Arena, Block},
+            operands::Right,
             program::{Columns, Program},
         },
         *,
@@ -281,20 +282,30 @@ pub(super) mod tests {
                 let image = image(&bytes, &mut packed);
                 // Without the first panel.
                 let narrow = Narrow::new(&image, &packed, 1..panels);
-                let (mn, runs) = (all - r, if kernel.right.r == 1 { 1 } else { 5 });
+                let one = kernel.right.as_ref().is_some_and(|format| format.r == 1);
+                let (mn, runs) = (all - r, if one { 1 } else { 5 });
                 let mut stored = vec![0.0; (panels - 1) * k * r];
                 for (index, stored) in stored.chunks_mut(k * r).enumerate() {
                     dtype.expand(narrow.panel(index), r, 0, stored);
                 }
                 let residual = testing::numbers(6, runs * mn);
                 for (runs, as_stored) in [(1, false), (runs, false), (runs, true)] {
-                    let mut right = Panels::new(&kernel.right, k, runs).unwrap();
-                    right.pack(&rows, (k, runs), (1, k)).unwrap();
-                    let mut arena = Arena::new(2 * residual.len()).unwrap();
-                    arena.numbers()[residual.len()..].copy_from_slice(&residual);
+                    let mut right = kernel.right_panels(k, runs).unwrap();
+                    let all = [&residual, &residual, &rows]
+                        .map(|numbers| &numbers[..])
+                        .concat();
+                    let mut arena = Arena::new(all.len()).unwrap();
+                    arena.numbers().copy_from_slice(&all);
+                    // SAFETY: one thread uses it.
+                    #[allow(unsafe_code)]
+                    let shared = unsafe { arena.share() };
+                    let input = Block {
+                        first: 2 * residual.len(),
+                        step: k,
+                    };
                     let sums = Sums {
                         left: Left::Stored(&narrow),
-                        right: &right,
+                        right: Right::new(right.as_mut(), shared, input, (k, runs)).unwrap(),
                         bias: Some((&bias, r)),
                         scale: None,
                         residual: Some(Block {
@@ -303,9 +314,6 @@ pub(super) mod tests {
                         }),
                         output: Block { first: 0, step: mn },
                     };
-                    // SAFETY: one thread uses it.
-                    #[allow(unsafe_code)]
-                    let shared = unsafe { arena.share() };
                     let multiplied = match as_stored {
                         true => kernel.multiply(shared, (mn, runs), &sums),
                         false => narrow.multiply(&mut kernel, &mut expanded, (shared, runs), &sums),
@@ -315,7 +323,7 @@ pub(super) mod tests {
                         continue;
                     }
                     multiplied.unwrap();
-                    for (at, found) in arena.view()[..runs * mn].iter().enumerate() {
+                    for (at, found) in shared.read(0..runs * mn).iter().enumerate() {
                         let (row, output) = (&rows[at / mn * k..], at % mn);
                         let panel = &stored[output / r * k * r..];
                         let products =

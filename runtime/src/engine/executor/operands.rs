@@ -2,7 +2,7 @@
 
 use std::{
     alloc::Layout,
-    fmt,
+    array, fmt,
     hash::{Hash, Hasher},
 };
 
@@ -14,9 +14,48 @@ use tract_linalg::{
 
 use super::{
     super::failed,
-    arena::{ALIGNMENT_BYTES, find_room},
+    arena::{ALIGNMENT_BYTES, Block, Shared, find_room},
+    rows::wide,
 };
 use crate::Error;
+
+/// The right operand of a product: runs of as many numbers as the product is deep.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a> {
+    Panels(&'a Panels),
+    /// In the arena, for a kernel that reads them where they lie: runs of so many numbers.
+    Arena(Block, usize),
+}
+
+impl<'a> Right<'a> {
+    /// The `runs` runs of `depth` numbers at `block`, in `panels` where the kernel has such.
+    ///
+    /// # Errors
+    /// As [`Panels::pack`].
+    pub fn new(
+        panels: Option<&'a mut Panels>,
+        arena: Shared<'_>,
+        block: Block,
+        (depth, runs): (usize, usize),
+    ) -> Result<Self, Error> {
+        let Some(panels) = panels else {
+            return Ok(Self::Arena(block, depth));
+        };
+        let from = arena.read(block.first..block.first + (runs - 1) * block.step + depth);
+        panels.pack(from, (depth, runs), (1, block.step))?;
+        Ok(Self::Panels(panels))
+    }
+
+    /// Copies the first run.
+    pub fn copy_first(self, arena: Shared<'_>, run: &mut [f32]) {
+        match self {
+            Self::Panels(panels) => panels.copy_first(run),
+            Self::Arena(block, _) => {
+                run.copy_from_slice(arena.read(block.first..block.first + run.len()));
+            }
+        }
+    }
+}
 
 /// An operand that is packed while the executor runs, in memory of its own.
 #[derive(Clone)]
@@ -60,7 +99,7 @@ impl Panels {
     }
 
     /// Copies the first vector that was packed.
-    pub fn copy_first(&self, vector: &mut [f32]) {
+    fn copy_first(&self, vector: &mut [f32]) {
         // SAFETY: the tensor holds 32-bit floats, as `new` made it.
         let numbers = unsafe { self.buffer.as_slice_unchecked::<f32>() };
         let first = numbers.iter().step_by(self.format.r);
@@ -131,10 +170,13 @@ impl Panels {
         let r = self.format.r;
         let panel = self.format.single_panel_len(length);
         let packed = self.begin((length, rows), parts.iter().all(|part| part.hold(length)))?;
-        for (at, row) in parts.iter().flat_map(|part| part.of(length)).enumerate() {
-            let slots = packed[at / r * panel + at % r..].iter_mut().step_by(r);
-            slots.zip(row).for_each(|(slot, number)| *slot = *number);
-        }
+        wide(|| {
+            let mut first = 0;
+            for part in parts {
+                pack_behind(packed, (r, panel), first, part, length);
+                first += part.count;
+            }
+        });
         Ok(())
     }
 
@@ -178,6 +220,43 @@ impl Panels {
         Ok(packed)
     }
 }
+
+/// Packs the rows of `part`, `length` numbers each, as those from `first` on of panels of `r` rows and `panel` numbers.
+#[inline(always)]
+fn pack_behind(
+    packed: &mut [f32],
+    (r, panel): (usize, usize),
+    first: usize,
+    part: Rows<'_>,
+    length: usize,
+) {
+    let row = |index: usize| &part.numbers[index * part.step..][..length];
+    let mut index = 0;
+    while index < part.count {
+        let place = (first + index) % r;
+        let records = packed[(first + index) / r * panel..][..panel].chunks_exact_mut(r);
+        if (part.count - index).min(r - place) < ROWS_AT_ONCE {
+            let slots = records.map(|record| &mut record[place]);
+            slots
+                .zip(row(index))
+                .for_each(|(slot, number)| *slot = *number);
+            index += 1;
+            continue;
+        }
+        let rows: [&[f32]; ROWS_AT_ONCE] = array::from_fn(|more| row(index + more));
+        for (at, record) in records.take(length).enumerate() {
+            let slots = &mut record[place..place + ROWS_AT_ONCE];
+            slots
+                .iter_mut()
+                .zip(rows)
+                .for_each(|(slot, row)| *slot = row[at]);
+        }
+        index += ROWS_AT_ONCE;
+    }
+}
+
+/// Rows that are packed side by side.
+const ROWS_AT_ONCE: usize = 8;
 
 /// Rows of numbers, one every `step` numbers.
 #[derive(Clone, Copy)]

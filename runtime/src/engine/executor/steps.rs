@@ -12,6 +12,7 @@ use super::{
     attend::{Keys, Scene},
     kernels::Sums,
     no_kernel,
+    operands::Right,
     past::Layer,
     pool::Pool,
     program::{Attend, Columns, Keep, KeyHeads, Product, RowStep, Step, Tied},
@@ -85,35 +86,36 @@ impl Executor {
         };
         let Part { slots, ready, .. } = &self.parts[part];
         let which = kernels[usize::from(rows > 1)];
-        let panels = &mut self.rows[which];
-        let wanted = Some((Some(which), product.input, weight.inputs));
-        if self.packed != wanted {
-            let (begin, width) = slots[product.input.slot];
-            let from = &self.arena.view()[begin + product.input.first..];
-            panels.pack(from, (weight.inputs, rows), (1, width))?;
-            self.packed = wanted;
-        }
         let Ready::Bias(biases) = &ready[index] else {
             unreachable!("products have a place for a bias")
         };
-        let panels = &*panels;
         let work = rows * weight.inputs * weight.outputs;
         // SAFETY: pieces write columns of their own, of a slot that none reads but for a residual in the same columns.
         let arena = unsafe { self.arena.share() };
+        let block = |columns: Columns| {
+            let (begin, width) = slots[columns.slot];
+            Block {
+                first: begin + columns.first,
+                step: width,
+            }
+        };
+        let wanted = Some((Some(which), product.input, weight.inputs));
+        let right = match &mut self.rows[which] {
+            Some(panels) if self.packed == wanted => Right::Panels(panels),
+            panels => {
+                let size = (weight.inputs, rows);
+                Right::new(panels.as_mut(), arena, block(product.input), size)?
+            }
+        };
+        self.packed = wanted;
         each(&mut self.pool, &mut self.workers, work, |at, worker| {
             let Some(piece) = weight.pieces.get(at) else {
                 return Ok(());
             };
-            let block = |columns: Columns| {
-                let (begin, width) = slots[columns.slot];
-                Block {
-                    first: begin + columns.first + piece.first,
-                    step: width,
-                }
-            };
+            let block = |columns: Columns| block(columns).behind(piece.first);
             let sums = Sums {
                 left: piece.panels.left(),
-                right: panels,
+                right,
                 bias: biases.get(at).map(|bias| (bias, 0)),
                 scale: None,
                 residual: product.residual.map(block),
