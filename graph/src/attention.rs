@@ -1,5 +1,7 @@
 //! The attention sites of a graph: where keys, values and masks of each layer can be extended.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -242,6 +244,7 @@ impl<'a> Finder<'a> {
         input: usize,
     ) -> Result<(Joint, Option<String>), Error> {
         let mut value = product.input(input).unwrap_or_default();
+        let mut shapes = Vec::new();
         while let Some(node) = self.wiring.producer(value) {
             match node.op_type() {
                 "Concat" => {
@@ -262,10 +265,18 @@ impl<'a> Finder<'a> {
                         let layout = Layout::TokensFirst;
                         return Ok((Joint { value, layout }, None));
                     }
+                    Some([0, 2, 1, 3]) if self.sized_before(node, &shapes) => {
+                        let value = node.input(0).unwrap_or_default().to_owned();
+                        let layout = Layout::TokensFirst;
+                        return Ok((Joint { value, layout }, None));
+                    }
                     _ => break,
                 },
                 "Reshape" => match self.repeated(node) {
-                    Some(input) => value = input,
+                    Some(input) => {
+                        shapes.extend(node.input(1));
+                        value = input;
+                    }
                     None => break,
                 },
                 "Cast" | "Identity" | "QuantizeLinear" | "DequantizeLinear" => {
@@ -275,6 +286,23 @@ impl<'a> Finder<'a> {
             }
         }
         Ok((self.heads_first(product, value)?, None))
+    }
+
+    /// Whether one of `shapes` counts the tokens of what `transpose` reads, and not of what it makes: what a prefix joins
+    /// behind it would not be counted.
+    fn sized_before(&self, transpose: &'a NodeProto, shapes: &[&'a str]) -> bool {
+        let mut seen = HashSet::from([transpose.output[0].as_str()]);
+        let mut open = shapes.to_vec();
+        while let Some(value) = open.pop() {
+            if transpose.input(0) == Some(value) {
+                return true;
+            }
+            if seen.insert(value) {
+                let node = self.wiring.producer(value).into_iter();
+                open.extend(node.flat_map(|node| &node.input).map(String::as_str));
+            }
+        }
+        false
     }
 
     /// The cache that `value` is, as it comes in.
@@ -407,5 +435,69 @@ impl<'a> Finder<'a> {
             }
         }
         Ok(masks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::{
+        builder::{Attribute, Builder},
+        onnx::{GraphProto, ValueInfoProto, data_type},
+    };
+
+    /// Keys `[batch, tokens, 2, 4]` that are turned by way of three dimensions, whose sizes are read from the keys before
+    /// (`early`) or behind the heads came first.
+    fn site(early: bool) -> Site {
+        let dims = ["batch", "tokens", "2", "4"];
+        let inputs = ["query", "key", "value"];
+        let mut graph = GraphProto {
+            input: inputs
+                .map(|name| ValueInfoProto::tensor(name, data_type::FLOAT, &dims))
+                .into(),
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        let perm = |axes: &[i64]| [("perm", Attribute::Ints(axes.to_vec()))];
+        let heads = inputs.map(|name| builder.apply("Transpose", &[name], &perm(&[0, 2, 1, 3])));
+        let (sized, axis) = if early { ("key", 1) } else { (&*heads[1], 2) };
+        let shape = builder.apply("Shape", &[sized], &[]);
+        let place = builder.ints(&[axis]);
+        let tokens = builder.apply("Gather", &[&shape, &place], &[]);
+        let concat = [("axis", Attribute::Int(0))];
+        let (ends, last) = (builder.ints(&[-1]), builder.ints(&[4]));
+        let flat = builder.apply("Concat", &[&ends, &tokens, &last], &concat);
+        let flat = builder.apply("Reshape", &[&heads[1], &flat], &[]);
+        let turned = builder.apply("Transpose", &[&flat], &perm(&[0, 2, 1]));
+        let first = builder.ints(&[-1, 2, 4]);
+        let wide = builder.apply("Concat", &[&first, &tokens], &concat);
+        let turned = builder.apply("Reshape", &[&turned, &wide], &[]);
+        let scores = builder.apply("MatMul", &[&heads[0], &turned], &[]);
+        let weights = builder.apply("Softmax", &[&scores], &[]);
+        builder.apply("MatMul", &[&weights, &heads[2]], &[]);
+        builder.append_to(&mut graph);
+        let sizes = crate::base::SIZES;
+        let shapes = sizes.map(|size| {
+            let shape = vec![size.batch, size.sequence, 2, 4];
+            inputs.map(|name| (name.to_owned(), shape.clone())).into()
+        });
+        let facts = Facts::of(&graph, &shapes as &[HashMap<_, _>]);
+        let found = sites(&Wiring::of(&graph), &facts, &[], &sizes).unwrap();
+        assert_eq!(found.len(), 1);
+        found.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn a_prefix_joins_keys_before_their_tokens_are_counted() {
+        assert_eq!(site(false).key.layout, Layout::HeadsFirst);
+        let site = site(true);
+        let expected = Joint {
+            value: "key".into(),
+            layout: Layout::TokensFirst,
+        };
+        assert_eq!(site.key, expected);
+        assert_eq!((site.kv_heads, site.head_dim), (2, 4));
     }
 }

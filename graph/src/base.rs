@@ -329,6 +329,7 @@ fn describe(
     let graph = model.graph.get_or_insert_default();
     let facts = decompose::decompose(graph, opset, facts_of)?;
     decompose::loosen_repeats(graph, opset, &facts);
+    inputs::merge_lookups(graph, &facts);
     let facts = facts_of(graph);
     let wiring = Wiring::of(graph);
     let lookups = inputs::lookups(&wiring);
@@ -339,6 +340,7 @@ fn describe(
         [0, 1].map(|axis| usize::try_from(embedding.table.dims[axis]).unwrap_or(0));
     let lookup = &graph.node[embedding.node];
     soundness::plain_table(lookup, embedding.table)?;
+    soundness::one_table(&wiring, &lookups, embedding)?;
     let embedding_rows = lookup.output[0].clone();
     soundness::known_shapes(&wiring, &facts, &embedding_rows)?;
     let mut sites = attention::sites(&wiring, &facts, &inputs.past, &SIZES)?;
@@ -349,7 +351,7 @@ fn describe(
     }
     let kind = classify(&wiring, &inputs, &mut sites, folder);
     let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
-        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output")))?;
+        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output; take a base whose embeddings are as wide as its hidden rows")))?;
     let expected = logits::Expected {
         rows: SIZES.map(|size| [size.batch, kind.row_tokens(size)]).into(),
         vocabulary,

@@ -1,9 +1,13 @@
 //! An encoder-decoder in two: what reads a text once, and what goes on token by token.
 
+use std::collections::HashMap;
+
 use crate::{
     Base, Error,
     attention::{Direction, Joint, Layout, Site},
+    base::SIZES,
     builder::Builder,
+    facts::{Fact, Facts},
     inputs,
     onnx::{GraphProto, ModelProto, TensorProto, ValueInfoProto, data_type},
     splice,
@@ -41,6 +45,7 @@ impl Base {
         encoder.description.inputs.decoder_ids = None;
         encoder.description.logits = None;
         let graph = encoder.model.graph.get_or_insert_default();
+        count_rows(graph, &self.facts, [&description.inputs.ids, &decoder_ids]);
         splice::prune(graph, kept.clone());
         let mut decoder = self.clone();
         decoder.description.inputs.ids = decoder_ids;
@@ -106,6 +111,36 @@ impl Base {
     }
 }
 
+/// Lets `ids` count the rows wherever `decoder_ids` do: exporters also take the encoder's number of rows from a value of
+/// the decoder, which the encoder alone does not have.
+fn count_rows(graph: &mut GraphProto, facts: &Facts, [ids, decoder_ids]: [&str; 2]) {
+    let rows = |fact: &&Fact| {
+        let numbers = fact.numbers.iter().map(Option::as_deref);
+        numbers.eq(SIZES
+            .map(|size| [size.batch as f64])
+            .iter()
+            .map(|rows| Some(&rows[..])))
+    };
+    let wiring = Wiring::of(graph);
+    let outputs = graph.node.iter().flat_map(|node| &node.output);
+    let counts: HashMap<String, usize> = outputs
+        .filter_map(|value| Some((value, facts.get(value).filter(rows)?.rank())))
+        .filter(|(value, _)| wiring.ancestors(value).contains(decoder_ids))
+        .map(|(value, rank)| (value.clone(), rank))
+        .collect();
+    let mut builder = Builder::beside(graph, "rows", 0);
+    let shape = builder.apply("Shape", &[ids], &[]);
+    let places = [builder.scalar(data_type::INT64, 0.0), builder.ints(&[0])];
+    let counted = places.map(|place| builder.apply("Gather", &[&shape, &place], &[]));
+    let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
+    for input in inputs {
+        if let Some(counted) = counts.get(input).and_then(|&rank| counted.get(rank)) {
+            input.clone_from(counted);
+        }
+    }
+    builder.insert_into(graph, 0);
+}
+
 fn declared(site: &Site, joint: &Joint) -> ValueInfoProto {
     let (heads, length) = (site.kv_heads.to_string(), site.head_dim.to_string());
     let dims = match joint.layout {
@@ -113,4 +148,44 @@ fn declared(site: &Site, joint: &Joint) -> ValueInfoProto {
         Layout::TokensFirst => ["batch", "encoded", &heads, &length],
     };
     ValueInfoProto::tensor(&joint.value, data_type::FLOAT, &dims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::Attribute;
+
+    #[test]
+    fn an_encoder_counts_its_rows_without_the_decoder() {
+        let ids = |name| ValueInfoProto::tensor(name, data_type::INT64, &["rows", "tokens"]);
+        let mut graph = GraphProto {
+            input: vec![ids("ids"), ids("decoder")],
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        let shape = builder.apply("Shape", &["decoder"], &[]);
+        let first = builder.scalar(data_type::INT64, 0.0);
+        let rows = builder.apply("Gather", &[&shape, &first], &[]);
+        let axis = builder.ints(&[0]);
+        let rows = builder.apply("Unsqueeze", &[&rows, &axis], &[]);
+        let rest = builder.ints(&[-1, 1]);
+        let dims = builder.apply("Concat", &[&rows, &rest], &[("axis", Attribute::Int(0))]);
+        builder.write("Reshape", &["ids", &dims], &["keys"], &[]);
+        builder.append_to(&mut graph);
+        let shapes = SIZES.map(|size| {
+            let ids = ("ids".to_owned(), vec![size.batch, size.sequence]);
+            let decoder = (
+                "decoder".to_owned(),
+                vec![size.batch, size.decoder_sequence],
+            );
+            HashMap::from([ids, decoder])
+        });
+        let facts = Facts::of(&graph, &shapes);
+        count_rows(&mut graph, &facts, ["ids", "decoder"]);
+        let keys = ValueInfoProto::tensor("keys", data_type::INT64, &["rows", "tokens", "1"]);
+        splice::prune(&mut graph, vec![keys]);
+        let inputs: Vec<&str> = graph.input.iter().map(ValueInfoProto::name).collect();
+        assert_eq!(inputs, ["ids"]);
+        assert_eq!(Facts::of(&graph, &shapes).get("keys"), facts.get("keys"));
+    }
 }

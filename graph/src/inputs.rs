@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Error,
     builder::Builder,
-    onnx::{Dimension, DimensionValue, GraphProto, TensorProto, ValueInfoProto, data_type},
+    facts::Facts,
+    onnx::{
+        Dimension, DimensionValue, GraphProto, NodeProto, TensorProto, ValueInfoProto, data_type,
+    },
     wiring::Wiring,
 };
 
@@ -77,6 +80,32 @@ pub(crate) fn lookups<'a>(wiring: &Wiring<'a>) -> Vec<Lookup<'a>> {
             })
         })
         .collect()
+}
+
+/// Lets the same ids be looked up in the same table once: fusing leaves a second lookup, of which the shape alone is read.
+pub(crate) fn merge_lookups(graph: &mut GraphProto, facts: &Facts) {
+    let wiring = Wiring::of(graph);
+    let mut firsts: Vec<(&str, &str, &str)> = Vec::new();
+    let mut merged = HashMap::new();
+    for lookup in lookups(&wiring) {
+        let rows = graph.node[lookup.node].output[0].as_str();
+        let same = firsts.iter().find(|(table, input, first)| {
+            let shapes = [first, &rows].map(|value| facts.get(value).map(|fact| &fact.shapes));
+            (*table, *input) == (lookup.table.name(), lookup.input) && shapes[0] == shapes[1]
+        });
+        match same {
+            Some((.., first)) => {
+                merged.insert(rows.to_owned(), (*first).to_owned());
+            }
+            None => firsts.push((lookup.table.name(), lookup.input, rows)),
+        }
+    }
+    let inputs = graph.node.iter_mut().flat_map(|node| &mut node.input);
+    for input in inputs {
+        if let Some(first) = merged.get(input) {
+            input.clone_from(first);
+        }
+    }
 }
 
 /// Declares every matrix that the graph takes as 64-bit integers and casts it to what it was: exporters also write
@@ -152,7 +181,9 @@ impl Inputs {
                 (Some(rows), 2) if rows == most => inputs.decoder_ids = Some(name),
                 (Some(rows), 2) if rows <= 4 => inputs.token_types = Some(name),
                 (Some(_), 2) => inputs.positions = Some(name),
-                (None, 2) if leads_to_rotation(wiring, &name) => inputs.positions = Some(name),
+                (None, 2) if leads_to_rotation(wiring, &name) || leads_to_table(wiring, &name) => {
+                    inputs.positions = Some(name);
+                }
                 (None, 2) if inputs.mask.is_none() => inputs.mask = Some(name),
                 (None, 4) if element_type(input) == data_type::FLOAT => inputs.past.push(name),
                 _ => {
@@ -245,6 +276,28 @@ fn leads_to_rotation(wiring: &Wiring, input: &str) -> bool {
     false
 }
 
+/// Whether `input`, moved by a constant, looks rows up in a table of constants.
+fn leads_to_table(wiring: &Wiring, input: &str) -> bool {
+    let constant = |node: &NodeProto, index| {
+        let name = node.input(index);
+        name.and_then(|name| wiring.initializer(name)).is_some()
+    };
+    let mut open = vec![input];
+    while let Some(value) = open.pop() {
+        for node in wiring.consumers(value) {
+            let moved = match node.op_type() {
+                "Gather" if constant(node, 0) && node.input(1) == Some(value) => return true,
+                "Add" | "Sub" => constant(node, 0) || constant(node, 1),
+                operator => RENAMING.contains(&operator) && node.input(0) == Some(value),
+            };
+            if moved {
+                open.extend(node.output.iter().map(String::as_str));
+            }
+        }
+    }
+    false
+}
+
 pub(crate) fn rank(input: &ValueInfoProto) -> usize {
     input.dims().map_or(0, <[Dimension]>::len)
 }
@@ -289,6 +342,49 @@ mod tests {
         assert_eq!((cast.op_type(), cast.input(0)), ("Cast", Some("ids")));
         assert_eq!(cast.int("to", 0), i64::from(data_type::INT32));
         assert_eq!(gather.input(1), Some(cast.output[0].as_str()));
+    }
+
+    /// A graph that looks `ids` up twice, once for the shape alone, and `places` behind the first two rows of a table.
+    fn looking_up() -> GraphProto {
+        let input = |name| ValueInfoProto::tensor(name, data_type::INT64, &["batch", "sequence"]);
+        let table = |name, rows: i64| {
+            let numbers = vec![0.0; 2 * rows as usize];
+            TensorProto::of_floats(name, &[rows, 2], &numbers)
+        };
+        let mut graph = GraphProto {
+            input: vec![input("ids"), input("places")],
+            initializer: vec![table("words", 9), table("positions", 8)],
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        let first = builder.apply("Gather", &["words", "ids"], &[]);
+        builder.apply("Shape", &[&first], &[]);
+        let narrow = builder.cast("ids", data_type::INT32);
+        let second = builder.apply("Gather", &["words", &narrow], &[]);
+        let two = builder.scalar(data_type::INT64, 2.0);
+        let places = builder.apply("Add", &["places", &two], &[]);
+        let places = builder.apply("Gather", &["positions", &places], &[]);
+        builder.apply("Add", &[&second, &places], &[]);
+        builder.append_to(&mut graph);
+        graph
+    }
+
+    #[test]
+    fn ids_are_looked_up_once() {
+        let mut graph = looking_up();
+        let shapes = ["ids", "places"].map(|name| (name.to_owned(), vec![2, 7]));
+        let facts = Facts::of(&graph, &[shapes.into()]);
+        merge_lookups(&mut graph, &facts);
+        let sum = graph.node.last().unwrap();
+        assert_eq!(sum.input(0), Some(graph.node[0].output[0].as_str()));
+    }
+
+    #[test]
+    fn positions_that_are_moved_are_positions() {
+        let graph = looking_up();
+        let inputs = Inputs::of(&Wiring::of(&graph)).unwrap();
+        assert_eq!(inputs.positions.as_deref(), Some("places"));
+        assert_eq!(inputs.mask, None);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use crate::{
     Error,
     facts::Facts,
+    inputs::Lookup,
     onnx::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
     wiring::Wiring,
 };
@@ -73,6 +74,29 @@ pub(crate) fn plain_table(lookup: &NodeProto, table: &TensorProto) -> Result<(),
         ));
     }
     Ok(())
+}
+
+/// Checks that the ids of `embedding` are looked up in its table alone.
+///
+/// # Errors
+/// At a lookup in another table.
+pub(crate) fn one_table(
+    wiring: &Wiring,
+    lookups: &[Lookup],
+    embedding: &Lookup,
+) -> Result<(), Error> {
+    let other = lookups.iter().find(|lookup| {
+        let node = &wiring.graph.node[lookup.node];
+        lookup.input == embedding.input
+            && lookup.table.name() != embedding.table.name()
+            && wiring.consumers(&node.output[0]).next().is_some()
+    });
+    other.map_or(Ok(()), |other| {
+        Err(Error::at(
+            &wiring.graph.node[other.node],
+            "looks token ids up in a second table, of which a prompt has no rows",
+        ))
+    })
 }
 
 /// Checks that there is a fact about every value between the embedding rows and an output: an attention behind one
@@ -154,8 +178,30 @@ mod tests {
     use super::*;
     use crate::{
         builder::Builder,
+        inputs::lookups,
         onnx::{FunctionProto, ValueInfoProto},
     };
+
+    #[test]
+    fn ids_with_two_tables_are_refused() {
+        for (second, expected) in [("words", true), ("others", false)] {
+            let table = |name| TensorProto::of_floats(name, &[9, 2], &[0.0; 18]);
+            let ids = ValueInfoProto::tensor("ids", data_type::INT64, &["batch", "sequence"]);
+            let mut graph = GraphProto {
+                input: vec![ids],
+                initializer: vec![table("words"), table("others")],
+                ..GraphProto::default()
+            };
+            let mut builder = Builder::beside(&graph, "t", 17);
+            let rows = ["words", second].map(|table| builder.apply("Gather", &[table, "ids"], &[]));
+            builder.apply("Add", &[&rows[0], &rows[1]], &[]);
+            builder.append_to(&mut graph);
+            let wiring = Wiring::of(&graph);
+            let lookups = lookups(&wiring);
+            let found = one_table(&wiring, &lookups, &lookups[0]);
+            assert_eq!(found.is_ok(), expected, "{second}: {found:?}");
+        }
+    }
 
     #[test]
     fn a_node_that_cannot_be_used_is_named() {

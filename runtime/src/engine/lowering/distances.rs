@@ -23,19 +23,18 @@ impl Statics<'_> {
         name: &str,
         hidden: f32,
     ) -> Result<Option<(Mask, ByDistance)>, Refused> {
+        let few = self
+            .few()
+            .map(|at| Ok(Diagonals::of(&self.at(name, at)?, hidden)));
+        let Some(few) = few.collect::<Result<Option<Vec<_>>, Refused>>()? else {
+            return Ok(None);
+        };
         let Ok(mask) = self.mask(name, |number| Some(number > hidden)) else {
             return Ok(None);
         };
-        let Some(all) = Diagonals::of(&self.at(name, At::Full)?, hidden) else {
-            return Ok(None);
-        };
-        for at in self.few() {
-            let few = Diagonals::of(&self.at(name, at)?, hidden);
-            if !few.is_some_and(|few| few.agrees_with(&all)) {
-                return Ok(None);
-            }
-        }
-        Ok(Some((mask, all.shortest())))
+        let all = Diagonals::of(&self.at(name, At::Full)?, hidden);
+        let all = all.filter(|all| few.iter().all(|few| few.agrees_with(all)));
+        Ok(all.map(|all| (mask, all.shortest())))
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) enum At {
     From(u32),
 }
 
-/// Values of more numbers are computed anew rather than kept.
+/// Of the values of more numbers only the last is kept.
 const MOST_KNOWN: usize = 1 << 22;
 
 const SHORT: i64 = 5;
@@ -88,6 +88,8 @@ pub(super) struct Statics<'a> {
     /// The id that must not be in a text.
     pub padding: Option<u32>,
     known: HashMap<(String, At), Numbers>,
+    /// The last value of many numbers: layer after layer reads the same.
+    large: Option<((String, At), Numbers)>,
 }
 
 /// What a value is to a row.
@@ -122,6 +124,7 @@ impl<'a> Statics<'a> {
             rows,
             padding: None,
             known: HashMap::new(),
+            large: None,
         }
     }
 
@@ -216,26 +219,25 @@ impl<'a> Statics<'a> {
         name: &str,
         visible: impl Fn(f32) -> Option<bool>,
     ) -> Result<Mask, Refused> {
-        let mut masks = Vec::new();
-        for (at, past) in [(At::Full, 0), (At::Short, 0), (At::Cached, PAST as usize)] {
-            if at == At::Cached && !self.cached() {
-                continue;
-            }
-            let numbers = self.at(name, at)?;
-            let rows = match at {
-                At::Full => self.rows,
-                _ => SHORT as usize,
+        let band_at = |this: &mut Self, at: At| {
+            let (rows, past) = match at {
+                At::Full => (this.rows, 0),
+                At::Cached => (SHORT as usize, PAST as usize),
+                _ => (SHORT as usize, 0),
             };
-            masks.push(band(&numbers, rows, past, &visible).ok_or_else(|| {
+            let numbers = this.at(name, at)?;
+            band(&numbers, rows, past, &visible).ok_or_else(|| {
                 Refused::value(name, "is no band of visible tokens around each token")
-            })?);
-        }
-        let full = masks[0];
+            })
+        };
+        let few = self.few().map(|at| band_at(self, at));
+        let few = few.collect::<Result<Vec<_>, _>>()?;
+        let full = band_at(self, At::Full)?;
         let narrow = |mask: Mask| Mask {
             before: mask.before.filter(|&before| before + 1 < SHORT as usize),
             after: mask.after.filter(|&after| after + 1 < SHORT as usize),
         };
-        match masks[1..].iter().all(|&mask| narrow(mask) == narrow(full)) {
+        match few.iter().all(|&mask| narrow(mask) == narrow(full)) {
             true => Ok(full),
             false => Err(Refused::value(name, "hides other tokens of longer texts")),
         }
@@ -283,7 +285,9 @@ impl<'a> Statics<'a> {
     /// The numbers of `name` at one size.
     pub fn at(&mut self, name: &str, at: At) -> Result<Numbers, Refused> {
         let key = (name.to_owned(), at);
-        if let Some(numbers) = self.known.get(&key) {
+        let large = self.large.iter().find(|(known, _)| *known == key);
+        let large = large.map(|(_, numbers)| numbers);
+        if let Some(numbers) = self.known.get(&key).or(large) {
             return Ok(numbers.clone());
         }
         let mut part = GraphProto::default();
@@ -297,9 +301,12 @@ impl<'a> Statics<'a> {
         let numbers = catch_unwind(|| computed(&model))
             .unwrap_or_else(|_| Err(tract_data::internal::format_err!("tract gave up")))
             .map_err(|error| Refused::value(name, &format!("cannot be computed: {error:#}")))?;
-        let is_small = numbers.values.len() <= MOST_KNOWN;
-        if is_small && !matches!(at, At::Of(_) | At::From(_)) {
-            self.known.insert(key, numbers.clone());
+        match at {
+            At::Of(_) | At::From(_) => {}
+            _ if numbers.values.len() > MOST_KNOWN => self.large = Some((key, numbers.clone())),
+            _ => {
+                self.known.insert(key, numbers.clone());
+            }
         }
         Ok(numbers)
     }
