@@ -1,6 +1,6 @@
 //! A base image with verified bundles on it: what `run` and `bench` begin with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use clap::builder::RangedU64ValueParser;
@@ -60,7 +60,9 @@ pub struct Tasks {
     pub image: Image,
     pub session: Session,
     pub handles: Vec<TaskHandle>,
-    /// What whoever runs the device should hear of its store.
+    /// The store that they are from.
+    pub store: Option<Follower>,
+    /// What whoever runs the device should hear of that.
     pub notes: Vec<String>,
 }
 
@@ -86,19 +88,24 @@ impl Files {
         };
         heap::share();
         let image = crate::image::open(&self.base)?;
-        let mut session = Session::open(&image, options)?;
+        let session = Session::open(&image, options)?;
         let trust = Trust::read(&self.trust)?;
-        let (handles, notes) = match &self.store {
-            Some(store) => load_store(store, trust, &mut session)?,
-            None => (self.load_bundles(&trust, &mut session)?, Vec::new()),
-        };
-        heap::trim();
-        Ok(Tasks {
+        let mut tasks = Tasks {
             image,
             session,
-            handles,
-            notes,
-        })
+            handles: Vec::new(),
+            store: None,
+            notes: Vec::new(),
+        };
+        match &self.store {
+            Some(folder) => {
+                tasks.store = Some(Follower::new(Store::at(folder), trust));
+                tasks.follow()?;
+            }
+            None => tasks.handles = self.load_bundles(&trust, &mut tasks.session)?,
+        }
+        heap::trim();
+        Ok(tasks)
     }
 
     fn load_bundles(
@@ -123,44 +130,59 @@ impl Files {
     }
 }
 
-/// Loads what a store has active, and says what of it may not be used.
-fn load_store(
-    folder: &Path,
-    trust: Trust,
-    session: &mut Session,
-) -> anyhow::Result<(Vec<TaskHandle>, Vec<String>)> {
-    let served = Follower::new(Store::at(folder), trust).follow(session)?;
-    let loaded = served.iter().filter_map(|task| task.loaded);
-    let handles: Vec<TaskHandle> = loaded.map(|(handle, _)| handle).collect();
-    let mut notes = Vec::new();
-    for task in &served {
-        let name = &task.task;
-        notes.extend(task.notes.iter().map(|note| format!("task {name}: {note}")));
-        match task.loaded {
-            Some((_, id)) if !task.notes.is_empty() => {
-                notes.push(format!("task {name}: bundle {id} serves"));
-            }
-            None => notes.push(format!(
-                "task {name} is not served: install a bundle for it"
-            )),
-            _ => {}
-        }
-    }
-    if handles.is_empty() {
-        let why = notes.iter().map(|note| format!("; {note}"));
-        bail!(
-            "no task of {} can be served{}",
-            folder.display(),
-            why.collect::<String>()
-        );
-    }
-    Ok((handles, notes))
-}
-
 impl Tasks {
-    /// Says what of the store is not used, and what memory the session takes at most, where that is known.
-    pub fn note(&self, output: &Output) {
+    /// Takes over what the store has made active since the last time, and notes what of it may not be used. Whether
+    /// anything was loaded.
+    ///
+    /// # Errors
+    /// When the store cannot be believed, or has no task that can be served.
+    pub fn follow(&mut self) -> anyhow::Result<bool> {
+        let Some(store) = &mut self.store else {
+            return Ok(false);
+        };
+        let served = store.follow(&mut self.session)?;
+        self.notes.clear();
+        for task in &served {
+            let name = &task.task;
+            let notes = task.notes.iter().map(|note| format!("task {name}: {note}"));
+            self.notes.extend(notes);
+            let known = self.session.tasks().find(|(_, other)| other == name);
+            let known = known.map(|(handle, _)| handle);
+            match task.loaded {
+                Some((handle, id)) => {
+                    if !task.notes.is_empty() {
+                        self.notes.push(format!("task {name}: bundle {id} serves"));
+                    }
+                    if !self.handles.contains(&handle) {
+                        self.handles.push(handle);
+                    }
+                }
+                None => {
+                    let note = format!("task {name} is not served: install a bundle for it");
+                    self.notes.push(note);
+                    self.handles.retain(|&handle| Some(handle) != known);
+                }
+            }
+        }
+        if self.handles.is_empty() {
+            let why = self.notes.iter().map(|note| format!("; {note}"));
+            bail!(
+                "no task of {} can be served{}",
+                store.folder().display(),
+                why.collect::<String>()
+            );
+        }
+        Ok(!served.is_empty())
+    }
+
+    /// Says what of the store is not used.
+    pub fn note_store(&self, output: &Output) {
         self.notes.iter().for_each(|note| output.note(note));
+    }
+
+    /// The same, and what memory the session takes at most, where that is known.
+    pub fn note(&self, output: &Output) {
+        self.note_store(output);
         if let Some(bytes) = self.session.ceiling_bytes() {
             let mebibytes = bytes as f64 / f64::from(1 << 20);
             output.note(format_args!(

@@ -37,7 +37,7 @@ mod weights;
 pub use answer::{Answer, Choice, Choices, Scored};
 pub use engine::{EngineKind, Kernels};
 pub use error::Error;
-pub use generation::{Constraint, Sampling};
+pub use generation::{Constraint, Heard, Sampling};
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
 pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     output::Output,
-    tasks::{Files, Text},
+    tasks::{Files, Tasks, Text, count},
 };
 
 /// Answer texts with the tasks of verified bundles.
@@ -22,6 +22,7 @@ use crate::{
 Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from
 standard input; a line may be a JSON object with \"text\". A task that reads pairs takes two texts
 parted by a tab, or \"text\" and \"text2\". A task that tags answers with a label for each word.
+With --store, each line is answered by the bundles that are active when it comes.
 
 With --json, one object is printed for each answer: {task, label | labels | tags, score}, or
 {task, text} of a task that generates text; score is a list where there are several, and where the
@@ -80,6 +81,9 @@ struct Generated {
     /// Where the draws of each text begin.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// End a text behind so many tokens, where its task allows more.
+    #[arg(long, value_name = "N", value_parser = count(1_000_000))]
+    most_tokens: Option<usize>,
 }
 
 impl Generated {
@@ -93,7 +97,8 @@ impl Generated {
             seed: self.seed,
         };
         let constraint = self.constraint()?;
-        if sampling == Sampling::default() && self.stop.is_empty() && constraint.is_none() {
+        let is_plain = sampling == Sampling::default() && self.most_tokens.is_none();
+        if is_plain && self.stop.is_empty() && constraint.is_none() {
             return Ok(());
         }
         ensure!(
@@ -102,6 +107,7 @@ impl Generated {
         );
         session.sample(sampling)?;
         session.stop_at(&self.stop)?;
+        session.at_most(self.most_tokens)?;
         if let Some(constraint) = constraint {
             for &task in tasks {
                 if generates(session, task) {
@@ -222,22 +228,11 @@ const NO_TAG: &str = "-";
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut tasks = arguments.files.open(TokenizerUse::AtOpen)?;
-    let handles = match &arguments.task {
-        Some(id) => vec![named(&tasks.session, id)?],
-        None => tasks.handles.clone(),
-    };
-    let generated = &arguments.generated;
-    generated.prepare(&mut tasks.session, &handles)?;
+    let mut answering = arguments.answering(&mut tasks)?;
     tasks.note(output);
-    let mut session = tasks.session;
-    let streams = output.shows_parts(generated.stream);
-    let name = |handle| session.tasks().find(|&(other, _)| other == handle);
-    let handles: Vec<(TaskHandle, String)> = handles
-        .into_iter()
-        .map(|handle| (handle, name(handle).map_or("", |(_, name)| name).to_owned()))
-        .collect();
+    let streams = output.shows_parts(arguments.generated.stream);
     if let Some(text) = &arguments.text {
-        answer(&mut session, &handles, text, streams, output)?;
+        answer(&mut tasks.session, &answering, text, streams, output)?;
         return Ok(ExitCode::SUCCESS);
     }
     for (number, line) in io::stdin().lock().lines().enumerate() {
@@ -252,21 +247,39 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         if line.trim().is_empty() {
             continue;
         }
-        answer(&mut session, &handles, &line, streams, output).with_context(place)?;
+        if tasks.follow()? {
+            tasks.note_store(output);
+            answering = arguments.answering(&mut tasks)?;
+        }
+        answer(&mut tasks.session, &answering, &line, streams, output).with_context(place)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn named(session: &Session, id: &str) -> anyhow::Result<TaskHandle> {
-    let found = session.tasks().find(|(_, name)| *name == id);
-    if let Some((handle, _)) = found {
-        return Ok(handle);
+impl Arguments {
+    /// The tasks that answer, with their names, ready to generate texts as is asked for.
+    fn answering(&self, tasks: &mut Tasks) -> anyhow::Result<Vec<(TaskHandle, String)>> {
+        let name = |handle: TaskHandle| {
+            let mut loaded = tasks.session.tasks();
+            let found = loaded.find(|&(other, _)| other == handle);
+            found.map_or("", |(_, name)| name).to_owned()
+        };
+        let handles = tasks.handles.iter();
+        let mut answering: Vec<(TaskHandle, String)> =
+            handles.map(|&handle| (handle, name(handle))).collect();
+        if let Some(id) = &self.task {
+            let names: Vec<&str> = answering.iter().map(|(_, name)| &**name).collect();
+            ensure!(
+                names.contains(&&**id),
+                "no bundle has the task {id}; there are {}",
+                names.join(", ")
+            );
+            answering.retain(|(_, name)| name == id);
+        }
+        let handles: Vec<TaskHandle> = answering.iter().map(|&(handle, _)| handle).collect();
+        self.generated.prepare(&mut tasks.session, &handles)?;
+        Ok(answering)
     }
-    let names: Vec<&str> = session.tasks().map(|(_, name)| name).collect();
-    bail!(
-        "no bundle has the task {id}; there are {}",
-        names.join(", ")
-    )
 }
 
 fn answer(

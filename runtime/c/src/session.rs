@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use preface_bundle::Inputs;
 use preface_runtime::{
     Encoded, Error, Options, Overlength, Session, TaskHandle, Threads, TokenizerUse, Trust,
-    unix_now,
+    store::Follower, unix_now,
 };
 
 use crate::{
@@ -27,6 +27,8 @@ pub struct State {
     pub texts: Vec<Encoded>,
     /// The last generated text.
     pub said: String,
+    /// The store that tasks are from.
+    pub follower: Option<Follower>,
 }
 
 /// `preface_options`.
@@ -106,6 +108,7 @@ impl State {
             text: Encoded::with_room(most.unwrap_or(0)),
             texts: Vec::new(),
             said: String::new(),
+            follower: None,
         }
     }
 

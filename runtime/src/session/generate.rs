@@ -4,7 +4,7 @@ use super::{Loaded, Session, TaskHandle, TokenizerUse, history::History};
 use crate::{
     Encoded, Error,
     generation::{
-        Constraint, Sampling,
+        Constraint, Heard, Sampling,
         allowed::Allowed,
         guide::{Guide, Place},
         pieces::Pieces,
@@ -24,6 +24,8 @@ pub(super) struct Generation {
     read: usize,
     /// The most tokens that a loaded task generates.
     most_tokens: usize,
+    /// The most that [`Session::at_most`] lets a text have.
+    at_most: Option<usize>,
     sampler: Sampler,
     /// The tokens that may come next, where a text is constrained.
     allowed: Allowed,
@@ -65,8 +67,27 @@ impl Session {
     /// When a string is empty, no loaded task generates text, or the tokenizer's tokens cannot be spelled one by one.
     pub fn stop_at(&mut self, stops: &[impl AsRef<str>]) -> Result<(), Error> {
         let stops = Stops::new(stops)?;
-        self.read_pieces()?;
+        if !stops.is_empty() {
+            self.read_pieces()?;
+        }
         self.generation.as_mut().ok_or(Error::NoTask)?.stops = stops;
+        Ok(())
+    }
+
+    /// Ends every text from now on behind so many tokens; where there is no number or the task allows fewer, as the task
+    /// says.
+    ///
+    /// # Errors
+    /// When it is none, or no loaded task generates text.
+    pub fn at_most(&mut self, tokens: Option<usize>) -> Result<(), Error> {
+        if tokens == Some(0) {
+            return Err(Error::Sampling {
+                field: "most_tokens",
+                value: "0".into(),
+                range: "1 or more",
+            });
+        }
+        self.generation.as_mut().ok_or(Error::NoTask)?.at_most = tokens;
         Ok(())
     }
 
@@ -97,39 +118,48 @@ impl Session {
     }
 
     /// Lets the base go on with a text, as the active task says: token by token as [`Session::sample`] chose, the
-    /// most probable one where it was not called, until one that ends the text or as many as the task allows. `hear`
-    /// is given each token as it is chosen. Returns all of them, without the one that ended the text; those that
-    /// spell a string of [`Session::stop_at`] are among them.
+    /// most probable one where it was not called, until one that ends the text or as many as the task and
+    /// [`Session::at_most`] allow. `hear` is given each token as it is chosen, and may end the text behind it. Returns all
+    /// of them, without the one that ended the text; those that spell a string of [`Session::stop_at`] are among them.
     ///
     /// Positions that run out end the text as well.
     ///
     /// # Errors
     /// When no task is active or it generates no text, there are no tokens or too many, a score is no number, or what
     /// is left of the positions is too little for a constrained text.
-    pub fn generate(&mut self, text: &Encoded, mut hear: impl FnMut(u32)) -> Result<&[u32], Error> {
-        self.write(text, &mut hear, &mut |_| ())?;
+    pub fn generate<H: Heard>(
+        &mut self,
+        text: &Encoded,
+        mut hear: impl FnMut(u32) -> H,
+    ) -> Result<&[u32], Error> {
+        self.write(text, &mut |token| hear(token).ends(), &mut |_| false)?;
         let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
         Ok(&generation.seen[generation.read..])
     }
 
     /// As [`Session::generate`], but `hear` is given the text as it grows: whole characters, as soon as no string of
-    /// [`Session::stop_at`] can begin with them. Returns the whole text, which ends before such a string.
+    /// [`Session::stop_at`] can begin with them; it may end the text behind what it was given. Returns the whole text,
+    /// which ends before such a string.
     ///
     /// # Errors
     /// As [`Session::generate`], or when the tokenizer's tokens cannot be spelled one by one.
-    pub fn stream(&mut self, text: &Encoded, mut hear: impl FnMut(&str)) -> Result<&str, Error> {
+    pub fn stream<H: Heard>(
+        &mut self,
+        text: &Encoded,
+        mut hear: impl FnMut(&str) -> H,
+    ) -> Result<&str, Error> {
         self.read_pieces()?;
-        self.write(text, &mut |_| (), &mut hear)?;
+        self.write(text, &mut |_| false, &mut |piece| hear(piece).ends())?;
         let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
         Ok(generation.stream.text())
     }
 
-    /// Generates a text. Its tokens are heard and, where pieces were read, what they spell.
+    /// Generates a text. Its tokens are heard and, where pieces were read, what they spell; either may end it.
     fn write(
         &mut self,
         text: &Encoded,
-        hear_token: &mut dyn FnMut(u32),
-        hear_text: &mut dyn FnMut(&str),
+        hear_token: &mut dyn FnMut(u32) -> bool,
+        hear_text: &mut dyn FnMut(&str) -> bool,
     ) -> Result<(), Error> {
         let mut left = self.begin(text)?;
         let loaded = self.tasks.get(self.active.ok_or(Error::NoTask)?.0);
@@ -148,7 +178,8 @@ impl Session {
         let (mut place, free) = (Place::default(), Stops::default());
         let (pieces, guide) = (pieces.as_ref(), guide.as_ref());
         let stops = guide.map_or(&*stops, |_| &free);
-        while left > 0 {
+        let mut ended = false;
+        while left > 0 && !ended {
             let scores = self.engine.logits(self.room.ids.len() - 1)?;
             let guided = guide.zip(pieces).map(|(guide, pieces)| {
                 guide.allow(pieces, place, left, allowed);
@@ -159,23 +190,29 @@ impl Session {
                 break;
             }
             seen.push(token);
-            hear_token(token);
+            ended = hear_token(token);
             left -= 1;
             if let Some(pieces) = pieces {
                 let piece = place.advance(pieces, guide, token);
-                let whole = guide.is_some_and(|guide| guide.is_whole(place));
-                if stream.push(piece, stops, hear_text) || whole {
-                    break;
+                let mut heard_enough = false;
+                let stopped =
+                    stream.push(piece, stops, &mut |text| heard_enough |= hear_text(text));
+                if heard_enough {
+                    stream.end_here();
                 }
+                ended |=
+                    stopped || heard_enough || guide.is_some_and(|guide| guide.is_whole(place));
             }
-            if left > 0 {
+            if left > 0 && !ended {
                 next.set(&[token], &[], []);
                 self.room.clear(self.image.description());
                 self.room.push(&self.image, None, next)?;
                 self.engine.go_on(self.room.input(), past)?;
             }
         }
-        stream.end(stops, hear_text);
+        stream.end(stops, &mut |rest| {
+            hear_text(rest);
+        });
         Ok(())
     }
 
@@ -200,6 +237,8 @@ impl Session {
         let past = &self.history.as_ref().ok_or(Error::NoPast)?.past;
         // The last token is not run.
         let left = limits(task)?.most_tokens.min(self.engine.left(past) + 1);
+        let generation = self.generation.as_ref().ok_or(Error::NoPast)?;
+        let left = left.min(generation.at_most.unwrap_or(usize::MAX));
         guide.iter().try_for_each(|guide| enough(guide, left))?;
         Ok(left)
     }
@@ -218,6 +257,7 @@ impl Session {
                 seen: Vec::new(),
                 read: 0,
                 most_tokens: 0,
+                at_most: None,
                 sampler: Sampler::new(Sampling::default(), vocabulary)?,
                 allowed: Allowed::none(vocabulary),
                 pieces: None,
