@@ -1,6 +1,6 @@
 //! Why a call failed, as an exception.
 
-use preface_runtime::{Error as RuntimeError, LoadError, Status, explained};
+use preface_runtime::{Error as RuntimeError, LoadError, Status, explained, store::StoreError};
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 
 create_exception!(
@@ -22,10 +22,14 @@ pub enum Failure {
     Threads { threads: u8 },
     #[error("this module cannot pass on an answer of this kind; use a newer one")]
     Kind,
+    #[error("the session is generating the text that this function hears; let it return first")]
+    Hearing,
     #[error("an earlier call with this session panicked; open another")]
     Poisoned,
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
@@ -37,8 +41,10 @@ impl Failure {
             Self::Token { .. } => Status::Token,
             Self::Threads { .. } => Status::InvalidArgument,
             Self::Kind => Status::Unsupported,
+            Self::Hearing => Status::Busy,
             Self::Poisoned => Status::Poisoned,
             Self::Load(error) => Status::of_load(error),
+            Self::Store(error) => Status::of_store(error),
             Self::Runtime(error) => Status::of_error(error),
         }
     }
