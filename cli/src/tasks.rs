@@ -6,7 +6,8 @@ use anyhow::{bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Answer, Error, Image, Options, Overlength, Session, TaskHandle, Threads, TokenizerUse, Trust,
+    Answer, Encoded, Error, Image, Options, Overlength, Part, Request, Sampling, Session,
+    TaskHandle, Threads, TokenizerUse, Trust,
     store::{Follower, Store},
     unix_now,
 };
@@ -40,6 +41,10 @@ pub struct Files {
     /// Keep each thread but the first on a processor of its own.
     #[arg(long)]
     pub pin: bool,
+    /// Texts that are generated at once, each with memory for its own keys and values; as many lines are read before
+    /// one is answered.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count(64))]
+    pub together: usize,
 }
 
 /// Reads a number on the command line, from 1 to `most`.
@@ -85,6 +90,7 @@ impl Files {
                 count: self.threads,
                 pinned: self.pin,
             },
+            texts: self.together,
         };
         heap::share();
         let image = crate::image::open(&self.base)?;
@@ -197,6 +203,33 @@ fn name(session: &Session, handle: TaskHandle) -> &str {
     found.map_or("", |(_, name)| name)
 }
 
+/// What tasks generate of texts that were encoded before, as many at once as the session has room for; `after` is called
+/// behind each.
+///
+/// # Errors
+/// As [`Session::generate_all`].
+pub fn generate_all(
+    session: &mut Session,
+    texts: &[(TaskHandle, Encoded)],
+    sampling: Sampling,
+    mut after: impl FnMut(),
+) -> Result<Vec<String>, Error> {
+    let requests = texts.iter().map(|(task, text)| Request {
+        task: *task,
+        text,
+        sampling,
+    });
+    let requests: Vec<Request<'_>> = requests.collect();
+    let mut generated = vec![String::new(); texts.len()];
+    session.generate_all(&requests, |index, part| {
+        if let Part::End(text) = part {
+            text.clone_into(&mut generated[index]);
+            after();
+        }
+    })?;
+    Ok(generated)
+}
+
 /// What a task is asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Text {
@@ -231,6 +264,14 @@ impl Text {
                 second: None,
             },
         }
+    }
+
+    /// It as the active task reads it.
+    ///
+    /// # Errors
+    /// As [`Session::encode`].
+    pub fn encode(&self, session: &Session) -> Result<Encoded, Error> {
+        session.encode(&self.first, self.second.as_deref())
     }
 
     /// Lets the active task answer.

@@ -137,12 +137,13 @@ class Session:
         tokenizer_at_open: bool = True,
         threads: int = 1,
         pinned: bool = False,
+        texts: int = 1,
     ) -> Session:
         """`max_tokens` bounds a text, special tokens included. `truncate` cuts the end off one that does not fit.
 
         The tokenizer is read with the first text, or never, where `tokenizer_at_open` is false. `threads` answer, the
         calling one among them; `pinned` keeps each but that on a processor of its own. Answers do not depend on how
-        many there are.
+        many there are. `generate_all` generates `texts` at once, each with memory of its own.
         """
     @property
     def tasks(self) -> dict[str, Task]:
@@ -194,6 +195,13 @@ class Session:
         """The tokens that a task goes on with. `hear` is called with each; the text ends behind one where it returns true.
 
         It cannot use the session, and what it raises ends the call.
+        """
+    def generate_all(
+        self, requests: Sequence[tuple[str, Tokens | _Integers]], hear: Callable[[int, str], object] | None = None
+    ) -> list[str]:
+        """The texts that tasks go on with, as many at once as the session has room for; faster than one by one.
+
+        `hear` is called with the number of a request and a piece of its text, which ends where it returns true.
         """
     def stream(self, task: str, tokens: Tokens | _Integers, hear: Callable[[str], object]) -> str:
         """The text that a task goes on with. `hear` is called with each piece, as for `generate`."""

@@ -40,7 +40,7 @@ pub use error::Error;
 pub use generation::{Constraint, Heard, Sampling};
 pub use image::Image;
 pub use load::{LoadError, Trust, unix_now};
-pub use session::{Options, Session, TaskHandle, Threads, TokenizerUse};
+pub use session::{Options, Part, Request, Session, TaskHandle, Threads, TokenizerUse};
 pub use status::{Status, explained};
 pub use text::{Encoded, Overlength};
 pub use trust_file::{Update, UpdateError, update_trust};

@@ -10,6 +10,8 @@
  */
 #include "check.h"
 
+#define REQUESTS 5
+
 /* The tokens that were heard. */
 typedef struct heard {
   size_t count, most; /* as many end the text; 0: they do not */
@@ -169,6 +171,53 @@ static void print_streams(preface_session *session, const preface_tokens *tokens
   print_stream(session, tokens, NULL);
 }
 
+/* Texts of several requests, each whole when it is told that it has ended. */
+typedef struct together {
+  size_t ended;
+  streamed texts[REQUESTS];
+} together;
+
+static int32_t hear_one(void *context, size_t index, const char *text, size_t length) {
+  together *together = context;
+  ASSERT(index < REQUESTS && together->texts[index].pieces < SIZE_MAX);
+  if (text) return hear_text(&together->texts[index], text, length);
+  ASSERT(length == 0);
+  together->texts[index].pieces = SIZE_MAX;
+  together->ended++;
+  return 0;
+}
+
+/* Requests of two lengths at once, of which the last is ended by who hears it, are the texts that come one by one. */
+static void meet_together(preface_session *session, const preface_tokens *tokens, size_t task) {
+  const preface_generation plain = {sizeof plain, 7, 50, 0, 0, 0, 0, NULL, 0};
+  const preface_tokens *all[REQUESTS];
+  preface_tokens shorter = *tokens;
+  size_t tasks[REQUESTS], index;
+  static together together;
+  static streamed alone;
+  shorter.count--;
+  GOOD(preface_session_set_generation(session, &plain));
+  for (index = 0; index < REQUESTS; index++) {
+    tasks[index] = task;
+    all[index] = index % 2 ? &shorter : tokens;
+  }
+  together.texts[REQUESTS - 1].most = 2;
+  GOOD(preface_session_generate_all(session, REQUESTS, tasks, all, hear_one, &together));
+  ASSERT(together.ended == REQUESTS);
+  for (index = 0; index < REQUESTS; index++) {
+    stream(session, all[index], index == REQUESTS - 1 ? 2 : 0, &alone);
+    ASSERT(alone.length == together.texts[index].length && !strcmp(alone.text, together.texts[index].text));
+  }
+  tasks[1] = 7;
+  EXPECT(PREFACE_NO_TASK, preface_session_generate_all(session, 2, tasks, all, hear_one, &together));
+  EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_generate_all(session, 1, tasks, all, NULL, NULL));
+  EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_generate_all(session, 1, tasks, NULL, hear_one, &together));
+  EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_generate_all(session, 1, NULL, all, hear_one, &together));
+  GOOD(preface_session_generate_all(session, 0, NULL, NULL, hear_one, &together));
+  ASSERT(together.ended == REQUESTS);
+  GOOD(preface_session_set_generation(session, NULL));
+}
+
 /* Options that no text has. */
 static void meet_option_errors(preface_session *session, size_t task, size_t labels) {
   const char *texts[] = {"w5", ""}, *missing[] = {"w5", NULL}, *latin[] = {"\xe4"};
@@ -223,13 +272,14 @@ int main(int arguments, char **argument) {
   preface_image *image;
   preface_session *session;
   preface_image_facts facts = {sizeof facts, 0, 0, 0, 0, 0, 0};
+  preface_options options = {sizeof options, 0, 0, 0, 0, 0, 2};
   static text text;
   size_t task, labels;
   ASSERT(arguments == 9);
   GOOD(preface_image_open(argument[1], &image));
   GOOD(preface_image_describe(image, &facts));
   ASSERT(facts.kind == PREFACE_DECODER);
-  GOOD(preface_session_open(image, NULL, &session));
+  GOOD(preface_session_open(image, &options, &session));
   preface_image_close(image);
   EXPECT(PREFACE_NO_TASK, preface_session_set_generation(session, NULL));
   GOOD(preface_session_load(session, argument[3], argument[2], &task));
@@ -239,6 +289,7 @@ int main(int arguments, char **argument) {
   GOOD(preface_session_encode(session, argument[5], NULL, room(&text)));
   print_draws(session, &text.tokens);
   print_streams(session, &text.tokens, task, argument + 6);
+  meet_together(session, &text.tokens, task);
   meet_option_errors(session, task, labels);
   meet_errors(session, &text.tokens, task, labels);
   preface_session_close(session);

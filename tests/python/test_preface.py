@@ -298,6 +298,7 @@ class Texts(unittest.TestCase):
         session.constrain("text")
         self.assertEqual(session.answer("text", "w5 w9").text, drawn)
         self.stream(session, drawn)
+        self.together(preface.Session(image, texts=3), at, drawing)
         self.refused("INVALID_ARGUMENT", session.set_generation, top_k=0)
         self.refused("INVALID_ARGUMENT", session.set_generation, most_tokens=0)
         self.refused("INVALID_ARGUMENT", session.set_generation, stops=[""])
@@ -330,6 +331,24 @@ class Texts(unittest.TestCase):
             session.stream("text", tokens, raises)
         self.refused("BUSY", session.stream, "text", tokens, lambda piece: session.answer("text", piece))
         self.assertEqual(session.answer("text", "w5 w9").text, expected)
+
+    def together(self, session: preface.Session, at: Path, drawing: dict[str, Any]) -> None:
+        """Texts that are generated at once are those that come one by one; who hears one may end it."""
+        session.load(at / "bundle", at / "trust")
+        session.set_generation(**drawing)
+        requests = [("text", session.encode("text", text)) for text in ["w5 w9", "w4", "w7 w8 w9", "w6", "w5 w5"]]
+        heard = [""] * len(requests)
+
+        def hear(index: int, piece: str) -> bool:
+            heard[index] += piece
+            return index == 1
+
+        alone = [session.stream(*request, lambda piece: request is requests[1]) for request in requests]
+        self.assertEqual(session.generate_all(requests, hear), alone)
+        self.assertEqual(heard, alone)
+        self.assertEqual(session.generate_all([]), [])
+        self.refused("NO_TASK", session.generate_all, [("none", [5])])
+        self.refused("INVALID_ARGUMENT", preface.Session, preface.Image(at / "image"), texts=0)
 
     def refused(self, status: str, call: Any, *arguments: Any, **named: Any) -> None:
         with self.assertRaises(preface.Error) as caught:

@@ -4,6 +4,7 @@ use std::{
     fmt, fs,
     io::{self, BufRead, ErrorKind},
     process::ExitCode,
+    vec,
 };
 
 use anyhow::{Context, Error, anyhow, bail, ensure};
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     output::Output,
-    tasks::{Files, Tasks, Text, count},
+    tasks::{Files, Tasks, Text, count, generate_all},
 };
 
 /// Answer texts with the tasks of verified bundles.
@@ -87,15 +88,40 @@ struct Generated {
 }
 
 impl Generated {
-    /// Lets the session generate the texts of `tasks` so.
-    fn prepare(&self, session: &mut Session, tasks: &[TaskHandle]) -> anyhow::Result<()> {
-        let sampling = Sampling {
+    fn sampling(&self) -> Sampling {
+        Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
-        };
+        }
+    }
+
+    /// Generates the texts of lines at once: of each line, those of the tasks that generate text.
+    fn all(
+        &self,
+        session: &mut Session,
+        tasks: &[(TaskHandle, String)],
+        lines: &[(String, String)],
+    ) -> anyhow::Result<vec::IntoIter<String>> {
+        let mut texts = Vec::new();
+        for (place, line) in lines {
+            for &(task, _) in tasks {
+                if generates(session, task) {
+                    session.activate(task)?;
+                    let encoded = Text::of_line(line, inputs(session, task)).encode(session);
+                    texts.push((task, encoded.with_context(|| place.clone())?));
+                }
+            }
+        }
+        let generated = generate_all(session, &texts, self.sampling(), || ())?;
+        Ok(generated.into_iter())
+    }
+
+    /// Lets the session generate the texts of `tasks` so.
+    fn prepare(&self, session: &mut Session, tasks: &[TaskHandle]) -> anyhow::Result<()> {
+        let sampling = self.sampling();
         let constraint = self.constraint()?;
         let is_plain = sampling == Sampling::default() && self.most_tokens.is_none();
         if is_plain && self.stop.is_empty() && constraint.is_none() {
@@ -136,6 +162,11 @@ impl Generated {
             false => format!("cannot use {shape}"),
         })?))
     }
+}
+
+fn inputs(session: &Session, task: TaskHandle) -> Inputs {
+    let plan = session.plan(task);
+    plan.map_or(Inputs::One, |plan| plan.inputs)
 }
 
 fn generates(session: &Session, task: TaskHandle) -> bool {
@@ -232,28 +263,52 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     tasks.note(output);
     let streams = output.shows_parts(arguments.generated.stream);
     if let Some(text) = &arguments.text {
-        answer(&mut tasks.session, &answering, text, streams, output)?;
+        let generated = &mut None;
+        answer(
+            &mut tasks.session,
+            &answering,
+            text,
+            (streams, generated),
+            output,
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    for (number, line) in io::stdin().lock().lines().enumerate() {
-        if output.is_closed() {
-            break;
-        }
-        let place = || format!("line {} of standard input", number + 1);
-        let line = line.map_err(|error| match error.kind() {
-            ErrorKind::InvalidData => anyhow!("{} is not UTF-8 text", place()),
-            _ => Error::new(error).context("cannot read standard input"),
-        })?;
-        if line.trim().is_empty() {
-            continue;
+    let mut lines = lines(io::stdin().lock());
+    let together = arguments.files.together;
+    loop {
+        let batch = lines.by_ref().take(together);
+        let batch = batch.collect::<anyhow::Result<Vec<(String, String)>>>()?;
+        if batch.is_empty() || output.is_closed() {
+            return Ok(ExitCode::SUCCESS);
         }
         if tasks.follow()? {
             tasks.note_store(output);
             answering = arguments.answering(&mut tasks)?;
         }
-        answer(&mut tasks.session, &answering, &line, streams, output).with_context(place)?;
+        let session = &mut tasks.session;
+        let generated =
+            (together > 1).then(|| arguments.generated.all(session, &answering, &batch));
+        let mut generated = generated.transpose()?;
+        for (place, line) in &batch {
+            let how = (streams, &mut generated);
+            answer(session, &answering, line, how, output).with_context(|| place.clone())?;
+        }
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+/// The lines that are not empty, each behind the name of its place.
+fn lines(from: impl BufRead) -> impl Iterator<Item = anyhow::Result<(String, String)>> {
+    from.lines().enumerate().filter_map(|(number, line)| {
+        let place = format!("line {} of standard input", number + 1);
+        match line {
+            Ok(line) if line.trim().is_empty() => None,
+            Ok(line) => Some(Ok((place, line))),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                Some(Err(anyhow!("{place} is not UTF-8 text")))
+            }
+            Err(error) => Some(Err(Error::new(error).context("cannot read standard input"))),
+        }
+    })
 }
 
 impl Arguments {
@@ -282,20 +337,21 @@ impl Arguments {
     }
 }
 
+/// Prints what the tasks say about a line; texts are streamed, or the next of those that were generated before.
 fn answer(
     session: &mut Session,
     handles: &[(TaskHandle, String)],
     line: &str,
-    streams: bool,
+    (streams, generated): (bool, &mut Option<vec::IntoIter<String>>),
     output: &Output,
 ) -> anyhow::Result<()> {
     for (handle, task) in handles {
-        let plan = session.plan(*handle);
-        let text = Text::of_line(line, plan.map_or(Inputs::One, |plan| plan.inputs));
+        let text = Text::of_line(line, inputs(session, *handle));
         session.activate(*handle)?;
         let several = handles.len() > 1;
-        if streams && generates(session, *handle) {
-            let encoded = session.encode(&text.first, text.second.as_deref())?;
+        let generates = generates(session, *handle);
+        if streams && generates && generated.is_none() {
+            let encoded = text.encode(session)?;
             if several {
                 output.say_part(&format!("{task}\t"));
             }
@@ -304,7 +360,14 @@ fn answer(
             said?;
             continue;
         }
-        let said = Said::of(text.ask(session)?)?;
+        let made = match generates {
+            true => generated.as_mut().and_then(Iterator::next),
+            false => None,
+        };
+        let said = match &made {
+            Some(text) => Said::Text { text },
+            None => Said::of(text.ask(session)?)?,
+        };
         let line = Line { task, said };
         output.json(&line)?;
         match several {

@@ -16,8 +16,8 @@
  *
  * Memory. Closing a handle gives back all that it took. After its first, an answer or a generated token from token ids
  * allocates nothing where the image runs on PREFACE_ENGINE_EXECUTOR; reading a text takes what the tokenizer needs, a
- * generated text that is longer than all before it room for itself, and preface_session_answer_all() a list of its
- * requests.
+ * generated text that is longer than all before it room for itself, and preface_session_answer_all() and
+ * preface_session_generate_all() a list of their requests.
  *
  * Structures begin with their size: begin with `structure s = {sizeof(structure)};`, which leaves the other fields zero.
  * Later versions add fields at the end, whose zero means what was meant before.
@@ -144,6 +144,7 @@ typedef struct preface_options {
   int32_t tokenizer;  /* enum preface_tokenizer */
   uint32_t threads;   /* that answer, the asking one among them, at most 64; 0: one. Answers do not depend on how many */
   int32_t pinned;     /* 1: each but the asking one stays on a processor of its own; 0: none does */
+  size_t texts;       /* that preface_session_generate_all() generates at once, at most 64; 0: one */
 } preface_options;
 
 enum preface_answer_kind {
@@ -318,6 +319,20 @@ int32_t preface_session_generate(preface_session *session, const preface_tokens 
 /* The same as text, which preface_session_text() gives as a whole afterwards: what was heard. */
 int32_t preface_session_stream(preface_session *session, const preface_tokens *tokens, preface_hear_text hear,
                                void *context);
+
+/*
+ * Is given the texts of several requests as they grow: `length` bytes more of that of request `index`, or null when it has
+ * ended. The answer is that of a preface_hear_text, and counts for that text alone.
+ */
+typedef int32_t (*preface_hear_one)(void *context, size_t index, const char *text, size_t length);
+
+/*
+ * Streams `count` texts, the n-th with task tasks[n], which need not be the active one: preface_options.texts of them at
+ * once, the next as soon as one ends. Faster than one by one, and the texts are the same. preface_session_text() stays as
+ * it was.
+ */
+int32_t preface_session_generate_all(preface_session *session, size_t count, const size_t *tasks,
+                                     const preface_tokens *const *tokens, preface_hear_one hear, void *context);
 
 /*
  * Writes the text that was streamed last, or of the last answer where that was a PREFACE_TEXT, else an empty one, and a

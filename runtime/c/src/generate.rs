@@ -3,9 +3,10 @@
 use std::{
     ffi::{c_char, c_void},
     ops::ControlFlow,
+    ptr,
 };
 
-use preface_runtime::{Constraint, Sampling};
+use preface_runtime::{Constraint, Part, Request, Sampling};
 
 use crate::{
     answer::Tokens,
@@ -52,6 +53,9 @@ type HearToken = unsafe extern "C" fn(*mut c_void, u32) -> i32;
 
 /// `preface_hear_text`.
 type HearText = unsafe extern "C" fn(*mut c_void, *const c_char, usize) -> i32;
+
+/// `preface_hear_one`.
+type HearOne = unsafe extern "C" fn(*mut c_void, usize, *const c_char, usize) -> i32;
 
 impl GenerationFields {
     /// A field that is zero changes nothing.
@@ -189,6 +193,53 @@ pub unsafe extern "C" fn preface_session_stream(
             heard(unsafe { hear(context, start, length) })
         })?;
         said.push_str(streamed);
+        Ok(())
+    };
+    // SAFETY: the caller's handle.
+    unsafe { with_session(session, work) }
+}
+
+/// Goes on with several texts of token ids at once.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn preface_session_generate_all(
+    session: *mut SessionHandle,
+    count: usize,
+    tasks: *const usize,
+    tokens: *const *const Tokens,
+    hear: Option<HearOne>,
+    context: *mut c_void,
+) -> i32 {
+    let work = |state: &mut State| {
+        let hear = hear.ok_or(Failure::Null("hear"))?;
+        // SAFETY: the caller's lists of as many elements as it says.
+        let (tasks, tokens) = unsafe {
+            (
+                border::list(tasks, count, "tasks")?,
+                border::list(tokens, count, "tokens")?,
+            )
+        };
+        state.read_all(tokens)?;
+        let handles = tasks.iter().map(|&task| state.task(task));
+        let handles = handles.map(|task| task.map(|(handle, _)| handle));
+        let sampling = state.session.sampling();
+        let requests = handles.zip(&state.texts).map(|(task, text)| {
+            Ok(Request {
+                task: task?,
+                text,
+                sampling,
+            })
+        });
+        let requests: Vec<_> = requests.collect::<Result<_, Failure>>()?;
+        state.session.generate_all(&requests, |index, part| {
+            let (start, length) = match part {
+                Part::Token(_) => return ControlFlow::Continue(()),
+                Part::Piece(piece) => (piece.as_ptr().cast(), piece.len()),
+                Part::End(_) => (ptr::null(), 0),
+            };
+            // SAFETY: the caller's function, with what it wants to be given and bytes that stay until it returns, which
+            // the header asks of it.
+            heard(unsafe { hear(context, index, start, length) })
+        })?;
         Ok(())
     };
     // SAFETY: the caller's handle.

@@ -40,6 +40,7 @@ pub struct SessionOptions {
     tokenizer: i32,
     threads: u32,
     pinned: i32,
+    texts: usize,
 }
 
 // SAFETY: it begins with its size, and has numbers alone.
@@ -94,6 +95,15 @@ impl SessionOptions {
                     1 => true,
                     other => return Err(unknown("preface_options.pinned", other)),
                 },
+            },
+            texts: match self.texts {
+                0..=64 => self.texts,
+                other => {
+                    return Err(Failure::Value {
+                        field: "preface_options.texts",
+                        value: i64::try_from(other).unwrap_or(i64::MAX),
+                    });
+                }
             },
         })
     }

@@ -18,8 +18,8 @@ pub enum Failure {
     Task { task: String, loaded: Vec<String> },
     #[error("{what} {number} is none of the base's")]
     Token { what: &'static str, number: i64 },
-    #[error("{threads} threads are none or more than 64")]
-    Threads { threads: u8 },
+    #[error("{number} {what} are none or more than 64")]
+    Number { what: &'static str, number: u8 },
     #[error("this module cannot pass on an answer of this kind; use a newer one")]
     Kind,
     #[error("the session is generating the text that this function hears; let it return first")]
@@ -39,7 +39,7 @@ impl Failure {
         match self {
             Self::Task { .. } => Status::NoTask,
             Self::Token { .. } => Status::Token,
-            Self::Threads { .. } => Status::InvalidArgument,
+            Self::Number { .. } => Status::InvalidArgument,
             Self::Kind => Status::Unsupported,
             Self::Hearing => Status::Busy,
             Self::Poisoned => Status::Poisoned,

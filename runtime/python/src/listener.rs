@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use pyo3::prelude::*;
+use pyo3::{call::PyCallArgs, prelude::*};
 
 use crate::session::Session;
 
@@ -23,12 +23,16 @@ impl<'a> Listener<'a> {
         }
     }
 
-    /// Calls the function; the text ends where it returns what is true, or raises.
-    pub fn hear(&mut self, heard: impl for<'py> IntoPyObject<'py>) -> ControlFlow<()> {
+    /// Calls the function with these arguments; the text ends where it returns what is true, or raises. It is not called
+    /// again once it has raised.
+    pub fn hear(&mut self, heard: impl for<'py> PyCallArgs<'py>) -> ControlFlow<()> {
+        if self.raised.is_some() {
+            return ControlFlow::Break(());
+        }
         let Some(hear) = &self.hear else {
             return ControlFlow::Continue(());
         };
-        let called = || Python::attach(|py| hear.bind(py).call1((heard,))?.is_truthy());
+        let called = || Python::attach(|py| hear.bind(py).call1(heard)?.is_truthy());
         match self.session.while_hearing(called) {
             Ok(false) => ControlFlow::Continue(()),
             Ok(true) => ControlFlow::Break(()),

@@ -1,6 +1,7 @@
 //! Sessions and their tasks.
 
 use std::{
+    ops::ControlFlow,
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     thread::{self, ThreadId},
@@ -9,8 +10,8 @@ use std::{
 use numpy::{IntoPyArray, PyArray1};
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Constraint, Encoded, Options, Overlength, Sampling, Session as Runtime, TaskHandle, Threads,
-    TokenizerUse, Trust,
+    Constraint, Encoded, Options, Overlength, Part, Request, Sampling, Session as Runtime,
+    TaskHandle, Threads, TokenizerUse, Trust,
     store::{Follower, Store},
     unix_now,
 };
@@ -78,6 +79,13 @@ impl Session {
     }
 }
 
+/// Tasks with what they are asked about.
+fn encoded(requests: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Vec<(String, Encoded)>> {
+    let texts = requests.into_iter();
+    let texts = texts.map(|(task, tokens)| Ok((task, tokens::text(&tokens)?)));
+    texts.collect()
+}
+
 /// A shape as JSON.
 fn json(shape: &Bound<'_, PyAny>) -> PyResult<String> {
     let py = shape.py();
@@ -105,7 +113,7 @@ fn activate(session: &mut Runtime, task: &str) -> Result<(), Failure> {
 #[pymethods]
 impl Session {
     #[new]
-    #[pyo3(signature = (image, *, max_tokens = None, truncate = false, tokenizer_at_open = true, threads = 1, pinned = false))]
+    #[pyo3(signature = (image, *, max_tokens = None, truncate = false, tokenizer_at_open = true, threads = 1, pinned = false, texts = 1))]
     fn new(
         py: Python<'_>,
         image: &Bound<'_, Image>,
@@ -114,6 +122,7 @@ impl Session {
         tokenizer_at_open: bool,
         threads: u8,
         pinned: bool,
+        texts: u8,
     ) -> Result<Self, Failure> {
         let overlength = if truncate {
             Overlength::Truncate
@@ -125,8 +134,10 @@ impl Session {
         } else {
             TokenizerUse::WithFirstText
         };
-        if !(1..=64).contains(&threads) {
-            return Err(Failure::Threads { threads });
+        for (what, number) in [("threads", threads), ("texts", texts)] {
+            if !(1..=64).contains(&number) {
+                return Err(Failure::Number { what, number });
+            }
         }
         let options = Options {
             max_tokens,
@@ -136,6 +147,7 @@ impl Session {
                 count: threads.into(),
                 pinned,
             },
+            texts: texts.into(),
         };
         let Image(image) = image.get();
         let session = py.detach(|| Runtime::open(image, options))?;
@@ -252,10 +264,7 @@ impl Session {
         py: Python<'_>,
         requests: Vec<(String, Bound<'_, PyAny>)>,
     ) -> PyResult<Vec<Answer>> {
-        let texts = requests
-            .into_iter()
-            .map(|(task, tokens)| Ok((task, tokens::text(&tokens)?)));
-        let texts = texts.collect::<PyResult<Vec<(String, Encoded)>>>()?;
+        let texts = encoded(requests)?;
         let found = self.with(py, |session| {
             let requests = texts
                 .iter()
@@ -332,11 +341,45 @@ impl Session {
         let mut listener = Listener::new(self, hear);
         let said = self.with(py, |session| {
             activate(session, task)?;
-            let said = session.generate(&text, |token| listener.hear(token))?;
+            let said = session.generate(&text, |token| listener.hear((token,)))?;
             Ok(said.to_vec())
         })?;
         listener.finish()?;
         Ok(said.into_pyarray(py))
+    }
+
+    #[pyo3(signature = (requests, hear = None))]
+    fn generate_all(
+        &self,
+        py: Python<'_>,
+        requests: Vec<(String, Bound<'_, PyAny>)>,
+        hear: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<String>> {
+        let texts = encoded(requests)?;
+        let mut listener = Listener::new(self, hear);
+        let said = self.with(py, |session| {
+            let sampling = session.sampling();
+            let requests = texts.iter().map(|(task, text)| {
+                Ok(Request {
+                    task: named(session, task)?,
+                    text,
+                    sampling,
+                })
+            });
+            let requests = requests.collect::<Result<Vec<_>, Failure>>()?;
+            let mut said = vec![String::new(); requests.len()];
+            session.generate_all(&requests, |index, part| match part {
+                Part::Piece(piece) => listener.hear((index, piece)),
+                Part::End(text) => {
+                    text.clone_into(&mut said[index]);
+                    ControlFlow::Continue(())
+                }
+                Part::Token(_) => ControlFlow::Continue(()),
+            })?;
+            Ok(said)
+        })?;
+        listener.finish()?;
+        Ok(said)
     }
 
     #[pyo3(signature = (task, tokens, hear))]
@@ -351,7 +394,7 @@ impl Session {
         let mut listener = Listener::new(self, Some(hear));
         let said = self.with(py, |session| {
             activate(session, task)?;
-            let said = session.stream(&text, |piece| listener.hear(piece))?;
+            let said = session.stream(&text, |piece| listener.hear((piece,)))?;
             Ok(said.to_owned())
         })?;
         listener.finish()?;
