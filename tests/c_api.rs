@@ -6,15 +6,17 @@ mod support;
 
 use std::{
     env,
-    fmt::Write,
+    fmt::Write as _,
     fs,
+    io::{BufRead, BufReader, Read, Write},
+    ops::ControlFlow,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, ChildStdout, Command, Output, Stdio},
 };
 
 use preface_bundle::Inputs;
 use preface_graph::{Base, FormKind};
-use preface_runtime::{Answer, Image, Options, Sampling, Session, Trust};
+use preface_runtime::{Answer, Constraint, Image, Options, Sampling, Session, Trust};
 use preface_trainer::form::Form;
 use serde_json::{Value, json};
 use support::{
@@ -26,6 +28,8 @@ use tempfile::TempDir;
 /// The bases that valgrind has the time for.
 const ENCODER: &str = "bert_base.sdpa.legacy.op14.onnx";
 const DECODER: &str = "llama.sdpa.legacy.op14.onnx";
+/// A decoder that spells with bytes.
+const STORIES: &str = "stories260K_model";
 const PROGRAM: &str = env!("CARGO_BIN_EXE_preface");
 /// What a static library needs beside itself; tract's assembly does not say that its stack is not run.
 const STATIC: [&str; 5] = ["-lpthread", "-ldl", "-lm", "-lgcc_s", "-Wl,-z,noexecstack"];
@@ -56,12 +60,9 @@ impl Scene {
             scene.preface(&["trust", "new", "-o", name, "--key", &key]);
         }
         let base = Base::open(base).unwrap();
-        for (task, form, changes) in designs(&base) {
-            let design = adapter(&base, &form, changes);
-            design.write(&scene.at("adapter")).unwrap();
-            let file = format!("{task}.preface");
-            let pack = ["pack", "adapter", "--task", task, "--sequence", "1"];
-            scene.preface(&[&pack[..], &["--key", "keys/trust.key", "-o", &file]].concat());
+        for design in designs(&base) {
+            let file = format!("{}.preface", design.0);
+            scene.pack(&base, design, "1", &file);
             scene.bundles.push(file);
         }
         let mut altered = fs::read(scene.at(&scene.bundles[0])).unwrap();
@@ -69,6 +70,13 @@ impl Scene {
         fs::write(scene.at("altered"), altered).unwrap();
         fs::write(scene.at("lines"), LINES).unwrap();
         scene
+    }
+
+    fn pack(&self, base: &Base, (task, form, changes): Design, sequence: &str, file: &str) {
+        let design = adapter(base, &form, changes);
+        design.write(&self.at("adapter")).unwrap();
+        let pack = ["pack", "adapter", "--task", task, "--sequence", sequence];
+        self.preface(&[&pack[..], &["--key", "keys/trust.key", "-o", file]].concat());
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -113,12 +121,20 @@ impl Scene {
         self.run(before, program, &files.chain(bundles).collect::<Vec<_>>())
     }
 
-    /// What `tests/c/generate.c` says.
-    fn generates(&self, before: &[&str], program: &str, image: &str) -> String {
+    /// What `tests/c/generate.c` says, whose drawn text two strings end.
+    fn generates(
+        &self,
+        before: &[&str],
+        program: &str,
+        image: &str,
+        stops: &[String; 2],
+    ) -> String {
         let [text, label] = &self.bundles[..] else {
             panic!("two bundles");
         };
-        self.run(before, program, &[image, "trust", text, label, TEXT])
+        let [one, other] = stops;
+        let told = [image, "trust", text, label, TEXT, SHAPE, one, other];
+        self.run(before, program, &told)
     }
 
     /// An image for the processor that valgrind emulates.
@@ -151,6 +167,8 @@ enum Link {
 
 /// A text of words that the tiny exports know.
 const TEXT: &str = "w5 w9 w17";
+/// A shape that words cannot spell, and bytes can.
+const SHAPE: &str = r#"{"on": "boolean", "level": "integer"}"#;
 
 /// A task's name, its prompt's form, and what its card says.
 type Design = (&'static str, Form, Value);
@@ -180,7 +198,7 @@ fn generating(base: &Base) -> Vec<Design> {
     let form = Form::of(FormKind::KeyValues, 3, &base.description);
     let text = json!({
         "head": {"kind": "generation", "classes": 0, "hidden": 0}, "labels": [], "answer": {"kind": "text"},
-        "decode": {"most_tokens": 12, "stop_ids": []}, "pooling": "last",
+        "decode": {"most_tokens": 30, "stop_ids": []}, "pooling": "last",
     });
     vec![("text", form.clone(), text), ("label", form, json!({}))]
 }
@@ -274,36 +292,180 @@ fn programs_in_c_answer_as_a_session_does() {
     }
 }
 
-#[test]
-fn programs_in_c_generate_what_a_session_does() {
-    let Some(export) = export(DECODER) else {
-        return skip("the exports of ../shared");
-    };
-    let scene = Scene::new(export.folder(), generating);
+/// Draws as the programs in C do.
+const DRAWN: Sampling = Sampling {
+    temperature: 50.0,
+    top_k: None,
+    top_p: None,
+    repetition_penalty: 1.0,
+    seed: 7,
+};
+
+/// The lines that the program in C owes that generates, and the strings that end its text.
+fn expected_texts(scene: &Scene) -> (String, [String; 2]) {
     let mut session = scene.session();
     let (task, _) = session.tasks().next().unwrap();
     session.activate(task).unwrap();
-    let mut expected = match session.answer(TEXT, None).unwrap() {
-        Answer::Text(text) => format!("{text}\n"),
-        other => panic!("another kind of answer: {other:?}"),
+    let text = session.encode(TEXT, None).unwrap();
+    let mut said = String::new();
+    let streamed = |session: &mut Session, sampling: Sampling| {
+        session.sample(sampling).unwrap();
+        let streamed = session.stream(&text, |_| ()).unwrap();
+        streamed.to_owned() + "\n"
     };
-    let sampling = Sampling {
-        temperature: 50.0,
-        seed: 7,
+    let probable = streamed(&mut session, Sampling::default());
+    said += &probable;
+    session.sample(DRAWN).unwrap();
+    for token in session.generate(&text, |_| {}).unwrap() {
+        write!(said, " {token}").unwrap();
+    }
+    let drawn = streamed(&mut session, DRAWN);
+    said += &format!("\n{probable}{drawn}");
+    let mut pieces = 0;
+    let cut = session.stream(&text, |_| {
+        pieces += 1;
+        match pieces {
+            2 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    });
+    said += &format!("{}\n", cut.unwrap());
+    session.at_most(Some(5)).unwrap();
+    let short = streamed(&mut session, DRAWN);
+    assert!(drawn.starts_with(short.trim_end()) && short.len() < drawn.len());
+    said += &short;
+    session.at_most(None).unwrap();
+    let (top_k, top_p) = (Some(2), Some(0.25));
+    let penalty = Sampling {
+        repetition_penalty: 4.0,
         ..Sampling::default()
     };
-    session.sample(sampling).unwrap();
-    let text = session.encode(TEXT, None).unwrap();
-    for token in session.generate(&text, |_| {}).unwrap() {
-        write!(expected, " {token}").unwrap();
+    for sampling in [
+        Sampling { top_k, ..DRAWN },
+        Sampling { top_p, ..DRAWN },
+        penalty,
+    ] {
+        let other = streamed(&mut session, sampling);
+        assert!(other != drawn && other != probable);
+        said += &other;
     }
-    expected.push('\n');
-    for program in counting(&scene, "generate.c") {
+    let stop: String = drawn.chars().skip(9).take(3).collect();
+    let stops = [stop, "w5 never".to_owned()];
+    session.stop_at(&stops).unwrap();
+    let stopped = streamed(&mut session, DRAWN);
+    assert!(stopped.len() < drawn.len() && drawn.starts_with(stopped.trim_end()));
+    said += &stopped;
+    let labels = Constraint::labels(&["w5 w9", "w17"]).unwrap();
+    session.constrain(task, Some(&labels)).unwrap();
+    said += &streamed(&mut session, DRAWN);
+    let shape = Constraint::shape(SHAPE).unwrap();
+    match session.constrain(task, Some(&shape)) {
+        Ok(()) => said += &format!("PREFACE_OK\n{}", streamed(&mut session, DRAWN)),
+        Err(_) => said += "PREFACE_INVALID_ARGUMENT\n",
+    }
+    said += &probable;
+    (said, stops)
+}
+
+#[test]
+fn programs_in_c_generate_what_a_session_does() {
+    for (name, shaped) in [
+        (DECODER, "PREFACE_INVALID_ARGUMENT\n"),
+        (STORIES, "PREFACE_OK\n{"),
+    ] {
+        let Some(export) = export(name) else {
+            return skip("the exports of ../shared");
+        };
+        let scene = Scene::new(export.folder(), generating);
+        let (expected, stops) = expected_texts(&scene);
+        assert!(expected.contains(shaped), "{expected}");
+        for program in counting(&scene, "generate.c") {
+            let said = scene.generates(&[], program, "x.base", &stops);
+            assert_eq!(said, expected, "{name} {program}");
+        }
+    }
+}
+
+/// A program in C that answers lines of a pipe, a paragraph each.
+struct Serving {
+    child: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Serving {
+    fn start(scene: &Scene, program: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(scene.at(program));
+        command.args(arguments).current_dir(&scene.folder);
+        command.env("LD_LIBRARY_PATH", libraries());
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = BufReader::new(child.stdout.take().unwrap());
+        Self { child, said }
+    }
+
+    fn ask(&mut self, line: &str) -> Vec<String> {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(format!("{line}\n").as_bytes()).unwrap();
+        let lines = self.said.by_ref().lines().map(Result::unwrap);
+        lines.take_while(|line| !line.is_empty()).collect()
+    }
+}
+
+#[test]
+fn programs_in_c_serve_what_is_installed_while_they_run() {
+    let Some(export) = export(ENCODER) else {
+        return skip("the exports of ../shared");
+    };
+    let scene = Scene::new(export.folder(), |base| {
+        let mut designs = all_kinds(base);
+        designs.truncate(2);
+        designs[1].2 = json!({});
+        designs
+    });
+    let base = Base::open(export.folder()).unwrap();
+    let (task, form, _) = all_kinds(&base).swap_remove(0);
+    let labels = json!({"labels": ["one", "two", "three"]});
+    scene.pack(&base, (task, form, labels), "2", "relabelled");
+    let files = ["--base", "x.base", "--trust", "trust"];
+    let install = |bundle: &str| {
+        let store = ["install", bundle, "--store", "store", "--json"];
+        let report = scene.preface(&[&store[..], &files].concat());
+        let report: Value = serde_json::from_str(&report).unwrap();
+        report["bundle_id"].as_str().unwrap().to_owned()
+    };
+    // Each answers with the label that the bundle gives by itself.
+    let says = |task: &str, bundle: &str| {
+        let bundle = ["run", "--json", "--bundle", bundle];
+        let said = scene.preface(&[&bundle[..], &files, &[TEXT]].concat());
+        let said: Value = serde_json::from_str(&said).unwrap();
+        format!("{task} says {}", said["label"].as_str().unwrap())
+    };
+    for link in [Link::Shared, Link::Static] {
+        let _ = fs::remove_dir_all(scene.at("store"));
+        scene.compile(&source("follow.c"), link, &[], "follow");
+        let first = install("label.preface");
+        let mut program = Serving::start(&scene, "follow", &["x.base", "store", "trust", "other"]);
+        let label = says("label", "label.preface");
         assert_eq!(
-            scene.generates(&[], program, "x.base"),
-            expected,
-            "{program}"
+            program.ask(TEXT),
+            [format!("label 0 {first}"), label.clone()]
         );
+        assert_eq!(program.ask(TEXT), [label.clone()]);
+        let second = install("scoped.preface");
+        let scoped = says("scoped", "scoped.preface");
+        let both = [format!("scoped 1 {second}"), label, scoped.clone()];
+        assert_eq!(program.ask(TEXT), both);
+        let third = install("relabelled");
+        let label = says("label", "relabelled");
+        assert_eq!(
+            program.ask(TEXT),
+            [format!("label 0 {third}"), label, scoped]
+        );
+        drop(program.child.stdin.take());
+        assert!(program.child.wait().unwrap().success());
     }
 }
 
@@ -339,8 +501,9 @@ fn valgrind_finds_nothing() {
     let scene = Scene::new(decoder.folder(), generating);
     scene.compile_for_valgrind();
     scene.compile(&source("generate.c"), Link::Shared, &[], "plain");
-    let said = scene.generates(&memcheck, "plain", "valgrind.base");
-    assert_eq!(said, scene.generates(&[], "plain", "x.base"));
+    let stops = ["w1 w".to_owned(), "w5 never".to_owned()];
+    let said = scene.generates(&memcheck, "plain", "valgrind.base", &stops);
+    assert_eq!(said, scene.generates(&[], "plain", "x.base", &stops));
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod allocations;
 #[allow(dead_code)]
 mod scene;
 mod support;
+#[path = "generation/together.rs"]
+mod together;
 
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 

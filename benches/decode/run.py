@@ -123,6 +123,13 @@ class Ours:
             programs.preface("compile", base, "--weights", weights, "-o", folder / weights)
         self.folder, self.files = folder, ["--bundle", folder / "bundle", "--trust", folder / "trust"]
 
+    def measure_together(self, weights: str, texts: int) -> tuple[float, float]:
+        """Tokens a second of several texts at once on one thread, and milliseconds of processor time a token."""
+        image = ["--base", self.folder / weights, "--together", texts]
+        size = ["--ids", "--tokens", PROMPT, "--generate", STEPS, "--runs", 1, "--processes", 1]
+        report = json.loads(programs.preface("bench", "--json", *image, *self.files, *size))
+        return report["tokens_per_second"], report["cpu_ms_per_token"]
+
     def measure(self, weights: str, threads: int) -> tuple[float, float]:
         """Tokens a second, and milliseconds of processor time a token."""
         image = ["--base", self.folder / weights, "--threads", threads]

@@ -1,12 +1,13 @@
 //! A base image with verified bundles on it: what `run` and `bench` begin with.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Answer, Error, Image, Options, Overlength, Session, TaskHandle, Threads, TokenizerUse, Trust,
+    Answer, Encoded, Error, Image, Options, Overlength, Part, Request, Sampling, Session,
+    TaskHandle, Threads, TokenizerUse, Trust,
     store::{Follower, Store},
     unix_now,
 };
@@ -40,6 +41,10 @@ pub struct Files {
     /// Keep each thread but the first on a processor of its own.
     #[arg(long)]
     pub pin: bool,
+    /// Texts that are generated at once, each with memory for its own keys and values; as many lines are read before
+    /// one is answered.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = count(64))]
+    pub together: usize,
 }
 
 /// Reads a number on the command line, from 1 to `most`.
@@ -60,7 +65,9 @@ pub struct Tasks {
     pub image: Image,
     pub session: Session,
     pub handles: Vec<TaskHandle>,
-    /// What whoever runs the device should hear of its store.
+    /// The store that they are from.
+    pub store: Option<Follower>,
+    /// What whoever runs the device should hear of that.
     pub notes: Vec<String>,
 }
 
@@ -83,22 +90,28 @@ impl Files {
                 count: self.threads,
                 pinned: self.pin,
             },
+            texts: self.together,
         };
         heap::share();
         let image = crate::image::open(&self.base)?;
-        let mut session = Session::open(&image, options)?;
+        let session = Session::open(&image, options)?;
         let trust = Trust::read(&self.trust)?;
-        let (handles, notes) = match &self.store {
-            Some(store) => load_store(store, trust, &mut session)?,
-            None => (self.load_bundles(&trust, &mut session)?, Vec::new()),
-        };
-        heap::trim();
-        Ok(Tasks {
+        let mut tasks = Tasks {
             image,
             session,
-            handles,
-            notes,
-        })
+            handles: Vec::new(),
+            store: None,
+            notes: Vec::new(),
+        };
+        match &self.store {
+            Some(folder) => {
+                tasks.store = Some(Follower::new(Store::at(folder), trust));
+                tasks.follow()?;
+            }
+            None => tasks.handles = self.load_bundles(&trust, &mut tasks.session)?,
+        }
+        heap::trim();
+        Ok(tasks)
     }
 
     fn load_bundles(
@@ -123,44 +136,59 @@ impl Files {
     }
 }
 
-/// Loads what a store has active, and says what of it may not be used.
-fn load_store(
-    folder: &Path,
-    trust: Trust,
-    session: &mut Session,
-) -> anyhow::Result<(Vec<TaskHandle>, Vec<String>)> {
-    let served = Follower::new(Store::at(folder), trust).follow(session)?;
-    let loaded = served.iter().filter_map(|task| task.loaded);
-    let handles: Vec<TaskHandle> = loaded.map(|(handle, _)| handle).collect();
-    let mut notes = Vec::new();
-    for task in &served {
-        let name = &task.task;
-        notes.extend(task.notes.iter().map(|note| format!("task {name}: {note}")));
-        match task.loaded {
-            Some((_, id)) if !task.notes.is_empty() => {
-                notes.push(format!("task {name}: bundle {id} serves"));
-            }
-            None => notes.push(format!(
-                "task {name} is not served: install a bundle for it"
-            )),
-            _ => {}
-        }
-    }
-    if handles.is_empty() {
-        let why = notes.iter().map(|note| format!("; {note}"));
-        bail!(
-            "no task of {} can be served{}",
-            folder.display(),
-            why.collect::<String>()
-        );
-    }
-    Ok((handles, notes))
-}
-
 impl Tasks {
-    /// Says what of the store is not used, and what memory the session takes at most, where that is known.
-    pub fn note(&self, output: &Output) {
+    /// Takes over what the store has made active since the last time, and notes what of it may not be used. Whether
+    /// anything was loaded.
+    ///
+    /// # Errors
+    /// When the store cannot be believed, or has no task that can be served.
+    pub fn follow(&mut self) -> anyhow::Result<bool> {
+        let Some(store) = &mut self.store else {
+            return Ok(false);
+        };
+        let served = store.follow(&mut self.session)?;
+        self.notes.clear();
+        for task in &served {
+            let name = &task.task;
+            let notes = task.notes.iter().map(|note| format!("task {name}: {note}"));
+            self.notes.extend(notes);
+            let known = self.session.tasks().find(|(_, other)| other == name);
+            let known = known.map(|(handle, _)| handle);
+            match task.loaded {
+                Some((handle, id)) => {
+                    if !task.notes.is_empty() {
+                        self.notes.push(format!("task {name}: bundle {id} serves"));
+                    }
+                    if !self.handles.contains(&handle) {
+                        self.handles.push(handle);
+                    }
+                }
+                None => {
+                    let note = format!("task {name} is not served: install a bundle for it");
+                    self.notes.push(note);
+                    self.handles.retain(|&handle| Some(handle) != known);
+                }
+            }
+        }
+        if self.handles.is_empty() {
+            let why = self.notes.iter().map(|note| format!("; {note}"));
+            bail!(
+                "no task of {} can be served{}",
+                store.folder().display(),
+                why.collect::<String>()
+            );
+        }
+        Ok(!served.is_empty())
+    }
+
+    /// Says what of the store is not used.
+    pub fn note_store(&self, output: &Output) {
         self.notes.iter().for_each(|note| output.note(note));
+    }
+
+    /// The same, and what memory the session takes at most, where that is known.
+    pub fn note(&self, output: &Output) {
+        self.note_store(output);
         if let Some(bytes) = self.session.ceiling_bytes() {
             let mebibytes = bytes as f64 / f64::from(1 << 20);
             output.note(format_args!(
@@ -173,6 +201,33 @@ impl Tasks {
 fn name(session: &Session, handle: TaskHandle) -> &str {
     let found = session.tasks().find(|&(other, _)| other == handle);
     found.map_or("", |(_, name)| name)
+}
+
+/// What tasks generate of texts that were encoded before, as many at once as the session has room for; `after` is called
+/// behind each.
+///
+/// # Errors
+/// As [`Session::generate_all`].
+pub fn generate_all(
+    session: &mut Session,
+    texts: &[(TaskHandle, Encoded)],
+    sampling: Sampling,
+    mut after: impl FnMut(),
+) -> Result<Vec<String>, Error> {
+    let requests = texts.iter().map(|(task, text)| Request {
+        task: *task,
+        text,
+        sampling,
+    });
+    let requests: Vec<Request<'_>> = requests.collect();
+    let mut generated = vec![String::new(); texts.len()];
+    session.generate_all(&requests, |index, part| {
+        if let Part::End(text) = part {
+            text.clone_into(&mut generated[index]);
+            after();
+        }
+    })?;
+    Ok(generated)
 }
 
 /// What a task is asked about.
@@ -209,6 +264,14 @@ impl Text {
                 second: None,
             },
         }
+    }
+
+    /// It as the active task reads it.
+    ///
+    /// # Errors
+    /// As [`Session::encode`].
+    pub fn encode(&self, session: &Session) -> Result<Encoded, Error> {
+        session.encode(&self.first, self.second.as_deref())
     }
 
     /// Lets the active task answer.

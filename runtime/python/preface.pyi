@@ -1,17 +1,18 @@
 """A frozen base model in a mapped image, and narrow tasks from signed bundles."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Answer", "Error", "Image", "Session", "Task", "Tokens", "__version__"]
+__all__ = ["Answer", "Error", "Image", "Served", "Session", "Task", "Tokens", "__version__"]
 __version__: str
 
 _Path = str | PathLike[str]
 _Integers = NDArray[np.integer[Any]] | Sequence[int]
+_Shape = str | Sequence[_Shape] | dict[str, _Shape]
 
 class Error(Exception):
     """Why an image, a task or a text cannot be used."""
@@ -60,6 +61,19 @@ class Task:
         """Texts that it is asked about at once: 1 or 2."""
     @property
     def labels(self) -> list[str]: ...
+
+@final
+class Served:
+    """A task of a store whose active bundle is another than before."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def bundle(self) -> str | None:
+        """The id of the bundle that serves; None: none may, and the task is not to be asked any more."""
+    @property
+    def notes(self) -> list[str]:
+        """What whoever runs the device should hear."""
 
 @final
 class Tokens:
@@ -123,18 +137,25 @@ class Session:
         tokenizer_at_open: bool = True,
         threads: int = 1,
         pinned: bool = False,
+        texts: int = 1,
     ) -> Session:
         """`max_tokens` bounds a text, special tokens included. `truncate` cuts the end off one that does not fit.
 
         The tokenizer is read with the first text, or never, where `tokenizer_at_open` is false. `threads` answer, the
         calling one among them; `pinned` keeps each but that on a processor of its own. Answers do not depend on how
-        many there are.
+        many there are. `generate_all` generates `texts` at once, each with memory of its own.
         """
     @property
     def tasks(self) -> dict[str, Task]:
         """The loaded tasks, in the order of loading."""
     def load(self, bundle: _Path, trust: _Path) -> str:
         """Verifies a bundle against a trust store and loads its task; returns the task's name."""
+    def follow(self, store: _Path, trust: _Path) -> list[Served]:
+        """Loads what a store has active, as `preface install` left it, verified against a trust store.
+
+        At first every task, with later calls those that changed since; returns them. Call it between two requests: where
+        nothing changed it costs two look-ups of files. A task that may not be served any more stays loaded.
+        """
     def answer(self, task: str, text: str, second: str | None = None) -> Answer:
         """Answers a text, or with `second` a pair."""
     def encode(self, task: str, text: str, second: str | None = None) -> Tokens:
@@ -143,7 +164,7 @@ class Session:
         """Answers tokens, or the token ids of one text."""
     def answer_all(self, requests: Sequence[tuple[str, Tokens | _Integers]]) -> list[Answer]:
         """Answers several at once, each with its task; faster than one by one. No task may generate text."""
-    def sample(
+    def set_generation(
         self,
         *,
         temperature: float = 0.0,
@@ -151,7 +172,36 @@ class Session:
         top_p: float | None = None,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        stops: Sequence[str] | None = None,
+        most_tokens: int | None = None,
     ) -> None:
-        """Chooses the tokens of generated texts so from now on; without arguments, the most probable ones."""
-    def generate(self, task: str, tokens: Tokens | _Integers) -> NDArray[np.uint32]:
-        """The tokens that a task goes on with."""
+        """Generates texts so from now on; without arguments, by the most probable tokens until the task ends the text.
+
+        `temperature` divides the logits; 0 takes the most probable token. `top_k` keeps only so many of the most probable
+        tokens, `top_p` those that add up to it. `repetition_penalty` makes tokens that were seen less probable. The draws
+        of each text begin at `seed`. A text ends before each of `stops`, unless `constrain` says what it has, and behind
+        `most_tokens` where the task allows more.
+        """
+    def constrain(self, task: str, *, labels: Sequence[str] | None = None, shape: _Shape | None = None) -> None:
+        """Lets the texts of a task be one of `labels` or JSON of `shape` from now on; without either, anything.
+
+        A shape is what `preface run --shape` reads as JSON: "string", "number", "integer" or "boolean"; a list of strings,
+        of which the value is one; a list of one shape, of which the value is a list; a dict of shapes, whose keys come in
+        this order. A task that is loaded again may say anything.
+        """
+    def generate(
+        self, task: str, tokens: Tokens | _Integers, hear: Callable[[int], object] | None = None
+    ) -> NDArray[np.uint32]:
+        """The tokens that a task goes on with. `hear` is called with each; the text ends behind one where it returns true.
+
+        It cannot use the session, and what it raises ends the call.
+        """
+    def generate_all(
+        self, requests: Sequence[tuple[str, Tokens | _Integers]], hear: Callable[[int, str], object] | None = None
+    ) -> list[str]:
+        """The texts that tasks go on with, as many at once as the session has room for; faster than one by one.
+
+        `hear` is called with the number of a request and a piece of its text, which ends where it returns true.
+        """
+    def stream(self, task: str, tokens: Tokens | _Integers, hear: Callable[[str], object]) -> str:
+        """The text that a task goes on with. `hear` is called with each piece, as for `generate`."""

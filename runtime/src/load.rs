@@ -81,7 +81,7 @@ impl LoadError {
 }
 
 /// A trust store as it was read from its file: whose signatures count.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trust {
     path: PathBuf,
     text: String,
@@ -108,6 +108,11 @@ impl Trust {
             .collect();
         trust.admitted = keys;
         Ok(trust)
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The trust store itself.

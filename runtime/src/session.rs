@@ -3,14 +3,16 @@
 mod ceiling;
 mod generate;
 mod history;
+mod line;
 mod room;
 
-use std::{cell::OnceCell, mem, panic::resume_unwind, thread};
+use std::{cell::OnceCell, mem, panic::resume_unwind, slice, thread};
 
 use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling, VerifiedBundle};
 
 use generate::Generation;
 use history::History;
+pub use line::{Part, Request};
 use room::Room;
 
 use crate::{
@@ -34,6 +36,16 @@ pub struct Options {
     pub tokenizer: TokenizerUse,
     /// What answers.
     pub threads: Threads,
+    /// Texts that [`Session::generate_all`] goes on with at once, each with room for its own keys and values; none is as
+    /// one.
+    pub texts: usize,
+}
+
+impl Options {
+    /// Texts that are gone on with at once.
+    fn places(&self) -> usize {
+        self.texts.max(1)
+    }
 }
 
 /// The threads of a session: started when it is opened, the one that asks among them. Answers do not depend on how many
@@ -113,7 +125,10 @@ impl Session {
     /// # Errors
     /// When the image does not fit this machine or this build; the message gives the command that rebuilds it.
     pub fn open(image: &Image, options: Options) -> Result<Self, Error> {
-        let engine = || Engine::open(image, options.max_tokens, options.threads);
+        let engine = || {
+            let (most_tokens, texts) = (options.max_tokens, options.places());
+            Engine::open(image, most_tokens, texts, options.threads)
+        };
         let (encoder, engine) = match options.tokenizer {
             TokenizerUse::WithFirstText => (OnceCell::new(), engine()),
             TokenizerUse::AtOpen => thread::scope(|scope| {
@@ -211,7 +226,7 @@ impl Session {
         let past = self.ran(&mut task, past)?;
         self.set_mask(&mut task)?;
         if self.encodes_first() {
-            self.make_history()?;
+            self.make_history(1)?;
         }
         match &mut task.head {
             Head::Rows(head) if head.measure == Measure::Cosine => {
@@ -287,7 +302,8 @@ impl Session {
         self.room.clear(self.image.description());
         self.room
             .push(&self.image, Some(&task.form), &Encoded::default())?;
-        self.engine.go_on(self.room.input(), &mut past)?;
+        self.engine
+            .go_on(self.room.input(), slice::from_mut(&mut past))?;
         task.form = Form::Ran { tokens };
         Ok(past)
     }
@@ -458,7 +474,7 @@ impl Session {
     /// Runs the texts of `requests`, which were checked, at once; of an encoder-decoder it is one.
     fn run(&mut self, requests: &[(TaskHandle, &Encoded)]) -> Result<(), Error> {
         if let (true, &[(handle, text)]) = (self.encodes_first(), requests) {
-            return self.begin_with(Some(handle), text);
+            return self.begin_with(0, Some(handle), text);
         }
         self.room.clear(self.image.description());
         for &(handle, text) in requests {

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use crate::{Error, LoadError};
+use crate::{Error, LoadError, store::StoreError};
 
 /// How a call went: a stable contract with programs in other languages, whose header has the meaning of each. From 10 to
 /// 21 they are the exit codes of `preface verify`.
@@ -158,6 +158,17 @@ impl Status {
         }
     }
 
+    /// What an error of following a store is to the caller.
+    pub fn of_store(error: &StoreError) -> Self {
+        match error {
+            StoreError::Bundle(error) => Self::of_load(error),
+            error => {
+                let known = Self::of_code(error.exit_code().into());
+                known.map_or(Self::Unreadable, |(status, _)| status)
+            }
+        }
+    }
+
     /// What an error of loading is to the caller.
     pub fn of_load(error: &LoadError) -> Self {
         match error {
@@ -204,6 +215,24 @@ mod tests {
             };
             assert_eq!(Status::of_load(&error), status);
             assert_eq!(i32::from(code.exit_code()), status.code());
+        }
+    }
+
+    #[test]
+    fn stores_have_the_exit_codes_of_install() {
+        let path = || "x".into();
+        let older = StoreError::OlderTrust {
+            found: 1,
+            required: 2,
+        };
+        for (error, status) in [
+            (StoreError::NoStore { path: path() }, Status::Unreadable),
+            (StoreError::NoState { path: path() }, Status::TrustStore),
+            (StoreError::Replaced { path: path() }, Status::Changed),
+            (older, Status::Rollback),
+        ] {
+            assert_eq!(Status::of_store(&error), status);
+            assert_eq!(i32::from(error.exit_code()), status.code());
         }
     }
 }

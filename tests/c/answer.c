@@ -154,7 +154,7 @@ static void meet_image_errors(const char *path, const char *bundle) {
 /* Options that no session has; those of one with room for four tokens. */
 static void meet_option_errors(const preface_image *image, const char *bundle, const char *trust) {
   preface_session *session = NULL;
-  preface_options options = {sizeof options, 4, 7, PREFACE_TOKENIZER_WITH_FIRST_TEXT, 65, 2};
+  preface_options options = {sizeof options, 4, 7, PREFACE_TOKENIZER_WITH_FIRST_TEXT, 65, 2, 65};
   struct {
     preface_options options;
     size_t more;
@@ -170,6 +170,9 @@ static void meet_option_errors(const preface_image *image, const char *bundle, c
   EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_open(image, &options, &session));
   expect_text(__LINE__, "preface_options.pinned is 2");
   options.pinned = 1;
+  EXPECT(PREFACE_INVALID_ARGUMENT, preface_session_open(image, &options, &session));
+  expect_text(__LINE__, "preface_options.texts is 65");
+  options.texts = 1;
   newer.options = options;
   newer.options.size = sizeof newer;
   newer.more = 1;

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    process::{Command, Stdio},
+    fs,
+    io::{BufRead, BufReader, Lines, Write},
+    process::{Child, ChildStdout, Command, Stdio},
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -12,8 +14,9 @@ use std::{
 };
 
 use preface_runtime::store::Follower;
+use serde_json::Value;
 
-use crate::scene::{PROGRAM, Scene, id_of, reported, said};
+use crate::scene::{PROGRAM, Scene, TEXT, good, id_of, reported, said};
 
 #[test]
 fn two_installs_at_once_come_one_after_the_other() {
@@ -133,4 +136,118 @@ fn a_session_follows_the_store_without_losing_its_place() {
     let served = follower.follow(&mut session).unwrap();
     assert_eq!(served[0].loaded, Some((handle, id_of(&scene.at("new")))));
     assert_eq!(said(&mut session), scene.answer_of("new"));
+}
+
+/// A program that answers lines of a pipe with what the store has active.
+struct Answering {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Answering {
+    fn start(scene: &Scene, more: &[&str]) -> Self {
+        let mut command = Command::new(PROGRAM);
+        let [base, trust, store] = ["x.base", "trust", "store"].map(|name| scene.at(name));
+        command.args(["run", "--json", "--base"]).arg(base);
+        command.arg("--trust").arg(trust).arg("--store").arg(store);
+        command.args(more);
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = pipes.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    fn ask(&mut self) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(format!("{TEXT}\n").as_bytes()).unwrap();
+    }
+
+    /// The label and the bits of its score that the next line is answered with.
+    fn answer(&mut self) -> (String, u32) {
+        self.ask();
+        let line = self.lines.next().unwrap().unwrap();
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let score = line["score"].as_f64().unwrap() as f32;
+        (line["label"].as_str().unwrap().to_owned(), score.to_bits())
+    }
+
+    /// The exit code, and what it said to people.
+    fn end(self) -> (Option<i32>, String) {
+        let output = self.child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), said)
+    }
+}
+
+#[test]
+fn a_program_that_waits_for_its_next_line_takes_over_what_is_installed() {
+    let scene = Scene::new();
+    scene.installed("old");
+    let mut program = Answering::start(&scene, &[]);
+    assert_eq!(program.answer(), scene.answer_of("old"));
+    scene.installed("new");
+    assert_eq!(program.answer(), scene.answer_of("new"));
+    assert_eq!(program.answer(), scene.answer_of("new"));
+    let (code, _) = scene.verb(&["rollback", "intent"]);
+    assert_eq!(code, 0);
+    assert_eq!(program.answer(), scene.answer_of("old"));
+    let (code, said) = program.end();
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn a_program_that_waits_goes_on_where_the_new_bundle_was_changed_and_ends_where_the_store_is_gone()
+{
+    let scene = Scene::new();
+    scene.installed("old");
+    let mut program = Answering::start(&scene, &["--task", "intent"]);
+    assert_eq!(program.answer(), scene.answer_of("old"));
+    scene.installed("new");
+    let new = id_of(&scene.at("new"));
+    let file = scene.at(&format!("store/bundles/{new}.preface"));
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    assert_eq!(program.answer(), scene.answer_of("old"));
+    fs::write(scene.at("store/state.0"), "").unwrap();
+    fs::write(scene.at("store/state.1"), "").unwrap();
+    program.ask();
+    let (code, said) = program.end();
+    assert_eq!(code, Some(2), "{said}");
+    let old = id_of(&scene.at("old"));
+    assert!(
+        said.contains(&format!("bundle {new} is not used")),
+        "{said}"
+    );
+    assert!(
+        said.contains(&format!("task intent: bundle {old} serves")),
+        "{said}"
+    );
+    assert!(said.contains("gone or damaged"), "{said}");
+}
+
+/// A trust store that was renewed counts from the next change of the store on, also for the bundles that stay.
+#[test]
+fn a_session_that_follows_a_store_reads_the_trust_store_again() {
+    let scene = Scene::new();
+    scene.installed("old");
+    let mut session = scene.session();
+    let mut follower = Follower::new(scene.store(), scene.trust());
+    follower.follow(&mut session).unwrap();
+    let revoked = id_of(&scene.at("new")).to_string();
+    scene.installed("new");
+    let served = follower.follow(&mut session).unwrap();
+    assert_eq!(served[0].loaded.unwrap().1.to_string(), revoked);
+    let trust = scene.text("trust");
+    good(&["trust", "revoke", &trust, "--bundle", &revoked]);
+    assert!(scene.store().remember(&scene.trust()).unwrap());
+    let served = follower.follow(&mut session).unwrap();
+    let (handle, id) = served[0].loaded.unwrap();
+    assert_eq!(id, id_of(&scene.at("old")));
+    assert!(
+        served[0].notes[0].to_string().contains("revoke"),
+        "{served:?}"
+    );
+    session.activate(handle).unwrap();
+    assert_eq!(said(&mut session), scene.answer_of("old"));
 }

@@ -13,6 +13,7 @@ import threading
 import time
 import unittest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import preface
@@ -160,6 +161,26 @@ class Answers(unittest.TestCase):
         self.assertEqual(lines[3], "3 NO_TASK no task unknown is loaded; there are home_command")
 
 
+class Stores(unittest.TestCase):
+    def test_what_is_installed_is_taken_over(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "store"
+            session = preface.Session(preface.Image(IMAGE))
+            with self.assertRaises(preface.Error) as caught:
+                session.follow(store, TRUST)
+            self.assertEqual((caught.exception.status, caught.exception.code), ("UNREADABLE", 20))
+            for place, task in enumerate(TASKS):
+                files = ["--base", IMAGE, "--trust", TRUST, "--store", store]
+                report = json.loads(run("install", bundle(task), *files, "--json"))
+                (served,) = session.follow(store, TRUST)
+                self.assertEqual((served.name, served.bundle, served.notes), (task, report["bundle_id"], []))
+                self.assertEqual(list(session.tasks), TASKS[: place + 1])
+                self.assertEqual(session.follow(store, TRUST), [])
+                text = sentences(task, 1)[0]
+                line = json.loads(run("run", "--json", *files, "--task", task, text))
+                self.assertEqual(session.answer(task, text).label, line["label"])
+
+
 class Errors(unittest.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
@@ -242,14 +263,18 @@ class Texts(unittest.TestCase):
             run("compile", at / "base", "-o", at / "image")
             files = ["--base", at / "image", "--bundle", at / "bundle", "--trust", at / "trust"]
             expected = json.loads(run("run", "--json", *files, "w5 w9"))
-            drawn = json.loads(run("run", "--json", *files, "--temperature", 50, "--seed", 7, "w5 w9"))
-            self.check(at, expected["text"], drawn["text"])
+            drawing = ["--temperature", 50, "--seed", 7]
+            options = [[], drawing, [*drawing, "--most-tokens", 2], [*drawing, "--top-k", 2], [*drawing, "--top-p", 0.25]]
+            options += [["--repetition-penalty", 4.0], [*drawing, "--stop", " ", "--stop", "w5 never"]]
+            options += [[*drawing, "--only-labels", "w5", "w9 w17"]]
+            said = [json.loads(run("run", "--json", *files, "w5 w9", *more))["text"] for more in options]
+            self.check(at, *said)
 
-    def check(self, at: Path, expected: str, drawn: str) -> None:
+    def check(self, at: Path, expected: str, drawn: str, *others: str) -> None:
         image = preface.Image(at / "image")
         session = preface.Session(image)
         with self.assertRaises(preface.Error) as caught:
-            session.sample(temperature=1)
+            session.set_generation(temperature=1)
         self.assertEqual(caught.exception.status, "NO_TASK")
         self.assertEqual(session.load(at / "bundle", at / "trust"), "text")
         self.assertEqual((image.kind, session.tasks["text"].kind), ("decoder", "text"))
@@ -258,15 +283,77 @@ class Texts(unittest.TestCase):
         self.assertEqual((answer.label, answer.labels, answer.scores.size), (None, [], 0))
         ids = session.generate("text", session.encode("text", "w5 w9"))
         self.assertEqual((ids.dtype, ids.size), (np.uint32, len(expected.split())))
-        session.sample(temperature=50, seed=7)
+        session.set_generation(temperature=50, seed=7)
         self.assertEqual(session.answer("text", "w5 w9").text, drawn)
         self.assertNotEqual(drawn, expected)
+        drawing: dict[str, Any] = {"temperature": 50, "seed": 7}
+        options: list[dict[str, Any]] = [drawing | {"most_tokens": 2}, drawing | {"top_k": 2}, drawing | {"top_p": 0.25}]
+        options += [{"repetition_penalty": 4}, drawing | {"stops": [" ", "w5 never"]}]
+        for option, said in zip(options, others):
+            session.set_generation(**option)
+            self.assertEqual(session.answer("text", "w5 w9").text, said, option)
+        session.set_generation(**drawing)
+        session.constrain("text", labels=["w5", "w9 w17"])
+        self.assertEqual(session.answer("text", "w5 w9").text, others[-1])
+        session.constrain("text")
+        self.assertEqual(session.answer("text", "w5 w9").text, drawn)
+        self.stream(session, drawn)
+        self.together(preface.Session(image, texts=3), at, drawing)
+        self.refused("INVALID_ARGUMENT", session.set_generation, top_k=0)
+        self.refused("INVALID_ARGUMENT", session.set_generation, most_tokens=0)
+        self.refused("INVALID_ARGUMENT", session.set_generation, stops=[""])
+        self.refused("INVALID_ARGUMENT", session.constrain, "text", labels=[])
+        self.refused("INVALID_ARGUMENT", session.constrain, "text", shape={"on": "boolean"})
+        self.refused("NO_TASK", session.constrain, "none", labels=["w5"])
+        with self.assertRaises(TypeError):
+            session.constrain("text", labels=["w5"], shape="string")
+        self.refused("OTHER_ANSWER", session.answer_all, [("text", [5, 9])])
+
+    def stream(self, session: preface.Session, expected: str) -> None:
+        """Pieces as they come; a function that hears them ends the text, or raises, or waits for it in vain."""
+        tokens = session.encode("text", "w5 w9")
+        heard: list[str] = []
+        self.assertEqual(session.stream("text", tokens, heard.append), expected)
+        self.assertEqual("".join(heard), expected)
+        self.assertGreater(len(heard), 1)
+        first = session.stream("text", tokens, lambda piece: True)
+        self.assertEqual(first, heard[0])
+        ids = session.generate("text", tokens)
+        self.assertEqual(session.generate("text", tokens, lambda token: token == ids[1]).tolist(), ids[:2].tolist())
+
+        class Enough(Exception):
+            pass
+
+        def raises(piece: str) -> None:
+            raise Enough(piece)
+
+        with self.assertRaises(Enough):
+            session.stream("text", tokens, raises)
+        self.refused("BUSY", session.stream, "text", tokens, lambda piece: session.answer("text", piece))
+        self.assertEqual(session.answer("text", "w5 w9").text, expected)
+
+    def together(self, session: preface.Session, at: Path, drawing: dict[str, Any]) -> None:
+        """Texts that are generated at once are those that come one by one; who hears one may end it."""
+        session.load(at / "bundle", at / "trust")
+        session.set_generation(**drawing)
+        requests = [("text", session.encode("text", text)) for text in ["w5 w9", "w4", "w7 w8 w9", "w6", "w5 w5"]]
+        heard = [""] * len(requests)
+
+        def hear(index: int, piece: str) -> bool:
+            heard[index] += piece
+            return index == 1
+
+        alone = [session.stream(*request, lambda piece: request is requests[1]) for request in requests]
+        self.assertEqual(session.generate_all(requests, hear), alone)
+        self.assertEqual(heard, alone)
+        self.assertEqual(session.generate_all([]), [])
+        self.refused("NO_TASK", session.generate_all, [("none", [5])])
+        self.refused("INVALID_ARGUMENT", preface.Session, preface.Image(at / "image"), texts=0)
+
+    def refused(self, status: str, call: Any, *arguments: Any, **named: Any) -> None:
         with self.assertRaises(preface.Error) as caught:
-            session.sample(top_k=0)
-        self.assertEqual((caught.exception.status, caught.exception.code), ("INVALID_ARGUMENT", 1))
-        with self.assertRaises(preface.Error) as caught:
-            session.answer_all([("text", [5, 9])])
-        self.assertEqual(caught.exception.status, "OTHER_ANSWER")
+            call(*arguments, **named)
+        self.assertEqual(caught.exception.status, status)
 
 
 if __name__ == "__main__":

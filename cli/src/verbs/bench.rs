@@ -4,6 +4,7 @@ use std::{
     fs,
     hint::black_box,
     io::{BufRead, BufReader, Read, stdin},
+    mem,
     path::PathBuf,
     process::{Child, Command, ExitCode, Stdio},
     time::Instant,
@@ -12,7 +13,8 @@ use std::{
 use anyhow::{Context, ensure};
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Encoded, Error, Session, TaskHandle, TokenizerUse, Trust, Weights, unix_now,
+    Encoded, Error, Part, Request, Sampling, Session, TaskHandle, TokenizerUse, Trust, Weights,
+    unix_now,
 };
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
@@ -39,7 +41,7 @@ const SWAPS: u32 = 100_000;
 #[command(after_help = "\
 A run goes from token ids to a label; text_latency_ms adds the tokenizer. Cold start is the median over fresh processes,
 from starting the process to its first answer, with the image in the page cache. With --generate,
-tokens_per_second is that of generated tokens, else of tokens that are read. Memory is read from
+tokens_per_second is that of generated tokens, of --together texts at once, else of tokens that are read. Memory is read from
 /proc/self/smaps_rollup after the runs, while a second process has the image open: only then does the kernel call its
 pages shared.
 
@@ -87,6 +89,7 @@ struct Report {
     cpu_ms: Percentiles,
     text_latency_ms: Option<Percentiles>,
     tokens_per_second: f64,
+    cpu_ms_per_token: Option<f64>,
     allocations_per_run: f64,
     allocations_per_text: Option<f64>,
     cold_start_ms: Option<f64>,
@@ -131,8 +134,10 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     bench.warm_up()?;
     let (from_tokens, from_text) = bench.runs()?;
-    let generated_per_second = arguments.generate.map(|tokens| bench.generate(tokens));
-    let generated_per_second = generated_per_second.transpose()?;
+    let together = arguments.files.together;
+    let generated = arguments.generate;
+    let generated = generated.map(|most| bench.generate(first, most, together));
+    let generated = generated.transpose()?;
     let swap_us = bench.swap(&handles)?;
     let load_us = bench.load(&arguments.files)?;
     let cold_start_ms = match arguments.cold_start_ms() {
@@ -156,7 +161,11 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         engine: bench.session.engine().to_string(),
         weights: image.weights(),
         tokens,
-        tokens_per_second: generated_per_second.unwrap_or(tokens * 1e3 / latency_ms.p50),
+        tokens_per_second: generated.as_ref().map_or_else(
+            || tokens * 1e3 / latency_ms.p50,
+            |generated| generated.tokens_per_second,
+        ),
+        cpu_ms_per_token: generated.map(|generated| generated.cpu_ms_per_token),
         latency_ms,
         cpu_ms,
         text_latency_ms: from_text.map(|cost| percentiles(cost.times_ms)),
@@ -209,6 +218,11 @@ fn say(report: &Report, output: &Output) {
         "tokens per second {:.0}",
         report.tokens_per_second
     ));
+    if let Some(cpu_ms) = report.cpu_ms_per_token {
+        output.say(format_args!(
+            "  processor time  {cpu_ms:.2} ms a generated token, of all threads"
+        ));
+    }
     let per_text = report.allocations_per_text;
     output.say(format_args!(
         "allocations       {:.0} a run{}",
@@ -353,6 +367,12 @@ impl Cost {
     }
 }
 
+/// What a generated token takes.
+struct Generated {
+    tokens_per_second: f64,
+    cpu_ms_per_token: f64,
+}
+
 /// Processor time of this process so far.
 fn cpu_time_ms() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
@@ -400,24 +420,45 @@ impl Bench {
         Ok((from_tokens, any.then_some(from_text)))
     }
 
-    /// Tokens a second of texts of at most `most` generated tokens, the first of each not timed: the median over the runs.
-    fn generate(&mut self, most: usize) -> anyhow::Result<f64> {
-        let mut times_s = Vec::new();
-        for sample in self.texts.iter().cycle().take(self.runs) {
-            let (mut heard, mut first, mut last) = (0, Instant::now(), Instant::now());
-            self.session.generate(&sample.encoded, |_| {
-                heard += 1;
-                match heard {
-                    1 => first = Instant::now(),
-                    heard if heard <= most => last = Instant::now(),
-                    _ => {}
+    /// Times the tokens of `together` texts at once, each of at most `most` generated tokens, but for the first of each:
+    /// the median over the runs.
+    fn generate(
+        &mut self,
+        task: TaskHandle,
+        most: usize,
+        together: usize,
+    ) -> anyhow::Result<Generated> {
+        let (mut times_s, mut cpu_ms) = (Vec::new(), Vec::new());
+        self.session.at_most(Some(most))?;
+        for run in 0..self.runs {
+            let samples = self.texts.iter().cycle().skip(run).take(together);
+            let requests = samples.map(|sample| Request {
+                task,
+                text: &sample.encoded,
+                sampling: Sampling::default(),
+            });
+            let requests: Vec<_> = requests.collect();
+            let now = || (Instant::now(), cpu_time_ms());
+            let mut begun = vec![false; together];
+            let (mut timed, mut first, mut last) = (0, now(), now());
+            self.session.generate_all(&requests, |text, part| {
+                if !matches!(part, Part::Token(_)) {
+                    return;
+                }
+                match mem::replace(&mut begun[text], true) {
+                    false => first = now(),
+                    true => (timed, last) = (timed + 1, now()),
                 }
             })?;
-            let timed = heard.min(most).saturating_sub(1);
             ensure!(timed > 0, "the text ends before its second token");
-            times_s.push((last - first).as_secs_f64() / timed as f64);
+            times_s.push((last.0 - first.0).as_secs_f64() / f64::from(timed));
+            cpu_ms.push((last.1 - first.1) / f64::from(timed));
         }
-        Ok(percentiles(times_s).p50.recip())
+        self.session.at_most(None)?;
+        Ok(Generated {
+            tokens_per_second: percentiles(times_s).p50.recip(),
+            cpu_ms_per_token: percentiles(cpu_ms).p50,
+        })
     }
 
     /// Microseconds of making another task the active one.

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use preface_graph::Base;
-use preface_runtime::{Answer, Session, TaskHandle, TokenizerUse};
+use preface_runtime::{Answer, Sampling, Session, TaskHandle, TokenizerUse};
 use preface_trainer::{
     adapter::Adapter,
     data::{AnswerKind, Dataset, Labels, Target},
@@ -18,7 +18,7 @@ use preface_trainer::{
 use crate::{
     onnxruntime::OnnxRuntime,
     output::Output,
-    tasks::{Files, Tasks},
+    tasks::{Files, Tasks, generate_all},
 };
 
 /// Measure an adapter through ONNX Runtime, or a signed bundle on a base image.
@@ -96,6 +96,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
                 truncate: arguments.truncate,
                 threads: arguments.onnxruntime.threads(),
                 pin: false,
+                together: TOGETHER,
             };
             let Tasks {
                 mut session,
@@ -119,6 +120,9 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     output.json(&evaluation)?;
     Ok(ExitCode::SUCCESS)
 }
+
+/// Texts of a decoder that are generated at once.
+const TOGETHER: usize = 8;
 
 /// How an adapter is measured.
 pub struct Measuring<'a> {
@@ -201,20 +205,27 @@ pub fn on_runtime(
     let names = session.labels(task).to_vec();
     let labels = Labels::of(&names);
     let (mut predictions, mut truths) = (Vec::new(), Vec::new());
+    let generated = match kind {
+        AnswerKind::Text => generated(session, task, data, || bar.inc(1))?,
+        _ => Vec::new(),
+    };
+    let mut generated = generated.iter();
     for example in &data.examples {
         let outside = out_of_scope.is_some_and(|label| example.target.names() == [label]);
         let truth = match (outside, &example.target) {
             (true, _) => Truth::Outside,
-            (false, Target::Text(_)) => SPELLED,
+            (false, Target::Text(target)) => {
+                let text = generated.next().map_or("", |text| text);
+                predictions.push(spelled(text, target));
+                truths.push(SPELLED);
+                continue;
+            }
             (false, _) => truth(kind, data.indices(example, &labels)?),
         };
         let answer = session.answer(&example.text, example.text2.as_deref());
         let answer =
             answer.with_context(|| format!("{}, line {}", data.path.display(), example.line))?;
-        let (prediction, truth) = match (&answer, &example.target) {
-            (Answer::Text(text), Target::Text(target)) => (spelled(text, target), truth),
-            _ => counted(answer, truth, names.len())?,
-        };
+        let (prediction, truth) = counted(answer, truth, names.len())?;
         predictions.push(prediction);
         truths.push(truth);
         bar.inc(1);
@@ -227,6 +238,22 @@ pub fn on_runtime(
         &predictions,
         &truths,
     ))
+}
+
+/// What a task generates for each of the texts; `after` is called behind each.
+fn generated(
+    session: &mut Session,
+    task: TaskHandle,
+    data: &Dataset,
+    after: impl FnMut(),
+) -> anyhow::Result<Vec<String>> {
+    let encoded = data.examples.iter().map(|example| {
+        let encoded = session.encode(&example.text, example.text2.as_deref());
+        let place = || format!("{}, line {}", data.path.display(), example.line);
+        Ok((task, encoded.with_context(place)?))
+    });
+    let encoded = encoded.collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(generate_all(session, &encoded, Sampling::default(), after)?)
 }
 
 /// The truth of a generated text, which is right as a whole or wrong.

@@ -4,6 +4,7 @@ use std::{
     fmt, fs,
     io::{self, BufRead, ErrorKind},
     process::ExitCode,
+    vec,
 };
 
 use anyhow::{Context, Error, anyhow, bail, ensure};
@@ -13,7 +14,7 @@ use serde::Serialize;
 
 use crate::{
     output::Output,
-    tasks::{Files, Text},
+    tasks::{Files, Tasks, Text, count, generate_all},
 };
 
 /// Answer texts with the tasks of verified bundles.
@@ -22,6 +23,7 @@ use crate::{
 Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from
 standard input; a line may be a JSON object with \"text\". A task that reads pairs takes two texts
 parted by a tab, or \"text\" and \"text2\". A task that tags answers with a label for each word.
+With --store, each line is answered by the bundles that are active when it comes.
 
 With --json, one object is printed for each answer: {task, label | labels | tags, score}, or
 {task, text} of a task that generates text; score is a list where there are several, and where the
@@ -80,20 +82,49 @@ struct Generated {
     /// Where the draws of each text begin.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// End a text behind so many tokens, where its task allows more.
+    #[arg(long, value_name = "N", value_parser = count(1_000_000))]
+    most_tokens: Option<usize>,
 }
 
 impl Generated {
-    /// Lets the session generate the texts of `tasks` so.
-    fn prepare(&self, session: &mut Session, tasks: &[TaskHandle]) -> anyhow::Result<()> {
-        let sampling = Sampling {
+    fn sampling(&self) -> Sampling {
+        Sampling {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
             repetition_penalty: self.repetition_penalty,
             seed: self.seed,
-        };
+        }
+    }
+
+    /// Generates the texts of lines at once: of each line, those of the tasks that generate text.
+    fn all(
+        &self,
+        session: &mut Session,
+        tasks: &[(TaskHandle, String)],
+        lines: &[(String, String)],
+    ) -> anyhow::Result<vec::IntoIter<String>> {
+        let mut texts = Vec::new();
+        for (place, line) in lines {
+            for &(task, _) in tasks {
+                if generates(session, task) {
+                    session.activate(task)?;
+                    let encoded = Text::of_line(line, inputs(session, task)).encode(session);
+                    texts.push((task, encoded.with_context(|| place.clone())?));
+                }
+            }
+        }
+        let generated = generate_all(session, &texts, self.sampling(), || ())?;
+        Ok(generated.into_iter())
+    }
+
+    /// Lets the session generate the texts of `tasks` so.
+    fn prepare(&self, session: &mut Session, tasks: &[TaskHandle]) -> anyhow::Result<()> {
+        let sampling = self.sampling();
         let constraint = self.constraint()?;
-        if sampling == Sampling::default() && self.stop.is_empty() && constraint.is_none() {
+        let is_plain = sampling == Sampling::default() && self.most_tokens.is_none();
+        if is_plain && self.stop.is_empty() && constraint.is_none() {
             return Ok(());
         }
         ensure!(
@@ -102,6 +133,7 @@ impl Generated {
         );
         session.sample(sampling)?;
         session.stop_at(&self.stop)?;
+        session.at_most(self.most_tokens)?;
         if let Some(constraint) = constraint {
             for &task in tasks {
                 if generates(session, task) {
@@ -130,6 +162,11 @@ impl Generated {
             false => format!("cannot use {shape}"),
         })?))
     }
+}
+
+fn inputs(session: &Session, task: TaskHandle) -> Inputs {
+    let plan = session.plan(task);
+    plan.map_or(Inputs::One, |plan| plan.inputs)
 }
 
 fn generates(session: &Session, task: TaskHandle) -> bool {
@@ -222,67 +259,99 @@ const NO_TAG: &str = "-";
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut tasks = arguments.files.open(TokenizerUse::AtOpen)?;
-    let handles = match &arguments.task {
-        Some(id) => vec![named(&tasks.session, id)?],
-        None => tasks.handles.clone(),
-    };
-    let generated = &arguments.generated;
-    generated.prepare(&mut tasks.session, &handles)?;
+    let mut answering = arguments.answering(&mut tasks)?;
     tasks.note(output);
-    let mut session = tasks.session;
-    let streams = output.shows_parts(generated.stream);
-    let name = |handle| session.tasks().find(|&(other, _)| other == handle);
-    let handles: Vec<(TaskHandle, String)> = handles
-        .into_iter()
-        .map(|handle| (handle, name(handle).map_or("", |(_, name)| name).to_owned()))
-        .collect();
+    let streams = output.shows_parts(arguments.generated.stream);
     if let Some(text) = &arguments.text {
-        answer(&mut session, &handles, text, streams, output)?;
+        let generated = &mut None;
+        answer(
+            &mut tasks.session,
+            &answering,
+            text,
+            (streams, generated),
+            output,
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    for (number, line) in io::stdin().lock().lines().enumerate() {
-        if output.is_closed() {
-            break;
+    let mut lines = lines(io::stdin().lock());
+    let together = arguments.files.together;
+    loop {
+        let batch = lines.by_ref().take(together);
+        let batch = batch.collect::<anyhow::Result<Vec<(String, String)>>>()?;
+        if batch.is_empty() || output.is_closed() {
+            return Ok(ExitCode::SUCCESS);
         }
-        let place = || format!("line {} of standard input", number + 1);
-        let line = line.map_err(|error| match error.kind() {
-            ErrorKind::InvalidData => anyhow!("{} is not UTF-8 text", place()),
-            _ => Error::new(error).context("cannot read standard input"),
-        })?;
-        if line.trim().is_empty() {
-            continue;
+        if tasks.follow()? {
+            tasks.note_store(output);
+            answering = arguments.answering(&mut tasks)?;
         }
-        answer(&mut session, &handles, &line, streams, output).with_context(place)?;
+        let session = &mut tasks.session;
+        let generated =
+            (together > 1).then(|| arguments.generated.all(session, &answering, &batch));
+        let mut generated = generated.transpose()?;
+        for (place, line) in &batch {
+            let how = (streams, &mut generated);
+            answer(session, &answering, line, how, output).with_context(|| place.clone())?;
+        }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-fn named(session: &Session, id: &str) -> anyhow::Result<TaskHandle> {
-    let found = session.tasks().find(|(_, name)| *name == id);
-    if let Some((handle, _)) = found {
-        return Ok(handle);
-    }
-    let names: Vec<&str> = session.tasks().map(|(_, name)| name).collect();
-    bail!(
-        "no bundle has the task {id}; there are {}",
-        names.join(", ")
-    )
+/// The lines that are not empty, each behind the name of its place.
+fn lines(from: impl BufRead) -> impl Iterator<Item = anyhow::Result<(String, String)>> {
+    from.lines().enumerate().filter_map(|(number, line)| {
+        let place = format!("line {} of standard input", number + 1);
+        match line {
+            Ok(line) if line.trim().is_empty() => None,
+            Ok(line) => Some(Ok((place, line))),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                Some(Err(anyhow!("{place} is not UTF-8 text")))
+            }
+            Err(error) => Some(Err(Error::new(error).context("cannot read standard input"))),
+        }
+    })
 }
 
+impl Arguments {
+    /// The tasks that answer, with their names, ready to generate texts as is asked for.
+    fn answering(&self, tasks: &mut Tasks) -> anyhow::Result<Vec<(TaskHandle, String)>> {
+        let name = |handle: TaskHandle| {
+            let mut loaded = tasks.session.tasks();
+            let found = loaded.find(|&(other, _)| other == handle);
+            found.map_or("", |(_, name)| name).to_owned()
+        };
+        let handles = tasks.handles.iter();
+        let mut answering: Vec<(TaskHandle, String)> =
+            handles.map(|&handle| (handle, name(handle))).collect();
+        if let Some(id) = &self.task {
+            let names: Vec<&str> = answering.iter().map(|(_, name)| &**name).collect();
+            ensure!(
+                names.contains(&&**id),
+                "no bundle has the task {id}; there are {}",
+                names.join(", ")
+            );
+            answering.retain(|(_, name)| name == id);
+        }
+        let handles: Vec<TaskHandle> = answering.iter().map(|&(handle, _)| handle).collect();
+        self.generated.prepare(&mut tasks.session, &handles)?;
+        Ok(answering)
+    }
+}
+
+/// Prints what the tasks say about a line; texts are streamed, or the next of those that were generated before.
 fn answer(
     session: &mut Session,
     handles: &[(TaskHandle, String)],
     line: &str,
-    streams: bool,
+    (streams, generated): (bool, &mut Option<vec::IntoIter<String>>),
     output: &Output,
 ) -> anyhow::Result<()> {
     for (handle, task) in handles {
-        let plan = session.plan(*handle);
-        let text = Text::of_line(line, plan.map_or(Inputs::One, |plan| plan.inputs));
+        let text = Text::of_line(line, inputs(session, *handle));
         session.activate(*handle)?;
         let several = handles.len() > 1;
-        if streams && generates(session, *handle) {
-            let encoded = session.encode(&text.first, text.second.as_deref())?;
+        let generates = generates(session, *handle);
+        if streams && generates && generated.is_none() {
+            let encoded = text.encode(session)?;
             if several {
                 output.say_part(&format!("{task}\t"));
             }
@@ -291,7 +360,14 @@ fn answer(
             said?;
             continue;
         }
-        let said = Said::of(text.ask(session)?)?;
+        let made = match generates {
+            true => generated.as_mut().and_then(Iterator::next),
+            false => None,
+        };
+        let said = match &made {
+            Some(text) => Said::Text { text },
+            None => Said::of(text.ask(session)?)?,
+        };
         let line = Line { task, said };
         output.json(&line)?;
         match several {

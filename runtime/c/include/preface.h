@@ -16,8 +16,8 @@
  *
  * Memory. Closing a handle gives back all that it took. After its first, an answer or a generated token from token ids
  * allocates nothing where the image runs on PREFACE_ENGINE_EXECUTOR; reading a text takes what the tokenizer needs, a
- * generated text that is longer than all before it room for itself, and preface_session_answer_all() a list of its
- * requests.
+ * generated text that is longer than all before it room for itself, and preface_session_answer_all() and
+ * preface_session_generate_all() a list of their requests.
  *
  * Structures begin with their size: begin with `structure s = {sizeof(structure)};`, which leaves the other fields zero.
  * Later versions add fields at the end, whose zero means what was meant before.
@@ -144,6 +144,7 @@ typedef struct preface_options {
   int32_t tokenizer;  /* enum preface_tokenizer */
   uint32_t threads;   /* that answer, the asking one among them, at most 64; 0: one. Answers do not depend on how many */
   int32_t pinned;     /* 1: each but the asking one stays on a processor of its own; 0: none does */
+  size_t texts;       /* that preface_session_generate_all() generates at once, at most 64; 0: one */
 } preface_options;
 
 enum preface_answer_kind {
@@ -172,6 +173,27 @@ void preface_session_close(preface_session *session);
  * The active task stays the active one.
  */
 int32_t preface_session_load(preface_session *session, const char *bundle, const char *trust, size_t *task);
+
+/* A task of a store whose active bundle is another than before; the strings are good until the function returns. */
+typedef struct preface_served {
+  size_t size;        /* sizeof(preface_served) of the library */
+  const char *name;   /* the task's */
+  const char *bundle; /* the id of the bundle that serves; null: none may, and the task is not to be asked any more */
+  const char *notes;  /* what whoever runs the device should hear, a line each */
+  size_t task;        /* the task's number, where a bundle serves */
+} preface_served;
+
+/* Is told of a task. It must return, and a call with the same session is PREFACE_BUSY meanwhile. */
+typedef void (*preface_hear_served)(void *context, const preface_served *served);
+
+/*
+ * Loads what the store in folder `store` has active, as `preface install` left it, verified against the trust store file:
+ * at first every task, and with later calls those that changed since, of which `hear` is told; it may be null, `context`
+ * too. A program calls it between two requests: where nothing changed it costs two look-ups of files. A task keeps its
+ * number. The active task stays the active one, and one that may not be served any more stays loaded.
+ */
+int32_t preface_session_follow(preface_session *session, const char *store, const char *trust,
+                               preface_hear_served hear, void *context);
 
 /* Sets `count` to how many tasks are loaded. */
 int32_t preface_session_task_count(preface_session *session, size_t *count);
@@ -246,32 +268,76 @@ int32_t preface_session_answer_all(preface_session *session, size_t count, const
 
 /* ---- Generated texts ---- */
 
-/* How each next token is chosen; all zero: the most probable one. */
-typedef struct preface_sampling {
-  size_t size;              /* sizeof(preface_sampling) */
+/* How texts are generated; all zero: by the most probable token, until the task ends the text. */
+typedef struct preface_generation {
+  size_t size;              /* sizeof(preface_generation) */
   uint64_t seed;            /* where the draws of each text begin */
   float temperature;        /* what the logits are divided by; 0: the most probable token */
   float top_p;              /* only the most probable tokens that add up to this; 0: all */
   float repetition_penalty; /* makes tokens that were seen less probable; 0 and 1 change nothing */
   uint32_t top_k;           /* only so many of the most probable tokens; 0: all */
-} preface_sampling;
+  size_t most_tokens;       /* that a text has; 0, or more than the task allows: as the task says */
+  const char *const *stops; /* strings that end a text before themselves, unless a constraint says what it has */
+  size_t stop_count;        /* how many; 0: none, and stops may be null */
+} preface_generation;
 
-/* Is given each token as it is chosen. It must return, and a call with the same session is PREFACE_BUSY meanwhile. */
-typedef void (*preface_hear)(void *context, uint32_t token);
+/* What a text may say: one of some labels, or JSON of a shape; all zero: anything. */
+typedef struct preface_constraint {
+  size_t size;               /* sizeof(preface_constraint) */
+  const char *const *labels; /* the text is one of these */
+  size_t label_count;        /* how many; 0: none, and labels may be null */
+  const char *shape;         /* JSON as `preface run --shape` reads it; null where there are labels */
+} preface_constraint;
 
-/* Chooses tokens so from now on, once a task is loaded that generates text. */
-int32_t preface_session_sample(preface_session *session, const preface_sampling *sampling);
+/* Is given each token as it is chosen; 0 goes on, anything else ends the text behind the token. */
+typedef int32_t (*preface_hear_token)(void *context, uint32_t token);
 
 /*
- * Lets the base go on with tokens as the active task says, until the task ends the text; `context` is handed to `hear`,
- * and may be null.
+ * Is given a text as it grows, `length` bytes of whole characters without a zero behind them; 0 goes on, anything else
+ * ends the text behind them.
+ *
+ * Either must return, and a call with the same session is PREFACE_BUSY meanwhile.
  */
-int32_t preface_session_generate(preface_session *session, const preface_tokens *tokens, preface_hear hear,
+typedef int32_t (*preface_hear_text)(void *context, const char *text, size_t length);
+
+/* Generates texts so from now on, once a task is loaded that generates any; null `generation` is all zero. */
+int32_t preface_session_set_generation(preface_session *session, const preface_generation *generation);
+
+/*
+ * Lets the texts of a task say from now on what is allowed and nothing else; null `constraint` is all zero. A task that
+ * is loaded again may say anything.
+ */
+int32_t preface_session_constrain(preface_session *session, size_t task, const preface_constraint *constraint);
+
+/*
+ * Lets the base go on with tokens as the active task says; `context` is handed to `hear`, and may be null.
+ * preface_session_text() stays as it was.
+ */
+int32_t preface_session_generate(preface_session *session, const preface_tokens *tokens, preface_hear_token hear,
                                  void *context);
 
+/* The same as text, which preface_session_text() gives as a whole afterwards: what was heard. */
+int32_t preface_session_stream(preface_session *session, const preface_tokens *tokens, preface_hear_text hear,
+                               void *context);
+
 /*
- * Writes the text of the last answer where that was a PREFACE_TEXT, else an empty one, and a zero byte. `length`, unless
- * it is null, is set to the length without the zero, also with PREFACE_BUFFER_TOO_SMALL, when nothing is written.
+ * Is given the texts of several requests as they grow: `length` bytes more of that of request `index`, or null when it has
+ * ended. The answer is that of a preface_hear_text, and counts for that text alone.
+ */
+typedef int32_t (*preface_hear_one)(void *context, size_t index, const char *text, size_t length);
+
+/*
+ * Streams `count` texts, the n-th with task tasks[n], which need not be the active one: preface_options.texts of them at
+ * once, the next as soon as one ends. Faster than one by one, and the texts are the same. preface_session_text() stays as
+ * it was.
+ */
+int32_t preface_session_generate_all(preface_session *session, size_t count, const size_t *tasks,
+                                     const preface_tokens *const *tokens, preface_hear_one hear, void *context);
+
+/*
+ * Writes the text that was streamed last, or of the last answer where that was a PREFACE_TEXT, else an empty one, and a
+ * zero byte. `length`, unless it is null, is set to the length without the zero, also with PREFACE_BUFFER_TOO_SMALL, when
+ * nothing is written.
  */
 int32_t preface_session_text(preface_session *session, char *buffer, size_t capacity, size_t *length);
 

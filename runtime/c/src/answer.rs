@@ -162,6 +162,20 @@ impl Tokens {
     }
 }
 
+impl State {
+    /// Puts the caller's tokens of several texts into the first of [`State::texts`].
+    pub fn read_all(&mut self, tokens: &[*const Tokens]) -> Result<(), Failure> {
+        if self.texts.len() < tokens.len() {
+            self.texts.resize(tokens.len(), Encoded::default());
+        }
+        for (&tokens, text) in tokens.iter().zip(&mut self.texts) {
+            // SAFETY: the caller's structure.
+            unsafe { border::filled(tokens) }?.read(text)?;
+        }
+        Ok(())
+    }
+}
+
 /// Answers a text or a pair.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn preface_session_answer(
@@ -252,14 +266,11 @@ pub unsafe extern "C" fn preface_session_answer_all(
                 border::list(answers, count, "answers")?,
             )
         };
-        if state.texts.len() < count {
-            state.texts.resize(count, Encoded::default());
+        for &answer in answers {
+            // SAFETY: the caller's structure, which is let go of again.
+            unsafe { border::structure(answer) }?;
         }
-        for ((&tokens, &answer), text) in tokens.iter().zip(answers).zip(&mut state.texts) {
-            // SAFETY: the caller's structures; the one for the answer is let go of again.
-            let tokens = unsafe { border::structure(answer).and(border::filled(tokens)) }?;
-            tokens.read(text)?;
-        }
+        state.read_all(tokens)?;
         let handles = tasks.iter().map(|&task| state.task(task));
         let handles = handles.map(|task| task.map(|(handle, _)| handle));
         let requests = handles

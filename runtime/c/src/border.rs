@@ -51,6 +51,19 @@ pub unsafe fn optional_text<'a>(
     unsafe { text(pointer, name) }.map(Some)
 }
 
+/// Strings that the caller gives, of which none is null.
+pub unsafe fn texts<'a>(
+    pointer: *const *const c_char,
+    count: usize,
+    name: &'static str,
+) -> Result<Vec<&'a str>, Failure> {
+    // SAFETY: the caller's list of as many strings as it says.
+    let strings = unsafe { list(pointer, count, name) }?;
+    // SAFETY: the caller's string, as `text` needs it.
+    let texts = strings.iter().map(|&string| unsafe { text(string, name) });
+    texts.collect()
+}
+
 /// A C string as a path.
 pub unsafe fn path<'a>(pointer: *const c_char, name: &'static str) -> Result<&'a Path, Failure> {
     // SAFETY: the caller's pointer, as `bytes` needs it.

@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use preface_runtime::{Error, LoadError, Status, explained};
+use preface_runtime::{Error, LoadError, Status, explained, store::StoreError};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,8 @@ pub enum Failure {
     Task(usize),
     #[error("the task has no label {0}")]
     Label(usize),
+    #[error("a constraint has labels or a shape, not both")]
+    LabelsAndShape,
     #[error("this library cannot pass on an answer of this kind; use a newer one")]
     Kind,
     #[error("another thread is using the session; one at a time may")]
@@ -45,6 +47,8 @@ pub enum Failure {
     Poisoned,
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Runtime(#[from] Error),
 }
@@ -65,6 +69,7 @@ impl Failure {
             Self::Panicked(_) => Status::Panicked,
             Self::Poisoned => Status::Poisoned,
             Self::Load(error) => Status::of_load(error),
+            Self::Store(error) => Status::of_store(error),
             Self::Runtime(error) => Status::of_error(error),
             _ => Status::InvalidArgument,
         }

@@ -12,6 +12,8 @@ mod answer;
 mod border;
 mod failure;
 #[allow(unsafe_code)]
+mod follow;
+#[allow(unsafe_code)]
 mod generate;
 mod guard;
 #[allow(unsafe_code)]

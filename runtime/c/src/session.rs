@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use preface_bundle::Inputs;
 use preface_runtime::{
     Encoded, Error, Options, Overlength, Session, TaskHandle, Threads, TokenizerUse, Trust,
-    unix_now,
+    store::Follower, unix_now,
 };
 
 use crate::{
@@ -27,6 +27,8 @@ pub struct State {
     pub texts: Vec<Encoded>,
     /// The last generated text.
     pub said: String,
+    /// The store that tasks are from.
+    pub follower: Option<Follower>,
 }
 
 /// `preface_options`.
@@ -38,6 +40,7 @@ pub struct SessionOptions {
     tokenizer: i32,
     threads: u32,
     pinned: i32,
+    texts: usize,
 }
 
 // SAFETY: it begins with its size, and has numbers alone.
@@ -93,6 +96,15 @@ impl SessionOptions {
                     other => return Err(unknown("preface_options.pinned", other)),
                 },
             },
+            texts: match self.texts {
+                0..=64 => self.texts,
+                other => {
+                    return Err(Failure::Value {
+                        field: "preface_options.texts",
+                        value: i64::try_from(other).unwrap_or(i64::MAX),
+                    });
+                }
+            },
         })
     }
 }
@@ -106,6 +118,7 @@ impl State {
             text: Encoded::with_room(most.unwrap_or(0)),
             texts: Vec::new(),
             said: String::new(),
+            follower: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Why a call failed, as an exception.
 
-use preface_runtime::{Error as RuntimeError, LoadError, Status, explained};
+use preface_runtime::{Error as RuntimeError, LoadError, Status, explained, store::StoreError};
 use pyo3::{create_exception, exceptions::PyException, prelude::*};
 
 create_exception!(
@@ -18,14 +18,18 @@ pub enum Failure {
     Task { task: String, loaded: Vec<String> },
     #[error("{what} {number} is none of the base's")]
     Token { what: &'static str, number: i64 },
-    #[error("{threads} threads are none or more than 64")]
-    Threads { threads: u8 },
+    #[error("{number} {what} are none or more than 64")]
+    Number { what: &'static str, number: u8 },
     #[error("this module cannot pass on an answer of this kind; use a newer one")]
     Kind,
+    #[error("the session is generating the text that this function hears; let it return first")]
+    Hearing,
     #[error("an earlier call with this session panicked; open another")]
     Poisoned,
     #[error(transparent)]
     Load(#[from] LoadError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
@@ -35,10 +39,12 @@ impl Failure {
         match self {
             Self::Task { .. } => Status::NoTask,
             Self::Token { .. } => Status::Token,
-            Self::Threads { .. } => Status::InvalidArgument,
+            Self::Number { .. } => Status::InvalidArgument,
             Self::Kind => Status::Unsupported,
+            Self::Hearing => Status::Busy,
             Self::Poisoned => Status::Poisoned,
             Self::Load(error) => Status::of_load(error),
+            Self::Store(error) => Status::of_store(error),
             Self::Runtime(error) => Status::of_error(error),
         }
     }

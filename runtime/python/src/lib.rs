@@ -5,6 +5,7 @@ mod failure;
 // Maps files: see the SAFETY comment there.
 #[allow(unsafe_code)]
 mod image;
+mod listener;
 mod session;
 mod tokens;
 
@@ -13,8 +14,8 @@ mod tokens;
 mod preface {
     #[pymodule_export]
     use super::{
-        answer::Answer, failure::Error, image::Image, session::Session, session::Task,
-        tokens::Tokens,
+        answer::Answer, failure::Error, image::Image, session::Served, session::Session,
+        session::Task, tokens::Tokens,
     };
     #[pymodule_export]
     #[allow(non_upper_case_globals)]

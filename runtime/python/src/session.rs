@@ -1,25 +1,39 @@
 //! Sessions and their tasks.
 
-use std::{path::PathBuf, sync::Mutex};
+use std::{
+    ops::ControlFlow,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread::{self, ThreadId},
+};
 
 use numpy::{IntoPyArray, PyArray1};
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Encoded, Options, Overlength, Sampling, Session as Runtime, TaskHandle, Threads, TokenizerUse,
-    Trust, unix_now,
+    Constraint, Encoded, Options, Overlength, Part, Request, Sampling, Session as Runtime,
+    TaskHandle, Threads, TokenizerUse, Trust,
+    store::{Follower, Store},
+    unix_now,
 };
-use pyo3::{prelude::*, types::PyDict};
+use pyo3::{exceptions::PyTypeError, intern, prelude::*, types::PyDict};
 
 use crate::{
     answer::{Answer, Found},
     failure::Failure,
     image::Image,
+    listener::Listener,
     tokens::{self, Tokens},
 };
 
 /// A base ready to run, with the tasks loaded onto it.
 #[pyclass(frozen, module = "preface")]
-pub struct Session(Mutex<Runtime>);
+pub struct Session {
+    runtime: Mutex<Runtime>,
+    /// The store that tasks are from.
+    follower: Mutex<Option<Follower>>,
+    /// The thread whose function hears a text that is being generated.
+    hearing: Mutex<Option<ThreadId>>,
+}
 
 /// What a loaded task is asked and answers.
 #[pyclass(frozen, get_all, module = "preface")]
@@ -30,6 +44,14 @@ pub struct Task {
     labels: Vec<String>,
 }
 
+/// A task of a store whose active bundle is another than before.
+#[pyclass(frozen, get_all, module = "preface")]
+pub struct Served {
+    name: String,
+    bundle: Option<String>,
+    notes: Vec<String>,
+}
+
 impl Session {
     /// Does `work` without the interpreter's lock, one thread at a time.
     fn with<T: Send>(
@@ -37,8 +59,40 @@ impl Session {
         py: Python<'_>,
         work: impl FnOnce(&mut Runtime) -> Result<T, Failure> + Send,
     ) -> Result<T, Failure> {
-        py.detach(|| work(&mut *self.0.lock().map_err(|_| Failure::Poisoned)?))
+        if *self.hearing() == Some(thread::current().id()) {
+            return Err(Failure::Hearing);
+        }
+        py.detach(|| work(&mut *self.runtime.lock().map_err(|_| Failure::Poisoned)?))
     }
+
+    /// Calls a function of the caller's while this thread is using the session, which it then cannot use.
+    pub fn while_hearing<T>(&self, call: impl FnOnce() -> T) -> T {
+        *self.hearing() = Some(thread::current().id());
+        let returned = call();
+        *self.hearing() = None;
+        returned
+    }
+
+    fn hearing(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        // Whatever panicked, the thread is one or none.
+        self.hearing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tasks with what they are asked about.
+fn encoded(requests: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Vec<(String, Encoded)>> {
+    let texts = requests.into_iter();
+    let texts = texts.map(|(task, tokens)| Ok((task, tokens::text(&tokens)?)));
+    texts.collect()
+}
+
+/// A shape as JSON.
+fn json(shape: &Bound<'_, PyAny>) -> PyResult<String> {
+    let py = shape.py();
+    let dumps = py
+        .import(intern!(py, "json"))?
+        .getattr(intern!(py, "dumps"))?;
+    dumps.call1((shape,))?.extract()
 }
 
 fn named(session: &Runtime, task: &str) -> Result<TaskHandle, Failure> {
@@ -59,7 +113,7 @@ fn activate(session: &mut Runtime, task: &str) -> Result<(), Failure> {
 #[pymethods]
 impl Session {
     #[new]
-    #[pyo3(signature = (image, *, max_tokens = None, truncate = false, tokenizer_at_open = true, threads = 1, pinned = false))]
+    #[pyo3(signature = (image, *, max_tokens = None, truncate = false, tokenizer_at_open = true, threads = 1, pinned = false, texts = 1))]
     fn new(
         py: Python<'_>,
         image: &Bound<'_, Image>,
@@ -68,6 +122,7 @@ impl Session {
         tokenizer_at_open: bool,
         threads: u8,
         pinned: bool,
+        texts: u8,
     ) -> Result<Self, Failure> {
         let overlength = if truncate {
             Overlength::Truncate
@@ -79,8 +134,10 @@ impl Session {
         } else {
             TokenizerUse::WithFirstText
         };
-        if !(1..=64).contains(&threads) {
-            return Err(Failure::Threads { threads });
+        for (what, number) in [("threads", threads), ("texts", texts)] {
+            if !(1..=64).contains(&number) {
+                return Err(Failure::Number { what, number });
+            }
         }
         let options = Options {
             max_tokens,
@@ -90,10 +147,15 @@ impl Session {
                 count: threads.into(),
                 pinned,
             },
+            texts: texts.into(),
         };
         let Image(image) = image.get();
         let session = py.detach(|| Runtime::open(image, options))?;
-        Ok(Self(Mutex::new(session)))
+        Ok(Self {
+            runtime: Mutex::new(session),
+            follower: Mutex::default(),
+            hearing: Mutex::default(),
+        })
     }
 
     fn load(&self, py: Python<'_>, bundle: PathBuf, trust: PathBuf) -> Result<String, Failure> {
@@ -104,6 +166,31 @@ impl Session {
             Ok(tasks
                 .next()
                 .map_or_else(String::new, |(_, name)| name.to_owned()))
+        })
+    }
+
+    fn follow(
+        &self,
+        py: Python<'_>,
+        store: PathBuf,
+        trust: PathBuf,
+    ) -> Result<Vec<Served>, Failure> {
+        self.with(py, |session| {
+            let mut following = self.follower.lock().map_err(|_| Failure::Poisoned)?;
+            let known = following
+                .take()
+                .filter(|follower| follower.is_of(&store, &trust));
+            let follower = match known {
+                Some(follower) => follower,
+                None => Follower::new(Store::at(&store), Trust::read(&trust)?),
+            };
+            let served = following.insert(follower).follow(session)?;
+            let served = served.into_iter().map(|served| Served {
+                name: served.task,
+                bundle: served.loaded.map(|(_, id)| id.to_string()),
+                notes: served.notes.iter().map(ToString::to_string).collect(),
+            });
+            Ok(served.collect())
         })
     }
 
@@ -177,10 +264,7 @@ impl Session {
         py: Python<'_>,
         requests: Vec<(String, Bound<'_, PyAny>)>,
     ) -> PyResult<Vec<Answer>> {
-        let texts = requests
-            .into_iter()
-            .map(|(task, tokens)| Ok((task, tokens::text(&tokens)?)));
-        let texts = texts.collect::<PyResult<Vec<(String, Encoded)>>>()?;
+        let texts = encoded(requests)?;
         let found = self.with(py, |session| {
             let requests = texts
                 .iter()
@@ -193,8 +277,9 @@ impl Session {
         Ok(found.into_iter().map(Answer::from).collect())
     }
 
-    #[pyo3(signature = (*, temperature = 0.0, top_k = None, top_p = None, repetition_penalty = 1.0, seed = 0))]
-    fn sample(
+    #[pyo3(signature = (*, temperature = 0.0, top_k = None, top_p = None, repetition_penalty = 1.0, seed = 0, stops = None, most_tokens = None))]
+    #[allow(clippy::too_many_arguments)]
+    fn set_generation(
         &self,
         py: Python<'_>,
         temperature: f32,
@@ -202,6 +287,8 @@ impl Session {
         top_p: Option<f32>,
         repetition_penalty: f32,
         seed: u64,
+        stops: Option<Vec<String>>,
+        most_tokens: Option<usize>,
     ) -> Result<(), Failure> {
         let sampling = Sampling {
             temperature,
@@ -210,20 +297,107 @@ impl Session {
             repetition_penalty,
             seed,
         };
-        self.with(py, |session| Ok(session.sample(sampling)?))
+        self.with(py, |session| {
+            session.sample(sampling)?;
+            session.stop_at(&stops.unwrap_or_default())?;
+            Ok(session.at_most(most_tokens)?)
+        })
     }
 
+    #[pyo3(signature = (task, *, labels = None, shape = None))]
+    fn constrain(
+        &self,
+        py: Python<'_>,
+        task: &str,
+        labels: Option<Vec<String>>,
+        shape: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let shape = shape.map(json).transpose()?;
+        let constraint = match (labels, shape) {
+            (None, None) => None,
+            (Some(labels), None) => Some(Constraint::labels(&labels).map_err(Failure::from)?),
+            (None, Some(shape)) => Some(Constraint::shape(&shape).map_err(Failure::from)?),
+            (Some(_), Some(_)) => {
+                let both = "a constraint has labels or a shape, not both";
+                return Err(PyTypeError::new_err(both));
+            }
+        };
+        self.with(py, |session| {
+            let task = named(session, task)?;
+            Ok(session.constrain(task, constraint.as_ref())?)
+        })?;
+        Ok(())
+    }
+
+    #[pyo3(signature = (task, tokens, hear = None))]
     fn generate<'py>(
         &self,
         py: Python<'py>,
         task: &str,
         tokens: &Bound<'py, PyAny>,
+        hear: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyArray1<u32>>> {
         let text = tokens::text(tokens)?;
+        let mut listener = Listener::new(self, hear);
         let said = self.with(py, |session| {
             activate(session, task)?;
-            Ok(session.generate(&text, |_| {})?.to_vec())
+            let said = session.generate(&text, |token| listener.hear((token,)))?;
+            Ok(said.to_vec())
         })?;
+        listener.finish()?;
         Ok(said.into_pyarray(py))
+    }
+
+    #[pyo3(signature = (requests, hear = None))]
+    fn generate_all(
+        &self,
+        py: Python<'_>,
+        requests: Vec<(String, Bound<'_, PyAny>)>,
+        hear: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<String>> {
+        let texts = encoded(requests)?;
+        let mut listener = Listener::new(self, hear);
+        let said = self.with(py, |session| {
+            let sampling = session.sampling();
+            let requests = texts.iter().map(|(task, text)| {
+                Ok(Request {
+                    task: named(session, task)?,
+                    text,
+                    sampling,
+                })
+            });
+            let requests = requests.collect::<Result<Vec<_>, Failure>>()?;
+            let mut said = vec![String::new(); requests.len()];
+            session.generate_all(&requests, |index, part| match part {
+                Part::Piece(piece) => listener.hear((index, piece)),
+                Part::End(text) => {
+                    text.clone_into(&mut said[index]);
+                    ControlFlow::Continue(())
+                }
+                Part::Token(_) => ControlFlow::Continue(()),
+            })?;
+            Ok(said)
+        })?;
+        listener.finish()?;
+        Ok(said)
+    }
+
+    #[pyo3(signature = (task, tokens, hear))]
+    fn stream(
+        &self,
+        py: Python<'_>,
+        task: &str,
+        tokens: &Bound<'_, PyAny>,
+        hear: Py<PyAny>,
+    ) -> PyResult<String> {
+        let text = tokens::text(tokens)?;
+        let mut listener = Listener::new(self, Some(hear));
+        let said = self.with(py, |session| {
+            activate(session, task)?;
+            let said = session.stream(&text, |piece| listener.hear((piece,)))?;
+            Ok(said.to_owned())
+        })?;
+        listener.finish()?;
+        Ok(said)
     }
 }

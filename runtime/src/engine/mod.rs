@@ -114,17 +114,19 @@ pub(crate) struct Input<'a> {
 }
 
 impl Engine {
-    /// Makes the program of `image` ready for texts of at most `most_tokens` tokens; the plan runs on one thread.
+    /// Makes the program of `image` ready for texts of at most `most_tokens` tokens, `texts` of which are gone on with at
+    /// once; the plan runs on one thread.
     pub fn open(
         image: &Image,
         most_tokens: Option<usize>,
+        texts: usize,
         threads: Threads,
     ) -> Result<Self, Error> {
         image.fits()?;
         if let Some(program) = image.steps() {
             let rows = most_tokens.map(|tokens| tokens.saturating_add(PROMPT_ROWS));
             let rows = rows.unwrap_or(program.max_rows);
-            let executor = executor::Executor::open(image, (rows, PROMPT_ROWS), threads)?;
+            let executor = executor::Executor::open(image, (rows, PROMPT_ROWS, texts), threads)?;
             return Ok(Self::Executor(Box::new(executor)));
         }
         #[cfg(feature = "plan")]
@@ -213,15 +215,15 @@ impl Engine {
         }
     }
 
-    /// Runs the only text of `input` behind `past`, which becomes what stands before the next.
+    /// Runs each text of `input` behind one of `pasts`, which becomes what stands before the next.
     ///
     /// # Errors
-    /// [`Error::NoPast`] where [`Engine::room`] has none; else as [`Engine::run`], and `past` is as it was.
-    pub fn go_on(&mut self, input: Input<'_>, past: &mut Past) -> Result<(), Error> {
-        match (self, past) {
-            (Self::Executor(executor), Past::Executor(past)) => executor.go_on(input, past),
+    /// [`Error::NoPast`] where [`Engine::room`] has none; else as [`Engine::run`], and `pasts` are as they were.
+    pub fn go_on(&mut self, input: Input<'_>, pasts: &mut [Past]) -> Result<(), Error> {
+        match self {
+            Self::Executor(executor) => executor.go_on(input, pasts),
             #[cfg(feature = "plan")]
-            _ => Err(Error::NoPast),
+            Self::Plan(_) => Err(Error::NoPast),
         }
     }
 
@@ -253,19 +255,41 @@ impl Engine {
         }
     }
 
-    /// Scores of the vocabulary, `[vocabulary]`, for row `row` of the last run.
+    /// Computes scores of the vocabulary for the last of the rows of each text of the last run, whose rows add up as
+    /// `lengths` say.
     ///
     /// # Errors
-    /// [`Error::NoLogits`] where the base or this engine has none.
-    pub fn logits(&mut self, row: usize) -> Result<&mut [f32], Error> {
+    /// [`Error::NoLogits`] where the base or this engine has none, or there are more texts than it was opened for.
+    pub fn score(&mut self, lengths: &[usize]) -> Result<(), Error> {
         match self {
-            Self::Executor(executor) => executor.logits(row),
+            Self::Executor(executor) => executor.score(lengths),
             #[cfg(feature = "plan")]
             Self::Plan(_) => Err(Error::NoLogits),
         }
     }
 
-    /// Scores that [`Engine::logits`] gives; `None` where it gives none.
+    /// Scores of the vocabulary, `[vocabulary]`, for text `index` of those of the last [`Engine::score`].
+    ///
+    /// # Errors
+    /// [`Error::NoLogits`] where the base or this engine has none.
+    pub fn scores(&mut self, index: usize) -> Result<&mut [f32], Error> {
+        match self {
+            Self::Executor(executor) => executor.scores(index),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => Err(Error::NoLogits),
+        }
+    }
+
+    /// Scores of the vocabulary, `[vocabulary]`, for row `row` of the last run.
+    ///
+    /// # Errors
+    /// As [`Engine::score`].
+    pub fn logits(&mut self, row: usize) -> Result<&mut [f32], Error> {
+        self.score(&[row + 1])?;
+        self.scores(0)
+    }
+
+    /// Scores that [`Engine::scores`] gives; `None` where it gives none.
     pub fn vocabulary(&self) -> Option<usize> {
         match self {
             Self::Executor(executor) => executor.vocabulary(),
@@ -277,6 +301,16 @@ impl Engine {
 
 impl Past {
     fn of_executor(&self) -> &executor::Past {
+        match self {
+            Self::Executor(past) => past,
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => {
+                unreachable!("a session lays out pasts with the engine that runs them")
+            }
+        }
+    }
+
+    fn of_executor_mut(&mut self) -> &mut executor::Past {
         match self {
             Self::Executor(past) => past,
             #[cfg(feature = "plan")]

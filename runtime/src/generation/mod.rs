@@ -19,5 +19,25 @@ pub(crate) mod stream;
 #[cfg(test)]
 mod testing;
 
+use std::ops::ControlFlow;
+
 pub use constraint::Constraint;
 pub use sampler::Sampling;
+
+/// What whoever hears a text as it grows answers: nothing, or whether the text goes on.
+pub trait Heard {
+    /// Whether the text ends here.
+    fn ends(self) -> bool;
+}
+
+impl Heard for () {
+    fn ends(self) -> bool {
+        false
+    }
+}
+
+impl Heard for ControlFlow<()> {
+    fn ends(self) -> bool {
+        self.is_break()
+    }
+}

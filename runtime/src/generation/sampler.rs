@@ -129,9 +129,19 @@ impl Sampler {
         })
     }
 
-    /// Draws from the seed on again, for the next text.
-    pub fn restart(&mut self) {
-        self.draws = Draws::new(self.sampling.seed);
+    /// Begins another text, whose tokens are chosen by `sampling`; takes memory where it draws for the first time.
+    ///
+    /// # Errors
+    /// As [`Sampling::check`].
+    pub fn begin(&mut self, sampling: Sampling) -> Result<(), Error> {
+        sampling.check()?;
+        if sampling.temperature > 0.0 {
+            self.candidates.clear();
+            self.candidates.reserve(self.vocabulary);
+        }
+        self.sampling = sampling;
+        self.draws = Draws::new(sampling.seed);
+        Ok(())
     }
 
     /// The next token by `logits` (`[vocabulary]`), which are changed on the way: one of `allowed`, where given.
@@ -483,7 +493,7 @@ mod tests {
         };
         let first = tokens(&mut sampler);
         assert_eq!(first, [435, 381, 489, 481, 94, 812, 285, 849]);
-        sampler.restart();
+        sampler.begin(sampling).unwrap();
         assert_eq!(tokens(&mut sampler), first);
     }
 

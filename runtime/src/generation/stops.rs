@@ -18,6 +18,11 @@ impl Stops {
         }
     }
 
+    /// Whether there are no strings.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Where the string begins that ends `text`: of those whose ends lie behind the first `old` bytes the one that ends
     /// first, the longest among equals. So it does not matter in which pieces a text comes.
     pub fn find(&self, text: &str, old: usize) -> Option<usize> {

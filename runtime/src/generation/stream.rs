@@ -63,6 +63,12 @@ impl Stream {
         }
     }
 
+    /// Ends the text behind what was given out.
+    pub fn end_here(&mut self) {
+        self.text.truncate(self.given);
+        self.begun.clear();
+    }
+
     /// Moves what is whole, or no beginning of a character, from `begun` to the text.
     fn take_characters(&mut self) {
         while !self.begun.is_empty() {
@@ -157,6 +163,17 @@ mod tests {
             assert_eq!(heard, expected);
             assert_eq!(whole, expected.concat());
         }
+    }
+
+    #[test]
+    fn a_text_ends_behind_what_was_given() {
+        let stops = Stops::new(&["END"]).unwrap();
+        let mut stream = Stream::default();
+        stream.push(b"on E\xe2\x82", &stops, &mut |_| ());
+        stream.end_here();
+        assert_eq!(stream.text(), "on ");
+        stream.end(&stops, &mut |rest| panic!("{rest:?}"));
+        assert_eq!(stream.text(), "on ");
     }
 
     proptest! {

@@ -34,13 +34,13 @@ impl Session {
             None => 0,
             Some(generation) => {
                 let vocabulary = self.image.description().vocabulary;
-                vocabulary * SAMPLER_BYTES + generation.bytes()
+                vocabulary * SAMPLER_BYTES * generation.lines.len() + generation.bytes()
             }
         };
         let history = self
             .history
             .as_ref()
-            .map_or(0, |_| self.engine.room_bytes());
+            .map_or(0, |history| history.pasts.len() * self.engine.room_bytes());
         let tokenizer = self.image.tokenizer().len() * TOKENIZER_BYTES;
         let buffers = engine + self.room.bytes() + self.loading_bytes;
         let threads = self.options.threads.count.saturating_sub(1) * THREAD_BYTES;

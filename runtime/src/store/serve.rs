@@ -1,6 +1,10 @@
 //! Loading what a store has active, and following it as it changes.
 
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use preface_bundle::{Expiry, Id, Policy};
 
@@ -92,8 +96,19 @@ impl Follower {
         }
     }
 
+    /// The store's folder.
+    pub fn folder(&self) -> &Path {
+        self.store.folder()
+    }
+
+    /// Whether it follows the store in that folder with that trust store file.
+    pub fn is_of(&self, store: &Path, trust: &Path) -> bool {
+        self.store.folder() == store && self.trust.path() == trust
+    }
+
     /// Loads every task whose active bundle is another than the last time, at first all of them. Where nothing was
-    /// written to the store it costs two look-ups of files. A task that is served no longer stays loaded.
+    /// written to the store it costs two look-ups of files; else the trust store is read again, and where it is another,
+    /// every task is verified and loaded again. A task that is served no longer stays loaded.
     ///
     /// An expired bundle goes on serving; one that is revoked or changed does not, and the bundle before it serves.
     ///
@@ -106,6 +121,13 @@ impl Follower {
             return Ok(Vec::new());
         }
         let state = self.store.state()?;
+        if self.seen.is_some() {
+            let trust = Trust::read(self.trust.path())?;
+            if trust != self.trust {
+                self.active.clear();
+                self.trust = trust;
+            }
+        }
         self.store.check_trust(&state, &self.trust.store()?)?;
         let served = self.changed(&state, session);
         self.seen = Some(stamp);

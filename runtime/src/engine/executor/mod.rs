@@ -26,12 +26,12 @@ mod rows;
 #[allow(unsafe_code)]
 mod steps;
 
-use std::ops::Range;
+use std::{mem, ops::Range};
 
 use tract_data::internal::{Tensor, format_err, tensor0, tensor1};
 
 use super::{Input, failed, panels::MappedPanels};
-use crate::{Error, Image, Threads, Weights, task::KeyValues};
+use crate::{Error, Image, Threads, Weights, engine, task::KeyValues};
 use arena::Arena;
 use attend::{Attention, QUERIES};
 use dots::Rounded;
@@ -65,8 +65,10 @@ pub(crate) struct Executor {
     /// One for each thread.
     workers: Vec<Worker>,
     curves: Curves,
-    /// A row beside the arena.
+    /// Rows beside the arena, one for each text that is scored at once.
     row: Vec<f32>,
+    /// As many zeros, for ids and types of rows that have none.
+    nothing: Vec<i64>,
     /// Where the hidden rows of the last run are in the arena.
     made: Range<usize>,
 }
@@ -172,10 +174,10 @@ impl Worker {
 
 impl Executor {
     /// Reserves everything that running the program of `image` takes for texts of `most_rows` rows, prompt rows among
-    /// them, and prefixes of `most_prefix`, and starts the threads.
+    /// them, prefixes of `most_prefix` and scores for `most_scored` texts at once, and starts the threads.
     pub fn open(
         image: &Image,
-        (most_rows, most_prefix): (usize, usize),
+        (most_rows, most_prefix, most_scored): (usize, usize, usize),
         threads: Threads,
     ) -> Result<Self, Error> {
         let program = image.steps().ok_or_else(no_kernel)?;
@@ -225,8 +227,17 @@ impl Executor {
         let logits = program.logits.as_ref();
         let (logits, scores) = logits.map_or_else(
             || (Part::default(), end),
-            |logits| part(end, &logits.slots, logits.scratch, &logits.steps, 1),
+            |logits| {
+                part(
+                    end,
+                    &logits.slots,
+                    logits.scratch,
+                    &logits.steps,
+                    most_scored,
+                )
+            },
         );
+        let scores = scores.next_multiple_of(ALIGNMENT);
         let parts = [body, logits, encoder];
         let encoding = program.encoder.iter().flat_map(|encoder| &encoder.steps);
         let attends = program
@@ -284,12 +295,13 @@ impl Executor {
         let rows = rows.map(|(which, kernel)| {
             let mut weights = weights.iter();
             let several = weights.any(|weight| weight.kernels.is_some_and(|all| all[1] == which));
+            let most_rows = most_rows.max(most_scored);
             kernel.right_panels(deepest, if several { most_rows } else { 1 })
         });
         let rows = rows.collect::<Result<_, _>>()?;
         let bytes = weights.iter().filter(|weight| weight.kernels.is_none());
         let deepest = bytes.map(|weight| weight.inputs).max();
-        let rounded = deepest.map(|inputs| Rounded::new(inputs, most_rows));
+        let rounded = deepest.map(|inputs| Rounded::new(inputs, most_rows.max(most_scored)));
         Ok(Self {
             arena: Arena::new(scores + pool.count() * room)?,
             parts,
@@ -302,7 +314,8 @@ impl Executor {
             pool,
             workers,
             curves,
-            row: vec![0.0; hidden],
+            row: vec![0.0; hidden * most_scored],
+            nothing: vec![0; most_scored],
             made: 0..0,
             image: image.clone(),
         })
@@ -436,16 +449,19 @@ impl Executor {
         ran
     }
 
-    /// Runs the only text of `input` behind `past`, which becomes what stands before the next.
+    /// Runs each text of `input` behind one of `pasts`, which becomes what stands before the next.
     ///
     /// # Errors
-    /// As [`Executor::run`], or when `past` has no room; it is then as it was.
-    pub fn go_on(&mut self, input: Input<'_>, past: &mut Past) -> Result<(), Error> {
-        debug_assert!(input.lengths.len() == 1 && self.goes_on());
-        let ran = self.run_body(input, &mut Before::Growing(past));
-        match ran {
-            Ok(()) => past.advance(input.ids.len()),
-            Err(_) => past.forget(),
+    /// As [`Executor::run`], or when a past has no room; they are then as they were.
+    pub fn go_on(&mut self, input: Input<'_>, pasts: &mut [engine::Past]) -> Result<(), Error> {
+        debug_assert!(input.lengths.len() == pasts.len() && self.goes_on());
+        let ran = self.run_body(input, &mut Before::Growing(pasts));
+        for (past, &rows) in pasts.iter_mut().zip(input.lengths) {
+            let past = past.of_executor_mut();
+            match ran {
+                Ok(()) => past.advance(rows),
+                Err(_) => past.forget(),
+            }
         }
         ran
     }
@@ -504,38 +520,57 @@ impl Executor {
         Ok(())
     }
 
-    /// Scores of the vocabulary, `[vocabulary]`, for row `row` of the last run's hidden rows.
+    /// Computes scores of the vocabulary for the last of the hidden rows of each text of the last run, whose rows add up
+    /// as `lengths` say.
     ///
     /// # Errors
-    /// [`Error::NoLogits`] where the image has none or there is no such row.
-    pub fn logits(&mut self, row: usize) -> Result<&mut [f32], Error> {
+    /// [`Error::NoLogits`] where the image has none, or there are no such rows or more texts than room was reserved for.
+    pub fn score(&mut self, lengths: &[usize]) -> Result<(), Error> {
         let image = self.image.clone();
         let program = image.steps().ok_or_else(no_kernel)?;
         let logits = program.logits.as_ref().ok_or(Error::NoLogits)?;
-        let part = &self.parts[LOGITS];
         let hidden = image.description().hidden;
-        let start = self.made.start + row * hidden;
-        if start + hidden > self.made.end {
+        let (into, _) = self.parts[LOGITS].slots[0];
+        let count = lengths.len();
+        if count > self.nothing.len() {
             return Err(Error::NoLogits);
         }
-        let (into, _) = part.slots[0];
-        let (begin, _) = part.slots[logits.output.slot];
-        self.arena
-            .numbers()
-            .copy_within(start..start + hidden, into);
-        let one = Input {
+        for text in texts(lengths) {
+            let start = self.made.start + (text.first + text.rows - 1) * hidden;
+            if start + hidden > self.made.end {
+                return Err(Error::NoLogits);
+            }
+            let into = into + text.index * hidden;
+            self.arena
+                .numbers()
+                .copy_within(start..start + hidden, into);
+        }
+        let nothing = mem::take(&mut self.nothing);
+        let input = Input {
             rows: &[],
-            ids: &[0],
-            types: &[0],
-            lengths: &[1],
+            ids: &nothing[..count],
+            types: &nothing[..count],
+            lengths: &[count],
         };
-        self.steps(LOGITS, &logits.steps, one, &mut Before::Nothing)?;
-        let start = begin + logits.output.first;
-        let scores = start..start + logits.vocabulary;
-        Ok(&mut self.arena.numbers()[scores])
+        let scored = self.steps(LOGITS, &logits.steps, input, &mut Before::Nothing);
+        self.nothing = nothing;
+        scored
     }
 
-    /// Scores that [`Executor::logits`] gives; `None` where it gives none.
+    /// Scores of the vocabulary, `[vocabulary]`, for text `index` of those of the last [`Executor::score`].
+    ///
+    /// # Errors
+    /// [`Error::NoLogits`] where the image has none.
+    pub fn scores(&mut self, index: usize) -> Result<&mut [f32], Error> {
+        let program = self.image.steps().ok_or_else(no_kernel)?;
+        let logits = program.logits.as_ref().ok_or(Error::NoLogits)?;
+        let (begin, width) = self.parts[LOGITS].slots[logits.output.slot];
+        let start = begin + index * width + logits.output.first;
+        let scores = start..start + logits.vocabulary;
+        self.arena.numbers().get_mut(scores).ok_or(Error::NoLogits)
+    }
+
+    /// Scores that [`Executor::scores`] gives; `None` where it gives none.
     pub fn vocabulary(&self) -> Option<usize> {
         let logits = self.image.steps()?.logits.as_ref();
         logits.map(|logits| logits.vocabulary)

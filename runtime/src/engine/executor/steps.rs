@@ -18,16 +18,16 @@ use super::{
     program::{Attend, Columns, Keep, KeyHeads, Product, RowStep, Step, Tied},
     rows::{Memory, inner, wide},
 };
-use crate::{Error, Weights, map::floats};
+use crate::{Error, Weights, engine, map::floats};
 
 /// What stands before the texts of a run.
 pub(super) enum Before<'a, 'p> {
     Nothing,
     /// Before each text something of its own.
     Each(&'a (dyn Fn(usize) -> &'p Past + Sync)),
-    /// Before the only text what its own keys and values are added to.
-    Growing(&'a mut Past),
-    /// The same for what it is told to keep alone.
+    /// Before each text what its own keys and values are added to.
+    Growing(&'a mut [engine::Past]),
+    /// The same before the only text, for what it is told to keep alone.
     Keeping(&'a mut Past),
 }
 
@@ -65,7 +65,7 @@ impl Executor {
                 Step::Product(product) => {
                     self.product(product, (part, index), input.ids.len())?;
                 }
-                Step::Tied(tied) => self.tied(tied, part)?,
+                Step::Tied(tied) => self.tied(tied, part, input.ids.len())?,
                 Step::Attend(attend) => self.attend(attend, (part, index), input, before)?,
                 Step::Keep(keep) => self.keep(keep, part, input.ids.len(), before)?,
                 Step::Rows(steps) => self.rows(steps, part, input, before)?,
@@ -133,25 +133,28 @@ impl Executor {
         })
     }
 
-    /// The product of one row with every row of the embedding table.
-    fn tied(&mut self, tied: &Tied, part: usize) -> Result<(), Error> {
+    /// The product of the first `rows` rows with every row of the embedding table.
+    fn tied(&mut self, tied: &Tied, part: usize, rows: usize) -> Result<(), Error> {
         let slots = &self.parts[part].slots;
-        let start = |columns: Columns| slots[columns.slot].0 + columns.first;
-        let (from, to) = (start(tied.input), start(tied.output));
-        let (image, hidden) = (&self.image, self.row.len());
-        self.row
-            .copy_from_slice(&self.arena.view()[from..from + hidden]);
-        let (row, vocabulary) = (&self.row, image.description().vocabulary);
+        let (image, vocabulary) = (&self.image, self.image.description().vocabulary);
+        let hidden = image.description().hidden;
+        let (begin, width) = slots[tied.input.slot];
+        let from = self.arena.view()[begin..].chunks_exact(width);
+        for (row, from) in self.row.chunks_exact_mut(hidden).zip(from).take(rows) {
+            row.copy_from_slice(&from[tied.input.first..][..hidden]);
+        }
+        let own = &self.row[..rows * hidden];
+        let (begin, width) = slots[tied.output.slot];
+        let to = begin + tied.output.first;
         let pieces = self.pool.count();
         // SAFETY: pieces write scores of their own.
         let arena = unsafe { self.arena.share() };
-        let work = vocabulary * hidden;
+        let work = rows * vocabulary * hidden;
         each(&mut self.pool, &mut self.workers, work, |piece, worker| {
             let tokens = share(vocabulary, piece, pieces);
-            let scores = arena.write(to + tokens.start..to + tokens.end);
-            let (weights, rows) = image.table();
+            let (weights, stored) = image.table();
             wide(|| {
-                for (score, stored) in scores.iter_mut().zip(rows.skip(tokens.start)) {
+                for (token, stored) in tokens.clone().zip(stored.skip(tokens.start)) {
                     let other = match weights {
                         Weights::F32 => floats(stored),
                         _ => {
@@ -159,13 +162,20 @@ impl Executor {
                             &worker.row
                         }
                     };
-                    *score = inner(row, other);
+                    for (index, row) in own.chunks_exact(hidden).enumerate() {
+                        let score = to + index * width + token;
+                        arena.write(score..score + 1)[0] = inner(row, other);
+                    }
                 }
             });
             if let Some(bias) = tied.bias {
                 let bias = &image.constants()[bias + tokens.start..bias + tokens.end];
-                let pairs = scores.iter_mut().zip(bias);
-                pairs.for_each(|(score, bias)| *score += bias);
+                for index in 0..rows {
+                    let first = to + index * width;
+                    let scores = arena.write(first + tokens.start..first + tokens.end);
+                    let pairs = scores.iter_mut().zip(bias);
+                    pairs.for_each(|(score, bias)| *score += bias);
+                }
             }
             Ok(())
         })
@@ -182,9 +192,12 @@ impl Executor {
         let Ready::Scale(scale) = &ready[index] else {
             unreachable!("attentions have a scale")
         };
-        if let (Before::Growing(past), Some(own)) = (&mut *before, &attend.own) {
-            let layer = past.layer_mut(attend.layer).ok_or_else(no_kernel)?;
-            push(layer, &self.arena, slots, own, input.ids.len())?;
+        if let (Before::Growing(pasts), Some(own)) = (&mut *before, &attend.own) {
+            for (past, text) in pasts.iter_mut().zip(texts(input.lengths)) {
+                let past = past.of_executor_mut();
+                let layer = past.layer_mut(attend.layer).ok_or_else(no_kernel)?;
+                push(layer, &self.arena, slots, own, text)?;
+            }
         }
         let before = &*before;
         if attend.own.is_none() && !matches!(before, Before::Growing(_)) {
@@ -238,12 +251,17 @@ impl Executor {
             return Err(Error::NoPast);
         };
         let layer = past.layer_mut(keep.layer).ok_or_else(no_kernel)?;
+        let only = Text {
+            index: 0,
+            first: 0,
+            rows,
+        };
         push(
             layer,
             &self.arena,
             &self.parts[part].slots,
             &keep.from,
-            rows,
+            only,
         )
     }
 
@@ -284,19 +302,20 @@ impl Executor {
     }
 }
 
-/// Appends the keys and values of `rows` rows to `layer`.
+/// Appends the keys and values of a text's rows to `layer`.
 fn push(
     layer: &mut Layer,
     arena: &Arena,
     slots: &[(usize, usize)],
     from: &KeyHeads,
-    rows: usize,
+    text: Text,
 ) -> Result<(), Error> {
     let numbers = arena.view();
-    layer.push(rows, |half, head| {
+    layer.push(text.rows, |half, head| {
         let at = from.half(half);
         let (begin, width) = slots[at.slot];
-        (&numbers[begin + at.first + head * at.step..], width)
+        let first = begin + text.first * width;
+        (&numbers[first + at.first + head * at.step..], width)
     })
 }
 
@@ -331,7 +350,8 @@ impl Before<'_, '_> {
         match self {
             Self::Nothing => None,
             Self::Each(past) => Some(past(index)),
-            Self::Growing(past) | Self::Keeping(past) => Some(past),
+            Self::Growing(pasts) => pasts.get(index).map(engine::Past::of_executor),
+            Self::Keeping(past) => Some(past),
         }
     }
 

@@ -309,7 +309,7 @@ mod image_tests {
     fn a_layout_that_does_not_fit_is_refused_with_the_command_that_rebuilds_it() {
         let open = |image: &Image| {
             image.fits()?;
-            Executor::open(image, (1, 1), Threads::default()).map(|_| ())
+            Executor::open(image, (1, 1, 1), Threads::default()).map(|_| ())
         };
         open(&weight(OUTPUTS, NAME)).unwrap();
         let of_floats = super::super::kernels::Kernel::for_rows(8).unwrap();
