@@ -84,7 +84,7 @@ fn served() -> impl Iterator<Item = (Case, usize)> {
 fn peft_in_pytorch_and_the_runtime_give_the_same_answers() {
     let scene = Scene::new();
     let (mut compared, mut furthest) = (0, 0f64);
-    for (case, task) in served().filter(|(case, _)| case.base != "t5") {
+    for (case, task) in served() {
         let adapter = scene.imported(&case, task);
         // Every label is then given, with the logistic function of its logit.
         scene.change(&adapter, |card| {
@@ -102,12 +102,12 @@ fn peft_in_pytorch_and_the_runtime_give_the_same_answers() {
             (compared, furthest) = (compared + 1, furthest.max(far));
         }
     }
-    assert!(compared >= 33, "{compared}");
+    assert!(compared >= 42, "{compared}");
     println!("{compared} answers, at most {furthest:e} apart");
 }
 
 #[test]
-fn an_encoder_decoder_goes_on_as_in_pytorch() {
+fn an_encoder_decoder_goes_on_through_onnxruntime_as_in_pytorch() {
     let scene = Scene::new();
     for (case, task) in served().filter(|(case, _)| case.base == "t5") {
         let adapter = scene.imported(&case, task);

@@ -271,6 +271,46 @@ fn a_signature_by_openssl_is_attached_and_the_key_never_was_here() {
     );
 }
 
+#[test]
+fn a_timestamp_key_that_never_was_here_signs_an_index() {
+    let Some(scene) = openssl_scene() else { return };
+    scene.good(&["trust", "add", "trust", "--timestamp", "pub.pem"]);
+    let new = [
+        "index",
+        "new",
+        "a.preface",
+        "--trust",
+        "trust",
+        "--days",
+        "14",
+    ];
+    scene.good(&[&new[..], &["-o", "fleet.index"]].concat());
+    scene.good(&["statement", "fleet.index", "-o", "index.statement"]);
+    openssl_sign(&scene, "index.statement", "index.sig");
+    openssl_sign(&scene, "fleet.index", "file.sig");
+    openssl_sign(&scene, "statement", "bundle.sig");
+    let before = fs::read(scene.at("fleet.index")).unwrap();
+    let attach = |signature, trust| {
+        let attach = ["attach", "fleet.index", "--signature", signature];
+        code(&scene, &[&attach[..], &["--trust", trust]].concat())
+    };
+    for (signature, trust) in [
+        ("file.sig", "trust"),
+        ("bundle.sig", "trust"),
+        // There it is a release key, which signs no index.
+        ("index.sig", "ssl.trust"),
+    ] {
+        assert_eq!(attach(signature, trust), 12, "{signature} {trust}");
+        assert_eq!(fs::read(scene.at("fleet.index")).unwrap(), before);
+    }
+    let show = ["index", "show", "fleet.index", "--trust", "trust"];
+    assert_eq!(code(&scene, &show), 11, "nobody has signed it");
+    assert_eq!(attach("index.sig", "trust"), 0);
+    let shown: Value =
+        serde_json::from_str(&scene.good(&[&show[..], &["--json"]].concat())).unwrap();
+    assert_eq!(shown["verified"], json!(true), "{shown}");
+}
+
 /// Attack 45.
 #[test]
 fn a_signature_of_another_statement_is_not_attached_and_the_file_stays_as_it_was() {

@@ -2,13 +2,14 @@
 //!
 //! [`Index::parse`] believes nothing; [`Index::verify`] hands out what a timestamp key of the trust store vouches for.
 
-use core::{fmt, str::SplitInclusive};
+use core::fmt;
 
 use crate::{
     MAX_SIGNATURES, Namespace,
     error::Error,
     id::{Id, KeyId, is_name},
     manifest::is_task_id,
+    text::{Decimal, split, split_once},
     time::UtcTime,
     trust::{KeyRole, TrustStore, unix_seconds},
     update::TrustStatement,
@@ -148,7 +149,8 @@ pub struct IndexVersion {
 
 impl fmt::Display for IndexVersion {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}", self.trust_version, self.version)
+        let [trust_version, version] = [self.trust_version.into(), self.version].map(Decimal);
+        write!(formatter, "{trust_version}.{version}")
     }
 }
 
@@ -397,7 +399,7 @@ fn positive(text: &str) -> Option<u64> {
 
 /// `TASK TRUST-VERSION SEQUENCE BUNDLE-ID`.
 fn task_of(text: &str) -> Option<IndexEntry<'_>> {
-    let mut words = text.split(' ');
+    let mut words = split(text, b' ');
     let task = words.next().filter(|task| is_task_id(task))?;
     let trust_version = u32::try_from(positive(words.next()?)?).ok()?;
     let sequence = words.next()?;
@@ -417,7 +419,7 @@ fn task_of(text: &str) -> Option<IndexEntry<'_>> {
 
 /// `KEY-ID SIGNATURE`, both in hex.
 fn signature_of(text: &str) -> Option<(KeyId, [u8; 64])> {
-    let (key, signature) = text.split_once(' ')?;
+    let (key, signature) = split_once(text, b' ')?;
     Some((Id::from_hex(key)?, Id::<64>::from_hex(signature)?.0))
 }
 
@@ -427,32 +429,37 @@ fn entries<'a, T: 'a>(
     word: &'static str,
     read: fn(&'a str) -> Option<T>,
 ) -> impl Iterator<Item = T> + use<'a, T> {
-    lines
-        .lines()
-        .filter_map(move |line| read(line.strip_prefix(word)?))
+    split(lines, b'\n').filter_map(move |line| read(line.strip_prefix(word)?))
 }
 
 /// The lines of an index, each ending in a line feed.
 struct Lines<'a> {
     text: &'a str,
-    rest: SplitInclusive<'a, char>,
+    rest: &'a str,
     number: usize,
-    bytes: usize,
 }
 
 impl<'a> Lines<'a> {
     fn new(text: &'a str) -> Self {
         Self {
             text,
-            rest: text.split_inclusive('\n'),
+            rest: text,
             number: 0,
-            bytes: 0,
         }
     }
 
     /// Everything that was read.
     fn read(&self) -> &'a str {
-        self.text.get(..self.bytes).unwrap_or_default()
+        self.read_from(0)
+    }
+
+    /// What was read from byte `begin` on.
+    fn read_from(&self, begin: usize) -> &'a str {
+        self.text.get(begin..self.bytes()).unwrap_or_default()
+    }
+
+    fn bytes(&self) -> usize {
+        self.text.len().saturating_sub(self.rest.len())
     }
 
     fn refuse(&self, rule: &'static str) -> Error {
@@ -460,15 +467,16 @@ impl<'a> Lines<'a> {
     }
 
     fn peek(&self) -> Option<&'a str> {
-        self.rest.clone().next()
+        let line = split(self.rest, b'\n').next();
+        line.filter(|_| !self.rest.is_empty())
     }
 
     fn next(&mut self) -> Result<&'a str, Error> {
         self.number = self.number.saturating_add(1);
-        let line = self.rest.next().unwrap_or_default();
-        self.bytes = self.bytes.saturating_add(line.len());
-        line.strip_suffix('\n')
-            .ok_or(self.refuse("a line is missing, or does not end in a line feed"))
+        let (line, rest) = split_once(self.rest, b'\n')
+            .ok_or(self.refuse("a line is missing, or does not end in a line feed"))?;
+        self.rest = rest;
+        Ok(line)
     }
 
     fn exactly(&mut self, expected: &str) -> Result<(), Error> {
@@ -498,7 +506,7 @@ impl<'a> Lines<'a> {
         read: fn(&'a str) -> Option<T>,
         key: fn(&T) -> K,
     ) -> Result<&'a str, Error> {
-        let begin = self.bytes;
+        let begin = self.bytes();
         let (mut last, mut count) = (None, 0usize);
         while self.peek().is_some_and(|line| line.starts_with(word)) {
             let entry = self.value(word, read)?;
@@ -512,7 +520,7 @@ impl<'a> Lines<'a> {
                 return Err(self.refuse("more lines of this kind than an index may have"));
             }
         }
-        Ok(self.text.get(begin..self.bytes).unwrap_or_default())
+        Ok(self.read_from(begin))
     }
 
     fn end(&mut self) -> Result<(), Error> {

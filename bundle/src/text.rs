@@ -1,7 +1,11 @@
-//! Searching text by bytes. The searchers behind `str::split` and `str::contains` hold bounds checks that a compiler
-//! cannot remove, so that a linker could not show that the reader never panics.
+//! Searching text by bytes, and numbers as text. The searchers behind `str::split` and `str::contains` and the way in
+//! which `u64` is written hold bounds checks that a compiler cannot remove, so that a linker could not show that the
+//! reader never panics.
 
-use core::iter;
+use core::{
+    fmt::{self, Write},
+    iter,
+};
 
 /// How often `word` is in `text`.
 pub(crate) fn count(text: &str, word: &str) -> usize {
@@ -35,10 +39,25 @@ pub(crate) fn split(text: &str, mark: u8) -> impl Iterator<Item = &str> {
     })
 }
 
+/// A number, shown in decimal digits.
+#[derive(Clone, Copy)]
+pub(crate) struct Decimal(pub(crate) u64);
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let powers = iter::successors(Some(10_000_000_000_000_000_000), |power| Some(power / 10));
+        let digits = powers.take_while(|power| *power > 0);
+        digits
+            .skip_while(|power| *power > self.0.max(1))
+            .filter_map(|power: u64| char::from_digit(u32::try_from(self.0 / power % 10).ok()?, 10))
+            .try_for_each(|digit| formatter.write_char(digit))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use std::vec::Vec;
+    use std::{string::ToString, vec::Vec};
 
     use super::*;
 
@@ -63,6 +82,12 @@ mod tests {
             for word in ["..", "{text}", "a"] {
                 assert_eq!(count(text, word), text.matches(word).count(), "{text:?}");
             }
+        }
+    }
+    #[test]
+    fn numbers_are_written_as_by_the_standard_library() {
+        for number in [0, 1, 9, 10, 99, 100, 1_000_005, u64::MAX / 10, u64::MAX] {
+            assert_eq!(Decimal(number).to_string(), number.to_string());
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Any bytes as a store's state, as they are and under a digest that fits; what is read is written as the same bytes.
+//! Any bytes as a store's state, as they are and under a digest that fits; what is read is written as the same bytes, or
+//! where an older version wrote it, as a state that reads the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -10,7 +11,11 @@ fuzz_target!(|data: &[u8]| {
     let sealed = [body, &Id::of(body).0].concat();
     for bytes in [data, &sealed] {
         if let Some(mut state) = State::parse(bytes) {
-            assert_eq!(state.to_bytes(), bytes);
+            let written = state.to_bytes();
+            if bytes.starts_with(b"preface-state-2\n") {
+                assert_eq!(written, bytes);
+            }
+            assert_eq!(State::parse(&written).as_ref(), Some(&state));
             for task in &mut state.tasks {
                 let _ = task.step_back();
                 task.confirm();

@@ -143,6 +143,11 @@ pub enum Error {
         "bad signature: no key of the trust store made it of this bundle's statement; sign exactly the bytes that preface statement -o writes, with plain Ed25519"
     )]
     ForeignSignature,
+    /// A signature made elsewhere is not one that can be attached to an index.
+    #[error(
+        "bad signature: no timestamp key of the trust store made it of this index's statement; sign exactly the bytes that preface statement -o writes, with plain Ed25519"
+    )]
+    ForeignIndexSignature,
     /// The key made a signature that does not hold.
     #[error("key {key} made a signature that does not hold; is this machine's memory sound?")]
     Signature {
@@ -216,7 +221,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::KeyPermissions { .. } | Self::KeyOwner { .. } => 21,
-            Self::ForeignSignature => 12,
+            Self::ForeignSignature | Self::ForeignIndexSignature => 12,
             Self::Bundle { source } | Self::Index { source } => source.exit_code(),
             _ => 2,
         }

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write};
 
-use preface_bundle::{Id, Index, IndexVersion, UtcTime, VerifiedIndex};
+use preface_bundle::{
+    Id, Index, IndexError, IndexVersion, KeyId, KeyRole, PublicKey, TrustStore, UtcTime,
+    VerifiedIndex,
+};
 
 use crate::{Error, SecretKey};
 
@@ -103,9 +106,37 @@ impl IndexDraft {
 /// machine.
 pub fn sign_index(text: &str, key: &SecretKey) -> Result<String, Error> {
     let index = Index::parse(text).map_err(refused)?;
-    let mut signatures: BTreeMap<_, _> = index.signatures().collect();
     let signature = key.sign(index.statement().as_bytes())?;
-    signatures.insert(key.public().id(), signature);
+    with_signature(&index, key.public().id(), signature)
+}
+
+/// The index with a signature that was made elsewhere, and the timestamp key of `store` that made it of this index's
+/// statement.
+///
+/// # Errors
+/// [`Error::ForeignIndexSignature`]; [`Error::Index`] for a revoked key, for an index that is not one, and where it has
+/// no room for one more.
+pub fn attach_to_index(
+    text: &str,
+    signature: &[u8; 64],
+    store: &TrustStore<'_>,
+) -> Result<(String, PublicKey), Error> {
+    let index = Index::parse(text).map_err(refused)?;
+    let statement = index.statement();
+    let key = store
+        .keys_for(KeyRole::Timestamp)
+        .find(|trusted| trusted.key.has_signed(statement.as_bytes(), signature))
+        .ok_or(Error::ForeignIndexSignature)?;
+    if store.revoked_keys().any(|revoked| revoked == key.id) {
+        let revoked = IndexError::RevokedKey { key: key.id };
+        return Err(refused(revoked.into()));
+    }
+    Ok((with_signature(&index, key.id, *signature)?, key.key))
+}
+
+fn with_signature(index: &Index<'_>, key: KeyId, signature: [u8; 64]) -> Result<String, Error> {
+    let mut signatures: BTreeMap<_, _> = index.signatures().collect();
+    signatures.insert(key, signature);
     let lines = signatures
         .into_iter()
         .map(|(key, signature)| format!("signature {key} {}\n", Id(signature)));
@@ -120,8 +151,6 @@ fn refused(source: preface_bundle::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use preface_bundle::TrustStore;
-
     use super::*;
 
     fn newest(sequence: u64, id: u8) -> Newest {
@@ -178,6 +207,32 @@ mod tests {
         let mut next = super::tests::draft();
         next.take_over(&Index::parse(&text).expect("an index").unverified());
         assert_eq!(next.tasks, draft.tasks);
+    }
+
+    #[test]
+    fn a_revoked_timestamp_key_and_one_that_is_none_sign_nothing_elsewhere() {
+        let mut draft = draft();
+        draft.name("intent", newest(3, 7)).expect("the first");
+        let text = draft.to_text().expect("within the rules");
+        let statement = Index::parse(&text).expect("an index").statement();
+        let [clock, release] = [[3; 32], [1; 32]].map(|seed| SecretKey::from_seed(&seed));
+        let [by_clock, by_release] =
+            [&clock, &release].map(|key| key.sign(statement.as_bytes()).expect("signed"));
+        let trust = format!(
+            "preface-trust v1\nnamespace default\nversion 1\nthreshold 1\nkey {}\ntimestamp {}\n",
+            release.public(),
+            clock.public()
+        );
+        let store = TrustStore::parse(&trust).expect("valid");
+        let attached = attach_to_index(&text, &by_clock, &store).expect("a timestamp key's");
+        let here = sign_index(&text, &clock).expect("signed");
+        assert_eq!(attached, (here, clock.public()));
+        let refused = attach_to_index(&text, &by_release, &store);
+        assert!(matches!(refused, Err(Error::ForeignIndexSignature)));
+        let trust = format!("{trust}revoke-key {}\n", clock.public().id());
+        let store = TrustStore::parse(&trust).expect("valid");
+        let refused = attach_to_index(&text, &by_clock, &store).map_err(|error| error.exit_code());
+        assert_eq!(refused, Err(17));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use adapter::Adapter;
 pub use description::{Answer, Decode, Description, Form, Head, Layer, Probe, TokenBudget};
 pub use error::Error;
 pub use file::{Access, write_file};
-pub use index::{IndexDraft, Newest, sign_index};
+pub use index::{IndexDraft, Newest, attach_to_index, sign_index};
 pub use key::{KeyFile, KeyFiles, Protection, SecretKey, read_private};
 pub use minisign::{minisign, minisign_key};
 pub use pack::{Options, Packed, TensorReport, pack, pack_unsigned, packed_len};

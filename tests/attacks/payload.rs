@@ -1,6 +1,6 @@
 //! Attacks 68 to 77: payload and decoder. Whoever tries them holds a trusted key, but for the first.
 
-use std::{cell::Cell, env, fs};
+use std::{cell::Cell, env, fmt::Display, fs};
 
 use crate::{
     Error, Frame, Id, Policy, TrustStore,
@@ -218,35 +218,72 @@ fn attacks_75_and_76_what_decodes_to_something_else_is_refused() {
     ]);
 }
 
-/// Frames that a decoder must refuse: every changed bit of a good one here, and where `PREFACE_ZSTD_ERRORS` names
-/// the folder, zstd's own `tests/golden-decompression-errors`.
+/// A frame with one block: a header that gives the decoded length, `blocks` behind it.
+fn framed(decoded_bytes: usize, blocks: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(decoded_bytes).unwrap().to_le_bytes();
+    // A window of 1 KiB, and four bytes of content size (RFC 8878, section 3.1.1.1).
+    [
+        &[0x28, 0xb5, 0x2f, 0xfd, 0b1000_0000, 0][..],
+        &length,
+        blocks,
+    ]
+    .concat()
+}
+
+/// A last, compressed block: `literals` as they are, no sequence, and `more` where the block should end.
+fn literal_block(literals: &[u8], more: &[u8]) -> Vec<u8> {
+    let header = u32::try_from(literals.len()).unwrap() << 4;
+    let content = [&(header | 0b1100).to_le_bytes()[..3], literals, &[0], more].concat();
+    let header = u32::try_from(content.len()).unwrap() << 3;
+    [&(header | 0b101).to_le_bytes()[..3], &content].concat()
+}
+
+/// Frames that a decoder must refuse: every changed bit of a good one, a block that goes on behind its end, and where
+/// `PREFACE_ZSTD_ERRORS` names the folder, zstd's own `tests/golden-decompression-errors` (Debian: source package
+/// libzstd). Those give no content size and are refused before a decoder sees them, so their blocks are tried too under
+/// a header that does.
 #[test]
 fn attack_77_what_a_decoder_refuses_or_gets_wrong_is_never_opened() {
     let text = trust_text(&[1], 1, "");
     let store = TrustStore::parse(&text).unwrap();
     let policy = Policy::for_base(Id([0xb; 32]), Id([0xc; 32]));
-    let open = |file: &[u8]| {
-        let admitted = Frame::parse(file)?.authenticate(&store)?.admit(&policy)?;
+    let decoded = Sample::default().decoded;
+    let open = |frame: &[u8]| {
+        let file = compressed(frame, decoded.clone());
+        let admitted = Frame::parse(&file)?.authenticate(&store)?.admit(&policy)?;
         let decoded = preface_runtime::bundle::decode(&admitted)?;
         admitted.open(&decoded).map(|_| ())
     };
-    let decoded = Sample::default().decoded;
+    let refuse = |frame: &[u8], name: &dyn Display| {
+        let code = open(frame).map_err(|error| error.exit_code());
+        assert!(matches!(code, Err(10 | 13)), "{name}: {code:?}");
+    };
     let good = zstd::bulk::compress(&decoded, 19).unwrap();
-    assert_eq!(open(&compressed(&good, decoded.clone())), Ok(()));
+    assert_eq!(open(&good), Ok(()));
     for bit in 0..8 * good.len() {
         let mut frame = good.clone();
         frame[bit / 8] ^= 1 << (bit % 8);
-        let code = open(&compressed(&frame, decoded.clone())).map_err(|error| error.exit_code());
-        assert!(matches!(code, Err(10 | 13)), "bit {bit}: {code:?}");
+        refuse(&frame, &format_args!("bit {bit}"));
     }
+    let block = |more: &[u8]| framed(decoded.len(), &literal_block(&decoded, more));
+    assert_eq!(open(&block(&[])), Ok(()));
+    refuse(&block(&[0]), &"a byte behind no sequences");
     let Ok(folder) = env::var("PREFACE_ZSTD_ERRORS") else {
         eprintln!("SKIPPED: zstd's golden-decompression-errors: PREFACE_ZSTD_ERRORS is not set");
         return;
     };
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
+    let paths = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let frames: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|kind| kind == "zst"))
+        .collect();
+    assert!(frames.len() >= 3, "{frames:?}");
+    for path in frames {
         let frame = fs::read(&path).unwrap();
-        let code = open(&compressed(&frame, decoded.clone())).map_err(|error| error.exit_code());
-        assert!(matches!(code, Err(10 | 13)), "{}: {code:?}", path.display());
+        refuse(&frame, &path.display());
+        let blocks = frame.strip_prefix(&[0x28, 0xb5, 0x2f, 0xfd, 0, 0]);
+        let blocks = blocks.expect("a window and no content size");
+        refuse(&framed(decoded.len(), blocks), &path.display());
     }
 }

@@ -1,11 +1,14 @@
 //! Verifies one bundle with the reader and nothing else, and says which bundle it is and how much stack that took.
 //!
-//! It has neither `std` nor `alloc`, so that it does not link where the reader allocates; and its panic handler names
-//! the place, so that every place where a panic is left is in the program by name. `check.sh` builds and searches it.
+//! It has neither `std` nor `alloc`, so that it does not link where the reader allocates. With the feature `no-panic` it
+//! does not link where a panic is possible either; without it, its panic handler names the place, so that every place
+//! where a panic is left is in the program by name. `check.sh` builds both.
 
 #![no_std]
 #![no_main]
 
+#[cfg(feature = "everything")]
+mod everything;
 mod machine;
 
 use core::{fmt::Write, hint::black_box};
@@ -45,12 +48,15 @@ fn verify(file: &[u8], trust: &str) -> Result<Id, Error> {
             rule: "there is no decoder here",
         });
     }
-    admitted
-        .open(admitted.stored_payload())
-        .map(|bundle| bundle.bundle_id())
+    let bundle = admitted.open(admitted.stored_payload())?;
+    #[cfg(feature = "everything")]
+    everything::read(&bundle, trust, file)?;
+    Ok(bundle.bundle_id())
 }
 
 fn run() -> Result<usize, Error> {
+    #[cfg(feature = "panic")]
+    black_box(BUNDLE[black_box(0)]);
     let (mut id, mut changed) = (Ok(Id([0; 32])), Ok(Id([0; 32])));
     let stack = machine::stack_bytes(PAINTED_BYTES, || {
         id = verify(black_box(BUNDLE), black_box(TRUST));
@@ -76,6 +82,20 @@ extern "C" fn begin() -> ! {
     machine::end(if run().is_ok() { 0 } else { 1 })
 }
 
+#[cfg(feature = "no-panic")]
+unsafe extern "C" {
+    /// Nothing has this symbol: the link fails unless the optimiser has removed the panic handler, its only caller.
+    fn a_panic_is_possible() -> !;
+}
+
+#[cfg(feature = "no-panic")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // SAFETY: a program with this call in it does not link.
+    unsafe { a_panic_is_possible() }
+}
+
+#[cfg(not(feature = "no-panic"))]
 #[panic_handler]
 fn panic(panic: &core::panic::PanicInfo<'_>) -> ! {
     // The place's name is in the program for as long as a panic there cannot be ruled out: that is what is searched.

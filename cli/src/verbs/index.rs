@@ -105,7 +105,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 }
 
 /// Reads an index file.
-fn read_index(path: &Path) -> Result<String, Refused> {
+pub(crate) fn read_index(path: &Path) -> Result<String, Refused> {
     let refuse = |error: ReadError| Refused::at(path, error.bundle_exit_code(), &error);
     preface_runtime::bundle::read_text(path, MAX_INDEX_BYTES).map_err(refuse)
 }
@@ -150,7 +150,8 @@ fn show_index(show: &Show, output: &Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn described(index: &VerifiedIndex<'_>) -> Value {
+/// An index, for scripts.
+pub(crate) fn described(index: &VerifiedIndex<'_>) -> Value {
     let tasks = index.tasks().map(|entry| {
         json!({
             "task": entry.task, "trust_version": entry.trust_version, "sequence": entry.sequence,

@@ -6,25 +6,28 @@ use std::{
 };
 
 use clap::Args;
-use preface_bundle::{Id, KeyRole, Manifest, Stores, TrustStatement, TrustStore};
+use preface_bundle::{Id, Index, KeyRole, Manifest, Stores, TrustStatement, TrustStore, UtcTime};
 use preface_packager::{Access, Signing, write_file};
 use preface_runtime::bundle::read;
 use serde_json::{Value, json};
 
-use super::inspect::describe;
+use super::{
+    index::{described, read_index},
+    inspect::describe,
+};
 use crate::{
     output::Output,
     refused::{Refused, valid_trust},
 };
 
-/// Show what a signature of a bundle or a trust store vouches for, and write the exact bytes to sign
+/// Show what a signature of a bundle, an index or a trust store vouches for, and write the exact bytes to sign
 #[derive(Args)]
 #[command(after_help = "\
 The bytes are at most 4096 and are signed as they are, with plain Ed25519 (RFC 8032): by OpenSSL, ssh-agent, a key \
-service or a PKCS#11 token. preface attach takes the signature of a bundle, \
+service or a PKCS#11 token. preface attach takes the signature of a bundle or an index, \
 preface trust update that of a trust store.
 
-Exit: 0 written; 2 not written; 10 not a bundle; 11 a trust store without roots; 18 or 21 \
+Exit: 0 written; 2 not written; 10 neither a bundle nor an index; 11 a trust store without roots; 18 or 21 \
 not a trust store to go by.
 
 Example:
@@ -33,7 +36,7 @@ Example:
   openssl pkeyutl -sign -rawin -inkey key.pem -in intent.statement -out intent.sig
   preface attach intent.unsigned --signature intent.sig --trust release.trust -o intent.preface")]
 pub struct Arguments {
-    /// The bundle, signed or not, or the trust store
+    /// The bundle or the index, signed or not, or the trust store
     file: PathBuf,
     /// Where to write the bytes
     #[arg(short, long, value_name = "FILE")]
@@ -43,11 +46,53 @@ pub struct Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let path = &arguments.file;
-    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
-    match file.starts_with(b"preface-trust ") {
-        true => of_trust(arguments, output),
+    if begins(path, b"preface-trust ")? {
+        return of_trust(arguments, output);
+    }
+    match is_index(path)? {
+        true => of_index(arguments, output),
         false => of_bundle(arguments, output),
     }
+}
+
+/// Whether a file is one of those that begin with `word`.
+fn begins(path: &Path, word: &[u8]) -> Result<bool, Refused> {
+    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    Ok(file.starts_with(word))
+}
+
+/// Whether a file is to be a fleet's index.
+pub(crate) fn is_index(path: &Path) -> Result<bool, Refused> {
+    begins(path, b"preface-index ")
+}
+
+fn of_index(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let path = &arguments.file;
+    let text = read_index(path)?;
+    let index =
+        Index::parse(&text).map_err(|error| Refused::at(path, error.exit_code(), &error))?;
+    let (statement, content) = (index.statement(), index.unverified());
+    if let Some(path) = &arguments.output {
+        write_file(path, statement.as_bytes(), Access::Everyone)?;
+    }
+    let tasks: Vec<_> = content
+        .tasks()
+        .map(|entry| format!("{} {}.{}", entry.task, entry.trust_version, entry.sequence))
+        .collect();
+    output.note(format_args!(
+        "Whoever signs this index says that from {} until {} devices of namespace {} find nothing newer than index {}:\n{}.",
+        UtcTime(content.dated()),
+        UtcTime(content.expires()),
+        content.namespace_name(),
+        content.version(),
+        tasks.join(", "),
+    ));
+    let mut report = described(&content);
+    report["sha256"] = Id::of(statement.as_bytes()).to_string().into();
+    report["statement_bytes"] = statement.as_bytes().len().into();
+    report["signature_keys"] = index.signatures().map(|(key, _)| key.to_string()).collect();
+    output.json(&report)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn of_trust(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {

@@ -225,8 +225,9 @@ impl File<'_> {
     fn prefix(&self) -> Result<(Value, Vec<f32>), Error> {
         if self.target.kind == BaseKind::EncoderDecoder {
             return Err(self.refuse(
-                "PEFT gives the prefix of an encoder-decoder to its decoder's self-attention alone, which is not served; \
-                 train a prompt for the encoder with PROMPT_TUNING or `preface train`",
+                "PEFT gives the prefix of an encoder-decoder to its decoder's self-attention alone, with scores that the base's \
+                 table of distances moves for each token that asks, which no form of a prompt can stand for; train a prompt \
+                 for the encoder with PROMPT_TUNING, or a prefix of all its attentions with `preface train`",
             ));
         }
         let tokens = self.config.tokens;
