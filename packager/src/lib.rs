@@ -1,8 +1,8 @@
 //! Quantises, compresses and signs an adapter into a bundle, and keeps the keys that sign.
 //!
 //! [`Adapter::open`] reads what a trainer or PEFT left, [`pack`] makes a bundle of it, byte for
-//! byte the same for the same input and key, and verifies it before handing it out; [`packed_len`]
-//! says how long it will be, without a key, and [`pack_unsigned`] leaves out the signatures that [`Signing`] adds.
+//! byte the same for the same input and key, and verifies it before handing it out; an [`Encoding`] says in which numbers.
+//! [`packed_len`] says how long it will be, without a key, and [`pack_unsigned`] leaves out the signatures that [`Signing`] adds.
 //! [`SecretKey`] signs; [`write_trust`] and its neighbours write the text that devices trust;
 //! [`exchange`] reads and writes what other programs make: PEFT's folders, numpy arrays, ONNX Runtime's adapter files.
 //! [`write_file`] is how every file is written: whole or not at all.
@@ -10,6 +10,7 @@
 mod adapter;
 mod description;
 mod encode;
+mod encoding;
 mod error;
 pub mod exchange;
 mod file;
@@ -27,6 +28,7 @@ mod trust;
 
 pub use adapter::Adapter;
 pub use description::{Answer, Decode, Description, Form, Head, Layer, Probe, TokenBudget};
+pub use encoding::{Encoding, Scales};
 pub use error::Error;
 pub use file::{Access, write_file};
 pub use index::{IndexDraft, Newest, sign_index};
