@@ -137,7 +137,7 @@ fn the_smallest_encoding_within_the_loss_is_taken_for_every_kind_of_answer() {
         return skip("the models of ../shared");
     };
     let hidden = decoder.base.description.hidden;
-    let several = json!({"answer": {"kind": "labels", "threshold": 0.5}});
+    let several = json!({"answer": {"kind": "labels", "threshold": 0.3}});
     let tags = json!({"head": {"kind": "token-linear", "classes": 3, "hidden": hidden}, "answer": {"kind": "tags"},
                       "labels": ["O", "B-x", "B-y"]});
     let factored =

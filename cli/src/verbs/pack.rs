@@ -14,7 +14,11 @@ use serde_json::json;
 
 use self::smallest::Measured;
 use super::verify::ids_of;
-use crate::{keys::PassphraseFrom, output::Output};
+use crate::{
+    keys::PassphraseFrom,
+    leak::{self, Reading},
+    output::Output,
+};
 
 /// Quantise, compress and sign an adapter
 #[derive(Args)]
@@ -26,13 +30,16 @@ With --max-loss, prompt and head are tried in i4, i8, f16 and f32 with every kin
 is signed with a key that is thrown away, and verified and run on the base image; a base folder is compiled for that. The \
 first that loses no more is taken, and the manifest carries the figures.
 
+With a base folder, the tokens nearest to each vector of the prompt are shown, and a warning says what they spell of the \
+training file. Keys and values have no such reading.
+
 Exit: 0 written; 2 not written; 21 others can read the secret key or the passphrase.
 
 Example:
   preface pack out/intent --base minilm --task intent --sequence 1 --key keys/release.key -o intent.preface
   preface pack out/intent --base minilm --task intent --sequence 1 --unsigned -o intent.unsigned
   preface pack out/intent --base out/base --task intent --sequence 1 --key keys/release.key -o intent.preface \\
-               --max-loss 0.3 --dev dev.jsonl")]
+               --max-loss 0.3 --dev dev.jsonl --train train.jsonl")]
 pub struct Arguments {
     /// The adapter folder
     adapter: PathBuf,
@@ -53,6 +60,8 @@ pub struct Arguments {
     head_dtype: Option<Format>,
     #[command(flatten)]
     smallest: smallest::Arguments,
+    #[command(flatten)]
+    leak: leak::Arguments,
     /// A secret key that signs; give it once for every signature
     #[arg(long, value_name = "FILE", required_unless_present = "unsigned")]
     key: Vec<PathBuf>,
@@ -118,6 +127,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         adapter.check_base(base_id, tokenizer_id)?;
     }
     let (base, dtype) = (arguments.base.as_deref(), arguments.dtype.into());
+    let reading = base.map(|base| arguments.leak.reading(&adapter, base, output));
+    let reading = reading.transpose()?.flatten();
     let mut options = Options {
         encoding: Encoding {
             head: arguments.head_dtype.map_or(dtype, Dtype::from),
@@ -142,11 +153,15 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         true => pack_unsigned(&adapter, &options)?,
         false => pack(&adapter, &options, &keys)?,
     };
+    if let Some(reading) = &reading {
+        reading.show(output);
+    }
     write_file(&arguments.output, &packed.bytes, Access::Everyone)?;
     report(
         &packed,
         options.encoding,
         measured.as_ref(),
+        reading.as_ref(),
         keys.len(),
         &arguments.output.display().to_string(),
         output,
@@ -168,6 +183,7 @@ fn report(
     packed: &Packed,
     encoding: Encoding,
     measured: Option<&Measured>,
+    reading: Option<&Reading>,
     signatures: usize,
     path: &str,
     output: &Output,
@@ -204,6 +220,7 @@ fn report(
         "dtype": prompt,
         "head_dtype": head,
         "measured": measured,
+        "reading": reading,
         "loss": packed.loss,
         "codec": packed.codec.name(),
         "signatures": signatures,

@@ -20,6 +20,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
+    leak::note_other,
     output::Output,
     tasks::overlength,
     verbs::{
@@ -100,13 +101,7 @@ impl Arguments {
             return Ok(None);
         };
         let dev = Dataset::read(dev)?;
-        let known = adapter.description.receipt.get("dev_sha256");
-        if known.is_none_or(|known| *known != *dev.sha256) {
-            output.note(format_args!(
-                "{} is not the dev file that the adapter was trained with",
-                dev.path.display()
-            ));
-        }
+        note_other(&dev, adapter, ("dev_sha256", "dev"), output);
         let measure = |image: &Image| {
             let overlength = overlength(self.truncate);
             let options_here = SessionOptions {
