@@ -11,6 +11,7 @@ mod scene;
 
 use std::{
     fs,
+    path::Path,
     process::{Command, Output},
 };
 
@@ -18,7 +19,7 @@ use preface_graph::{Base, FormKind};
 use preface_trainer::{adapter::Adapter, form::Form};
 use scene::Scene;
 use serde_json::{Value, json};
-use support::{Export, adapters::adapter, skip};
+use support::{Export, adapters::adapter, base_folder, random, skip};
 
 /// A small decoder with a scene around it.
 struct Decoder {
@@ -279,6 +280,38 @@ fn what_was_measured_is_what_the_same_encoding_by_hand_answers() {
         compared += 1;
     }
     assert!(compared > 1, "{report}");
+}
+
+#[test]
+fn where_f32_does_not_fit_a_bundle_losses_are_against_the_most_exact_that_does() {
+    let scene = Scene::new(&base_folder(), "f32");
+    let base = Base::open(&base_folder()).unwrap();
+    let form = Form::of(FormKind::KeyValues, 80, &base.description);
+    let head =
+        json!({"head": {"kind": "label-text", "classes": 3, "hidden": base.description.hidden}});
+    let mut adapter = adapter(&base, &form, head);
+    // Numbers that no compressor makes much of.
+    let mut below = random(7);
+    for value in adapter.prompt.tensors.iter_mut().flatten() {
+        *value = below(1 << 24) as f32 / (1 << 24) as f32 - 0.5;
+    }
+    adapter.write(Path::new(&scene.at("adapter"))).unwrap();
+    let [folder, key, bundle] = ["adapter", "keys/k.key", "packed"].map(|at| scene.at(at));
+    let (image, dev) = (scene.at("x.base"), scene.at("dev.jsonl"));
+    fs::write(&dev, r#"{"text": "the dog was happy", "label": "label-0"}"#).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_preface"));
+    command.args(["pack", "--json", &folder, "--base", &image, "--key", &key]);
+    command.args(["--task", "x", "--sequence", "1", "-o", &bundle]);
+    let output = command.args(["--max-loss", "100", "--dev", &dev]).output();
+    let report = json_of(done(&output.unwrap()));
+    let reference = &report["measured"]["reference"];
+    assert_eq!(
+        [&reference["prompt"], &reference["head"]],
+        ["f16", "f16"],
+        "{reference}"
+    );
+    assert!(number(&reference["bytes"]) > 500_000.0, "{reference}");
+    assert_eq!(report["dtype"], "i4");
 }
 
 #[test]
