@@ -15,6 +15,8 @@ mod journal;
 mod json_lines;
 #[cfg(feature = "host")]
 mod keys;
+#[cfg(feature = "host")]
+mod leak;
 mod memory;
 #[cfg(feature = "host")]
 mod onnxruntime;

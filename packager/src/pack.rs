@@ -6,7 +6,7 @@ use preface_bundle::{
 };
 
 use crate::{
-    Error, SecretKey,
+    Encoding, Error, SecretKey,
     adapter::Adapter,
     description::{Description, Form},
     encode::encode,
@@ -26,8 +26,8 @@ pub struct Options {
     pub task: String,
     /// Grows with every release of the task.
     pub sequence: u64,
-    /// Number format of prompt and head weight.
-    pub dtype: Dtype,
+    /// Number formats of prompt and head.
+    pub encoding: Encoding,
     /// Name of the fleet that it is for.
     pub namespace: String,
     /// Version of the trust store that it is released under.
@@ -46,7 +46,7 @@ impl Options {
         Self {
             task: task.to_owned(),
             sequence,
-            dtype: Dtype::I8,
+            encoding: Encoding::of(Dtype::I8),
             namespace: "default".to_owned(),
             trust_version: 1,
             security_version: 0,
@@ -156,7 +156,7 @@ struct Unsigned {
 impl Unsigned {
     fn of(adapter: &Adapter, options: &Options) -> Result<Self, Error> {
         options.check()?;
-        let tensors = quantise(adapter, options.dtype)?;
+        let tensors = quantise(adapter, options.encoding)?;
         let decoded: Vec<u8> = tensors
             .iter()
             .flat_map(|tensor| tensor.bytes.iter().copied())

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 use preface_bundle::{Dtype, Role, TensorSpec};
 
-use crate::Error;
+use crate::{Error, Scales};
 
 /// A tensor before quantisation.
 #[derive(Clone, Debug)]
@@ -42,7 +42,12 @@ impl Quantised {
     ///
     /// Of i8 the scale's reach is chosen among `tensor.rows` as the one that costs fewer bits a
     /// value at equal error, where one bit more halves the error.
-    pub fn new(tensor: &FloatTensor, dtype: Dtype, offset: usize) -> Result<Self, Error> {
+    pub fn new(
+        tensor: &FloatTensor,
+        dtype: Dtype,
+        scales: Scales,
+        offset: usize,
+    ) -> Result<Self, Error> {
         let FloatTensor {
             role,
             layer,
@@ -50,7 +55,7 @@ impl Quantised {
             values,
             ..
         } = tensor;
-        let group = group_of(tensor, dtype);
+        let group = group_of(tensor, dtype, scales);
         let spec = TensorSpec::new(*role, dtype, *layer, dims, group, offset).map_err(|error| {
             let problem = format!(
                 "{} does not fit the {} tensor: {error}",
@@ -62,7 +67,7 @@ impl Quantised {
                 problem,
             }
         })?;
-        let (bytes, error) = coded(values, dtype, usize::from(group));
+        let (bytes, error) = coded(values, dtype, usize::from(group), scales);
         let energy = values.iter().map(|value| f64::from(*value).powi(2)).sum();
         Ok(Self {
             spec,
@@ -88,14 +93,15 @@ pub(crate) fn relative(error: f64, energy: f64) -> f64 {
 }
 
 /// Values that share a scale.
-fn group_of(tensor: &FloatTensor, dtype: Dtype) -> u16 {
+fn group_of(tensor: &FloatTensor, dtype: Dtype, scales: Scales) -> u16 {
     match dtype {
         Dtype::I8 => {
             let rows = tensor
                 .rows
                 .iter()
                 .filter_map(|row| u16::try_from(*row).ok());
-            let costs = rows.map(|row| (bits_at_equal_error(tensor, usize::from(row)), row));
+            let costs =
+                rows.map(|row| (bits_at_equal_error(tensor, usize::from(row), scales), row));
             costs
                 .min_by(|one, other| one.0.total_cmp(&other.0))
                 .map_or(0, |(_, row)| row)
@@ -108,7 +114,7 @@ fn group_of(tensor: &FloatTensor, dtype: Dtype) -> u16 {
 }
 
 /// The bytes of a tensor, and the squared error of what they stand for.
-fn coded(values: &[f32], dtype: Dtype, group: usize) -> (Vec<u8>, f64) {
+fn coded(values: &[f32], dtype: Dtype, group: usize, scales: Scales) -> (Vec<u8>, f64) {
     match dtype {
         Dtype::F16 => halves(values, |value| {
             let half = f16::from_f32(value);
@@ -118,8 +124,8 @@ fn coded(values: &[f32], dtype: Dtype, group: usize) -> (Vec<u8>, f64) {
             let half = bf16::from_f32(value);
             (half.to_le_bytes(), half.to_f32())
         }),
-        Dtype::I8 => integers(values, group, Range::I8).pack(),
-        Dtype::I4 => integers(values, group, Range::I4).pack(),
+        Dtype::I8 => integers(values, group, Range::I8, scales).pack(),
+        Dtype::I4 => integers(values, group, Range::I4, scales).pack(),
         _ => (
             values
                 .iter()
@@ -142,8 +148,8 @@ fn halves(values: &[f32], half: impl Fn(f32) -> ([u8; 2], f32)) -> (Vec<u8>, f64
 }
 
 /// Bits a value plus the binary logarithm of the error.
-fn bits_at_equal_error(tensor: &FloatTensor, row: usize) -> f64 {
-    let coded = integers(&tensor.values, row, Range::I8);
+fn bits_at_equal_error(tensor: &FloatTensor, row: usize, scales: Scales) -> f64 {
+    let coded = integers(&tensor.values, row, Range::I8, scales);
     let error: f64 = coded.error;
     let bits = 8.0 + 16.0 / row as f64;
     bits + 0.5 * error.max(f64::MIN_POSITIVE).log2()
@@ -160,6 +166,14 @@ impl Range {
         match self {
             Self::I8 => value.clamp(-I8_LARGEST, I8_LARGEST),
             Self::I4 => value.clamp(I4_SMALLEST, I4_LARGEST),
+        }
+    }
+
+    /// The largest number that has its negative.
+    fn reach(self) -> f32 {
+        match self {
+            Self::I8 => I8_LARGEST,
+            Self::I4 => I4_LARGEST,
         }
     }
 }
@@ -192,7 +206,7 @@ impl Integers {
     }
 }
 
-fn integers(values: &[f32], group: usize, range: Range) -> Integers {
+fn integers(values: &[f32], group: usize, range: Range, scales: Scales) -> Integers {
     let mut out = Integers {
         range,
         scales: vec![],
@@ -200,7 +214,10 @@ fn integers(values: &[f32], group: usize, range: Range) -> Integers {
         error: 0.0,
     };
     for values in values.chunks(group.max(1)) {
-        let (scale, error) = best_scale(values, range);
+        let (scale, error) = match scales {
+            Scales::LeastError => best_scale(values, range),
+            Scales::Largest => scored(values, usable(largest(values) / range.reach()), range),
+        };
         out.scales.push(scale);
         out.values.extend(
             values
@@ -216,19 +233,24 @@ fn round(value: f32, scale: f32, range: Range) -> f32 {
     range.clamp((value / scale).round_ties_even())
 }
 
+/// The largest magnitude of the values.
+fn largest(values: &[f32]) -> f32 {
+    values
+        .iter()
+        .fold(0.0f32, |largest, value| largest.max(value.abs()))
+}
+
 /// The binary16 scale of least squared error, and that error: tried are scales that clip the
 /// largest value more and more, then the least-squares fit to the integers of the best of them.
 fn best_scale(values: &[f32], range: Range) -> (f16, f64) {
-    let largest = values
-        .iter()
-        .fold(0.0f32, |largest, value| largest.max(value.abs()));
-    let (reach, least) = match range {
-        Range::I8 => (I8_LARGEST, 80),
-        Range::I4 => (I4_LARGEST, 50),
+    let whole = largest(values) / range.reach();
+    let least = match range {
+        Range::I8 => 80,
+        Range::I4 => 50,
     };
     let tried = (least..=100)
         .rev()
-        .map(|percent| largest / reach * percent as f32 / 100.0);
+        .map(|percent| whole * percent as f32 / 100.0);
     let best = tried
         .map(|scale| scored(values, usable(scale), range))
         .min_by(|one, other| one.1.total_cmp(&other.1));
@@ -330,7 +352,7 @@ mod tests {
             (Dtype::I4, 0.07, 0.1),
         ];
         for (dtype, least, most) in cases {
-            let quantised = Quantised::new(&tensor, dtype, 0).expect("fits");
+            let quantised = Quantised::new(&tensor, dtype, Scales::LeastError, 0).expect("fits");
             let loss = quantised.loss();
             assert!((least..=most).contains(&loss), "{dtype:?}: {loss}");
             assert_eq!(quantised.bytes.len(), quantised.spec.bytes, "{dtype:?}");
@@ -339,22 +361,40 @@ mod tests {
 
     #[test]
     fn the_scale_is_at_least_as_good_as_that_of_the_largest_value() {
-        for (range, reach) in [(Range::I8, 127.0), (Range::I4, 7.0)] {
+        for range in [Range::I8, Range::I4] {
             for values in normal(64 * 32).chunks(32) {
-                let largest = values
-                    .iter()
-                    .fold(0.0f32, |largest, value| largest.max(value.abs()));
-                let plain = scored(values, usable(largest / reach), range).1;
-                assert!(best_scale(values, range).1 <= plain);
+                let [least, plain] = [Scales::LeastError, Scales::Largest]
+                    .map(|scales| integers(values, 32, range, scales).error);
+                assert!(least <= plain);
             }
         }
+    }
+
+    #[test]
+    fn a_large_value_among_small_ones_is_clipped_for_the_least_error_alone() {
+        let values: Vec<f32> = normal(31).into_iter().chain([5.0]).collect();
+        let read = |scales| {
+            let coded = integers(&values, 32, Range::I4, scales);
+            (
+                coded.scales[0].to_f32() * f32::from(coded.values[31]),
+                coded.error,
+            )
+        };
+        let ((clipped, least), (whole, error)) = (read(Scales::LeastError), read(Scales::Largest));
+        assert!(
+            clipped < 4.9 && (whole - 5.0).abs() < 0.01,
+            "{clipped} {whole}"
+        );
+        assert!(least < 0.95 * error, "{least} {error}");
     }
 
     #[test]
     fn rows_of_zeros_and_of_tiny_numbers_have_usable_scales() {
         for values in [vec![0.0; 8], vec![1e-8; 8], vec![-0.0; 8]] {
             for dtype in [Dtype::I8, Dtype::I4] {
-                let quantised = Quantised::new(&tensor(values.clone(), 8), dtype, 0).expect("fits");
+                let quantised =
+                    Quantised::new(&tensor(values.clone(), 8), dtype, Scales::LeastError, 0)
+                        .expect("fits");
                 let scale = f16::from_le_bytes([quantised.bytes[0], quantised.bytes[1]]);
                 assert!(scale.is_normal() && scale > f16::ZERO, "{values:?}");
             }
@@ -367,10 +407,12 @@ mod tests {
             .chain([0])
             .map(|value| 0.5 * f32::from(value))
             .collect();
-        let quantised = Quantised::new(&tensor(values, 256), Dtype::I8, 0).expect("fits");
+        let quantised =
+            Quantised::new(&tensor(values, 256), Dtype::I8, Scales::LeastError, 0).expect("fits");
         assert_eq!(quantised.error, 0.0);
         let values: Vec<f32> = (-8i8..=7).map(|value| 0.25 * f32::from(value)).collect();
-        let quantised = Quantised::new(&tensor(values, 16), Dtype::I4, 0).expect("fits");
+        let quantised =
+            Quantised::new(&tensor(values, 16), Dtype::I4, Scales::LeastError, 0).expect("fits");
         assert_eq!(quantised.error, 0.0);
     }
 
@@ -390,7 +432,7 @@ mod tests {
             ..alike.clone()
         };
         let group = |tensor| {
-            Quantised::new(tensor, Dtype::I8, 0)
+            Quantised::new(tensor, Dtype::I8, Scales::LeastError, 0)
                 .expect("fits")
                 .spec
                 .group

@@ -3,7 +3,7 @@
 use preface_bundle::{Dtype, Role};
 
 use crate::{
-    Error,
+    Encoding, Error,
     adapter::Adapter,
     description::{Form, Layer},
     quantise::{FloatTensor, Quantised},
@@ -12,11 +12,12 @@ use crate::{
 /// Quantises the adapter's tensors, one after the other.
 ///
 /// Numbers that change nothing, a bias or gates of zeros, are left out.
-pub(crate) fn quantise(adapter: &Adapter, dtype: Dtype) -> Result<Vec<Quantised>, Error> {
+pub(crate) fn quantise(adapter: &Adapter, encoding: Encoding) -> Result<Vec<Quantised>, Error> {
     let mut offset = 0;
     let mut quantised = Vec::new();
     for tensor in float_tensors(adapter) {
-        let one = Quantised::new(&tensor, dtype_of(&tensor, dtype), offset)?;
+        let dtype = dtype_of(&tensor, encoding.dtype(tensor.role));
+        let one = Quantised::new(&tensor, dtype, encoding.scales, offset)?;
         offset += one.bytes.len();
         quantised.push(one);
     }

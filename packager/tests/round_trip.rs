@@ -9,7 +9,7 @@ use preface_bundle::{
     AnswerKind, AnswerPlan, Dtype, Error, Frame, HEADER_BYTES, HeadKind, Id, Inputs, Policy, Role,
     TrustStore, VerifiedBundle,
 };
-use preface_packager::{Adapter, Options, Packed, SecretKey, pack, packed_len};
+use preface_packager::{Adapter, Encoding, Options, Packed, SecretKey, pack, packed_len};
 use proptest::{collection::vec, prelude::*};
 use safetensors::tensor::TensorView;
 use serde_json::json;
@@ -128,7 +128,7 @@ fn packed(adapter: &Adapter, dtype: Dtype) -> Packed {
     pack(
         adapter,
         &Options {
-            dtype,
+            encoding: Encoding::of(dtype),
             ..Options::new("intent", 1)
         },
         &[key()],
@@ -422,7 +422,7 @@ fn every_head_and_answer_comes_back() {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I8, Dtype::I4] {
             let packed = packed(&adapter, dtype);
             let options = Options {
-                dtype,
+                encoding: Encoding::of(dtype),
                 ..Options::new("intent", 1)
             };
             assert_eq!(packed_len(&adapter, &options).unwrap(), packed.bytes.len());
@@ -519,11 +519,60 @@ fn the_same_input_gives_the_same_bytes() {
         );
         assert_eq!(one.bytes, other.bytes, "{dtype:?}");
         let next = Options {
-            dtype,
+            encoding: Encoding::of(dtype),
             ..Options::new("intent", 2)
         };
         let next = pack(&shape.adapter(), &next, &[key()]).unwrap();
         assert_ne!(next.bundle_id, one.bundle_id, "{dtype:?}");
+    }
+}
+
+#[test]
+fn every_encoding_is_packed_as_it_says_and_the_most_exact_one_is_last() {
+    let shape = Shape {
+        tokens: 4,
+        layers: vec![],
+        hidden: 64,
+        classes: 5,
+        scale: 0.3,
+        seed: 3,
+    };
+    let without = json!({"head": {"kind": "label-text", "classes": 5, "hidden": 64}});
+    let without = shape.adapter_with(without, &[("base_model.classifier.bias", &[5])]);
+    for (adapter, count) in [(shape.adapter(), 28), (without, 6)] {
+        let encodings = Encoding::all(&adapter);
+        assert_eq!(encodings.len(), count);
+        assert_eq!(encodings.last(), Some(&Encoding::of(Dtype::F32)));
+        let mut payloads = Vec::new();
+        for encoding in encodings {
+            let options = Options {
+                encoding,
+                ..Options::new("intent", 1)
+            };
+            let packed = pack(&adapter, &options, &[key()]).unwrap();
+            assert_eq!(packed_len(&adapter, &options).unwrap(), packed.bytes.len());
+            for tensor in &packed.tensors {
+                let expected = match tensor.spec.role {
+                    Role::Embeddings => encoding.prompt,
+                    Role::HeadWeight => encoding.head,
+                    _ => match encoding.head {
+                        Dtype::F32 => Dtype::F32,
+                        _ => Dtype::F16,
+                    },
+                };
+                assert_eq!(tensor.spec.dtype, expected, "{encoding:?}");
+            }
+            let decoded = verify(&packed.bytes, |bundle| {
+                let tensors = bundle.tensors();
+                tensors
+                    .flat_map(|tensor| tensor.bytes().to_vec())
+                    .collect::<Vec<u8>>()
+            });
+            payloads.push(decoded.unwrap());
+        }
+        payloads.sort_unstable();
+        payloads.dedup();
+        assert_eq!(payloads.len(), count, "no two are the same numbers");
     }
 }
 

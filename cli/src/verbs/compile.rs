@@ -1,7 +1,7 @@
 //! `preface compile`: lays a base model out for mapping.
 
 #[cfg(feature = "host")]
-mod evaluate;
+pub mod evaluate;
 
 use std::{
     path::{Path, PathBuf},
@@ -108,7 +108,10 @@ pub fn compile(
 }
 
 /// The same where `keep` says so once the image is there: else an older one stays.
-fn compile_if(
+///
+/// # Errors
+/// As [`compile()`].
+pub fn compile_if(
     base: &Base,
     path: &Path,
     (engine, weights): (Choice, Weights),

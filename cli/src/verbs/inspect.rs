@@ -13,17 +13,25 @@ use serde_json::{Value, json};
 
 use crate::output::Output;
 
-/// Show what a bundle or a base image says about itself, without verifying anything
+/// Show what a bundle, a base image or an adapter says about itself, without verifying anything
 #[derive(Args)]
 #[command(after_help = "\
 Nothing that this shows is vouched for: use `preface verify` before you believe it.
 
 Example:
   preface inspect intent.preface
-  preface inspect minilm.base")]
+  preface inspect minilm.base
+  preface inspect out/intent --base out/base --train train.jsonl")]
 pub struct Arguments {
-    /// The bundle or base image
+    /// The bundle, base image or adapter folder
     file: PathBuf,
+    /// The base folder of an adapter, in whose vocabulary its prompt is read
+    #[cfg(feature = "host")]
+    #[arg(long, value_name = "BASE")]
+    base: Option<PathBuf>,
+    #[cfg(feature = "host")]
+    #[command(flatten)]
+    leak: crate::leak::Arguments,
 }
 
 /// Runs the verb.
@@ -33,6 +41,10 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         let report = describe_image(&arguments.file)?;
         show(&report, &format!("{name}: a base image"), output)?;
         return Ok(ExitCode::SUCCESS);
+    }
+    #[cfg(feature = "host")]
+    if arguments.file.is_dir() {
+        return inspect_adapter(&arguments, output);
     }
     let bytes = read(&arguments.file)?;
     let frame = Frame::parse(&bytes).with_context(|| name.clone())?;
@@ -50,8 +62,40 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Shows what an adapter folder says, and, with its base, what its prompt is near to.
+#[cfg(feature = "host")]
+fn inspect_adapter(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
+    let folder = &arguments.file;
+    let adapter = preface_packager::Adapter::open(folder)?;
+    let mut report: Value = serde_json::from_slice(&std::fs::read(folder.join("preface.json"))?)?;
+    report["probes"] = adapter.description.probes.len().into();
+    let reading = match &arguments.base {
+        Some(base) => {
+            let (base_id, tokenizer_id) =
+                super::verify::ids_of(base).with_context(|| base.display().to_string())?;
+            adapter.check_base(base_id, tokenizer_id)?;
+            arguments.leak.reading(&adapter, base, output)?
+        }
+        None => None,
+    };
+    let title = format!("{}: an adapter", folder.display());
+    say(&report, &title, output);
+    if let Some(reading) = &reading {
+        reading.show(output);
+        report["reading"] = serde_json::to_value(reading)?;
+    }
+    output.json(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn show(report: &Value, title: &str, output: &Output) -> anyhow::Result<()> {
     output.json(report)?;
+    say(report, title, output);
+    Ok(())
+}
+
+/// The fields for people, a line each, those of a list of objects a line for each object.
+fn say(report: &Value, title: &str, output: &Output) {
     output.say(title);
     for (field, value) in report.as_object().into_iter().flatten() {
         match value
@@ -64,7 +108,6 @@ fn show(report: &Value, title: &str, output: &Output) -> anyhow::Result<()> {
             None => output.say(format_args!("{field:>16}  {value}")),
         }
     }
-    Ok(())
 }
 
 fn describe_image(path: &Path) -> anyhow::Result<Value> {

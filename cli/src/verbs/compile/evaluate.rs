@@ -38,7 +38,8 @@ fn pair(text: &str) -> Result<(PathBuf, PathBuf), &'static str> {
     Ok((bundle.into(), data.into()))
 }
 
-fn points(text: &str) -> Result<f64, &'static str> {
+/// Reads points on the command line.
+pub fn points(text: &str) -> Result<f64, &'static str> {
     let points = text.parse().ok();
     let points = points.filter(|points| (0.0..=100.0).contains(points));
     points.ok_or("give points from 0 to 100")
