@@ -6,9 +6,9 @@
 
 mod support;
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
-use preface_graph::{Base, Kind};
+use preface_graph::{Base, Kind, onnx::ModelProto};
 use preface_trainer::{
     adapter::{Adapter, Card},
     data::{Dataset, Example, Target},
@@ -18,6 +18,7 @@ use preface_trainer::{
     metrics::{Found, Prediction},
     tokens::Tokens,
 };
+use prost::Message;
 use serde_json::{Value, json};
 use support::{
     adapters::{CLASSES, adapter},
@@ -195,6 +196,43 @@ fn every_export_with_logits_gives_the_same_words() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(spoke > 10, "{spoke} decoders");
+}
+
+#[test]
+fn an_encoder_decoder_of_two_files_gives_the_same_words() {
+    let Some(export) = support::export("t5.sdpa.legacy.op17.onnx") else {
+        return skip("the exports of ../shared");
+    };
+    support::parted::part(&export);
+    let checked = preface(&["check", "--json", export.folder().to_str().unwrap()]).unwrap();
+    let checked: Value = serde_json::from_str(&checked).unwrap();
+    assert_eq!(
+        (&checked["kind"], &checked["servable"]),
+        (&json!("encoder-decoder"), &json!(true))
+    );
+    let way = Way::exact("auto");
+    assert_eq!(
+        compare(export.folder(), way, texts(&export.name), spoken),
+        Ok(())
+    );
+}
+
+#[test]
+fn nodes_may_stand_in_any_order() {
+    let Some(export) = support::export("bert_base.sdpa.legacy.op17.onnx") else {
+        return skip("the exports of ../shared");
+    };
+    let sorted = Base::open(export.folder()).unwrap().description;
+    let path = export.folder().join("model.onnx");
+    let mut model = ModelProto::decode(&*fs::read(&path).unwrap()).unwrap();
+    model.graph.as_mut().unwrap().node.reverse();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, model.encode_to_vec()).unwrap();
+    let found = Base::open(export.folder()).unwrap().description;
+    assert_eq!(
+        (found.hidden_rows, found.sites),
+        (sorted.hidden_rows, sorted.sites)
+    );
 }
 
 #[test]

@@ -55,6 +55,15 @@ fn every_decoder_goes_on_as_on_onnxruntime() {
 }
 
 #[test]
+fn an_encoder_decoder_of_two_files_goes_on_as_on_onnxruntime() {
+    let Some(export) = support::export("t5.sdpa.legacy.op17.onnx") else {
+        return skip("the exports of ../shared");
+    };
+    support::parted::part(&export);
+    check("t5 in two files", export.folder());
+}
+
+#[test]
 fn a_decoder_in_fewer_bits_goes_on_as_it_reads() {
     for name in ["stories260K_model", GPT2, LLAMA] {
         let Some(export) = support::export(name) else {

@@ -20,6 +20,7 @@ use crate::{
     join, lift,
     logits::{self, Logits},
     onnx::{ModelProto, TensorProto, data_type},
+    order,
     positions::positions,
     settings::Settings,
     soundness,
@@ -312,6 +313,7 @@ fn describe(
     base_id: String,
     tokenizer_id: String,
 ) -> Result<(Description, Facts), Error> {
+    order::sort(model.graph.get_or_insert_default());
     soundness::check(model)?;
     let opset = model.opset();
     let graph = model.graph.get_or_insert_default();
@@ -350,6 +352,7 @@ fn describe(
         ));
     }
     let kind = classify(&wiring, &inputs, &mut sites, folder);
+    soundness::masked(&wiring, &sites, inputs.mask.as_deref())?;
     let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
         .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output; take a base whose embeddings are as wide as its hidden rows")))?;
     let expected = logits::Expected {

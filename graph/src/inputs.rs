@@ -36,6 +36,8 @@ const TOWARDS_ROTATION: &[&str] = &[
     "Transpose",
     "Concat",
     "Gather",
+    "QuantizeLinear",
+    "DequantizeLinear",
 ];
 
 /// The names of the graph's inputs, by part.

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::{
     Error,
+    attention::{Direction, MaskOperand, Site},
     facts::Facts,
     inputs::Lookup,
     onnx::{GraphProto, ModelProto, NodeProto, TensorProto, data_type},
@@ -99,6 +100,30 @@ pub(crate) fn one_table(
     })
 }
 
+/// Checks that `mask` hides the padding of a text from each of `sites` where a token sees those behind it.
+///
+/// # Errors
+/// At the first Softmax that weighs padding as tokens.
+pub(crate) fn masked(wiring: &Wiring, sites: &[Site], mask: Option<&str>) -> Result<(), Error> {
+    let hides = |operand: &MaskOperand| {
+        let node = wiring.producer(&operand.node);
+        let value = node.and_then(|node| node.input(operand.input));
+        value
+            .zip(mask)
+            .is_some_and(|(value, mask)| wiring.reads(value, mask))
+    };
+    let mut open = sites
+        .iter()
+        .filter(|site| site.direction != Direction::Decoder && !site.masks.iter().any(hides));
+    let Some(site) = open.next() else {
+        return Ok(());
+    };
+    let mut nodes = wiring.graph.node.iter();
+    let softmax = nodes.find(|node| node.label() == site.node);
+    let reason = "weighs the padding of shorter texts too; export the model with its attention mask as an input";
+    Err(softmax.map_or_else(|| Error::unusable(reason), |node| Error::at(node, reason)))
+}
+
 /// Checks that there is a fact about every value between the embedding rows and an output: an attention behind one
 /// that is not known would be missed.
 ///
@@ -177,10 +202,56 @@ fn element_name(data_type: i32) -> String {
 mod tests {
     use super::*;
     use crate::{
+        attention::{Joint, Layout},
         builder::Builder,
         inputs::lookups,
         onnx::{FunctionProto, ValueInfoProto},
     };
+
+    #[test]
+    fn an_encoder_that_sees_padding_is_refused() {
+        let table = [
+            (Direction::Encoder, Some("mask"), true),
+            (Direction::Encoder, Some("other"), false),
+            (Direction::Encoder, None, false),
+            (Direction::Cross, None, false),
+            (Direction::Decoder, None, true),
+        ];
+        let input = |name| ValueInfoProto::tensor(name, data_type::FLOAT, &["batch", "tokens"]);
+        let mut graph = GraphProto {
+            input: ["scores", "mask", "other"].map(input).into(),
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        let masked = builder.apply("Add", &["scores", "mask"], &[]);
+        builder.apply("Softmax", &[&masked], &[]);
+        builder.append_to(&mut graph);
+        let joint = Joint {
+            value: "keys".into(),
+            layout: Layout::HeadsFirst,
+        };
+        for (direction, mask, expected) in table {
+            let site = Site {
+                node: graph.node[1].label().to_owned(),
+                kv_heads: 1,
+                head_dim: 1,
+                direction,
+                key: joint.clone(),
+                value: joint.clone(),
+                masks: vec![MaskOperand {
+                    node: masked.clone(),
+                    input: 1,
+                    visible: 0.0,
+                }],
+                past: None,
+            };
+            let found = super::masked(&Wiring::of(&graph), &[site], mask);
+            let found = found.map_err(|error| error.to_string());
+            assert_eq!(found.is_ok(), expected, "{direction:?} {mask:?}: {found:?}");
+            let named = found.err().is_none_or(|error| error.contains("Softmax"));
+            assert!(named, "{direction:?} {mask:?}");
+        }
+    }
 
     #[test]
     fn ids_with_two_tables_are_refused() {

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod adapters;
+pub mod parted;
 
 use std::{
     env, fs,

@@ -18,7 +18,7 @@ const TOLERANCE: f64 = 0.05;
 /// Say whether an ONNX folder can be a base, what it is, and how well its gradients agree with finite differences.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The folder holds model.onnx (or onnx/model.onnx) and tokenizer.json.
+The folder holds model.onnx (or onnx/model.onnx), or encoder_model.onnx with decoder_model.onnx, and tokenizer.json.
 
 Exit: 0 usable; 1 not usable, with the reason; 2 could not tell.
 
@@ -121,7 +121,10 @@ fn report(
             check.error
         ));
     }
-    let servable = base.serving_graph();
+    let servable = match description.kind {
+        Kind::EncoderDecoder => base.halves().map(drop),
+        Kind::Encoder | Kind::Decoder => base.serving_graph().map(drop),
+    };
     if let Err(error) = &servable {
         output.say(format_args!("not yet      preface compile: {error}"));
     }

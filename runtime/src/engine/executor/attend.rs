@@ -291,9 +291,10 @@ impl Attention {
                 .iter_mut()
                 .for_each(|score| *score = cap * (*score / cap).tanh());
         }
-        let (before, own) = scores.split_at_mut(keys.prefix());
+        let before = &mut scores[..keys.prefix()];
         let gate = keys.layer().map_or(0.0, Layer::gate);
         before.iter_mut().for_each(|score| *score += gate);
+        let own = &mut scores[keys.layer().map_or(0, Layer::always_seen)..];
         // Of another text's tokens there may be fewer; none of them is hidden.
         let place = own.len().saturating_sub(rows) + row;
         if let Some(distances) = step.distances {

@@ -400,12 +400,10 @@ impl Executor {
                 limit: self.most_prefix,
             });
         }
-        let counts = self.image.steps().is_some_and(|program| program.counted);
-        Ok(Past::of_prefix(
-            prefix,
-            &self.image.description().layers,
-            counts,
-        ))
+        let steps = self.image.steps();
+        let kind = steps.map(|program| (program.counted, program.caches));
+        let layers = &self.image.description().layers;
+        Ok(Past::of_prefix(prefix, layers, kind.unwrap_or_default()))
     }
 
     /// Room for the keys and values of `tokens` tokens, or of as many as a run may see; `None` where tokens see later

@@ -236,6 +236,7 @@ pub(super) mod tests {
                 scratch: 0,
                 max_rows: 1,
                 counted: false,
+                caches: false,
                 padding: None,
                 steps: Vec::new(),
                 output: Columns { slot: 0, first: 0 },

@@ -17,6 +17,8 @@ pub(super) struct Layer {
     shape: Shape,
     room: usize,
     prefix: usize,
+    /// Whether the prefix is a cache that the base knows, from which distances go on.
+    cached: bool,
     tokens: usize,
     /// Tokens of runs that came to their end, and those of a prefix.
     counted: usize,
@@ -41,15 +43,22 @@ pub(crate) enum Half {
 }
 
 impl Past {
-    /// A prefix by layer. Where the base counts, or the prefix asks for it, positions go on behind one of all layers.
-    pub fn of_prefix(mut prefix: KeyValues, layers: &[Shape], counts: bool) -> Self {
+    /// A prefix by layer. Where the base counts, or the prefix asks for it, positions go on behind one of all layers, which
+    /// is the base's cache where it `caches`.
+    pub fn of_prefix(
+        mut prefix: KeyValues,
+        layers: &[Shape],
+        (counts, caches): (bool, bool),
+    ) -> Self {
         let (tokens, whole) = (prefix.tokens, prefix.layers.len() == layers.len());
+        let cached = caches && whole;
         let counts = counts || prefix.counted;
         let layer = |(index, &shape)| match prefix.layers.remove(&index) {
             Some(layer) if tokens > 0 => Layer {
                 shape,
                 room: tokens,
                 prefix: tokens,
+                cached,
                 tokens,
                 counted: tokens,
                 gate: layer.gate,
@@ -139,6 +148,7 @@ impl Layer {
             shape,
             room,
             prefix: 0,
+            cached: false,
             tokens: 0,
             counted: 0,
             gate: 0.0,
@@ -152,7 +162,7 @@ impl Layer {
     fn begin(&mut self, other: &Self) -> Result<(), Error> {
         self.fits(other.tokens)?;
         (self.prefix, self.tokens, self.gate) = (other.prefix, other.tokens, other.gate);
-        self.counted = self.tokens;
+        (self.cached, self.counted) = (other.cached, self.tokens);
         let (room, length) = (self.room, self.shape.head_dim);
         let filled = other.tokens * length;
         for half in [Half::Keys, Half::Values] {
@@ -190,9 +200,14 @@ impl Layer {
         self.tokens
     }
 
-    /// The first tokens, which every later one sees: those of a prefix.
+    /// The first tokens: those of a prefix.
     pub fn prefix(&self) -> usize {
         self.prefix
+    }
+
+    /// The first tokens, which every later one sees, at no distance: those of a prefix that is no cache of the base's.
+    pub fn always_seen(&self) -> usize {
+        if self.cached { 0 } else { self.prefix }
     }
 
     /// What is added to the scores of the prefix.
@@ -256,18 +271,21 @@ mod tests {
 
     /// A prefix of one layer of two.
     fn prefix(tokens: usize) -> Past {
+        Past::of_prefix(prefix_of(tokens), &[SHAPE; 2], (true, true))
+    }
+
+    fn prefix_of(tokens: usize) -> KeyValues {
         let layer = LayerKeyValues {
             shape: SHAPE,
             keys: numbers(0, tokens).into(),
             values: numbers(100, tokens).into(),
             gate: 0.5,
         };
-        let prefix = KeyValues {
+        KeyValues {
             tokens,
             counted: true,
             layers: [(1, layer)].into(),
-        };
-        Past::of_prefix(prefix, &[SHAPE; 2], true)
+        }
     }
 
     /// Everything that a run sees of a layer.
@@ -303,13 +321,28 @@ mod tests {
             tokens: 2,
             ..KeyValues::default()
         };
-        assert_eq!(Past::of_prefix(whole.clone(), &[], true).position(), 2);
-        assert_eq!(Past::of_prefix(whole.clone(), &[], false).position(), 0);
+        let seen = [true, false].map(|caches| {
+            let mut both = prefix_of(2);
+            let one = both.layers[&1].clone();
+            both.layers.insert(0, one);
+            let past = Past::of_prefix(both, &[SHAPE; 2], (false, caches));
+            past.layer(0).unwrap().always_seen()
+        });
+        assert_eq!(seen, [0, 2]);
+        assert_eq!(past.layer(1).unwrap().always_seen(), 2);
+        assert_eq!(
+            Past::of_prefix(whole.clone(), &[], (true, false)).position(),
+            2
+        );
+        assert_eq!(
+            Past::of_prefix(whole.clone(), &[], (false, true)).position(),
+            0
+        );
         let asks = KeyValues {
             counted: true,
             ..whole
         };
-        assert_eq!(Past::of_prefix(asks, &[], false).position(), 2);
+        assert_eq!(Past::of_prefix(asks, &[], (false, true)).position(), 2);
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub(crate) struct Program {
     pub max_rows: usize,
     /// Whether the positions of the text follow those of a prefix of all layers.
     pub counted: bool,
+    /// Whether a prefix of all layers is a cache of the base's, from which masks and distances go on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub caches: bool,
     /// The token that the base's positions leave out: it pads, and is in no text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub padding: Option<u32>,
@@ -635,6 +638,7 @@ mod tests {
             scratch: 4,
             max_rows: 8,
             counted: false,
+            caches: false,
             padding: None,
             steps: vec![
                 Step::Product(Product {

@@ -499,6 +499,7 @@ impl Walk<'_> {
             output,
             max_rows: self.statics.rows,
             counted: self.counted.unwrap_or(false),
+            caches: !self.base.description.inputs.past.is_empty(),
             padding: self.statics.padding,
             logits,
         };

@@ -11,6 +11,7 @@ pub(super) struct Frame {
     pub output: Part,
     pub max_rows: usize,
     pub counted: bool,
+    pub caches: bool,
     pub padding: Option<u32>,
     pub logits: Option<Logits>,
 }
@@ -28,6 +29,7 @@ pub(super) fn program(draft: &Draft, frame: Frame) -> Program {
         scratch: places.most_scratch,
         max_rows: frame.max_rows,
         counted: frame.counted,
+        caches: frame.caches,
         padding: frame.padding,
         steps,
         logits: frame.logits,
