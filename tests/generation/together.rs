@@ -7,8 +7,14 @@ use preface_trainer::form::Form;
 
 use super::{GPT2, LLAMA, Scene, allocations, forms, generating, opened, support};
 
-/// Decoders that differ in positions, heads and vocabulary, one of them behind an encoder.
-const DECODERS: [&str; 4] = [LLAMA, GPT2, "stories260K_model", "t5.sdpa.legacy.op14.onnx"];
+/// Decoders that differ in positions, heads and vocabulary, one of them behind an encoder, and how they are stored.
+const DECODERS: [(&str, &str); 5] = [
+    (LLAMA, "f32"),
+    (GPT2, "f16"),
+    ("stories260K_model", "f32"),
+    ("stories260K_model", "i4"),
+    ("t5.sdpa.legacy.op14.onnx", "f32"),
+];
 /// Fewer than there are texts: some begin where others ended.
 const AT_ONCE: usize = 3;
 
@@ -106,27 +112,25 @@ fn at_once(session: &mut Session, requests: &[Request<'_>]) -> Vec<Said> {
 
 #[test]
 fn texts_at_once_are_those_that_come_one_by_one() {
-    for name in DECODERS {
+    for (name, weights) in DECODERS {
         let Some(export) = support::export(name) else {
             return support::skip("the exports of ../shared");
         };
-        for weights in ["f32", "f16", "i4"] {
-            let mut scene = Scene::with_weights(export.folder(), weights);
-            let options = Options {
-                texts: AT_ONCE,
-                ..Options::default()
-            };
-            let mut session = opened(&scene.at("x.base"), options);
-            loaded(&mut scene, &mut session);
-            let asked = asked(session.tasks().count());
-            let requests = requests(&session, &asked);
-            let alone = one_by_one(&mut session, &requests);
-            assert!(alone.iter().any(|said| said.tokens != alone[0].tokens));
-            assert_eq!(at_once(&mut session, &requests), alone, "{name} {weights}");
-            let before = allocations::calls();
-            session.generate_all(&requests, |_, _| ()).unwrap();
-            assert_eq!(allocations::calls() - before, 0, "{name} {weights}");
-        }
+        let mut scene = Scene::with_weights(export.folder(), weights);
+        let options = Options {
+            texts: AT_ONCE,
+            ..Options::default()
+        };
+        let mut session = opened(&scene.at("x.base"), options);
+        loaded(&mut scene, &mut session);
+        let asked = asked(session.tasks().count());
+        let requests = requests(&session, &asked);
+        let alone = one_by_one(&mut session, &requests);
+        assert!(alone.iter().any(|said| said.tokens != alone[0].tokens));
+        assert_eq!(at_once(&mut session, &requests), alone, "{name} {weights}");
+        let before = allocations::calls();
+        session.generate_all(&requests, |_, _| ()).unwrap();
+        assert_eq!(allocations::calls() - before, 0, "{name} {weights}");
     }
 }
 

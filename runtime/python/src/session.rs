@@ -114,6 +114,7 @@ fn activate(session: &mut Runtime, task: &str) -> Result<(), Failure> {
 impl Session {
     #[new]
     #[pyo3(signature = (image, *, max_tokens = None, truncate = false, tokenizer_at_open = true, threads = 1, pinned = false, texts = 1))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         image: &Bound<'_, Image>,
