@@ -281,6 +281,47 @@ fn a_registry_that_wants_a_password_gets_it_from_a_file_or_from_docker() {
 }
 
 #[test]
+fn over_tls_a_registry_is_believed_by_its_authority_and_lets_in_by_a_password() {
+    let (scene, hub) = (fleet(), Hub::open(Doors::Secure));
+    let (place, authority) = (hub.place("intent:1"), hub.authority());
+    fs::create_dir(scene.at("docker")).unwrap();
+    fs::write(scene.at("docker/config.json"), hub.docker_config()).unwrap();
+    let as_docker = |arguments: &[&str]| {
+        let mut command = scene.command(&[arguments, &["--json"]].concat());
+        told(
+            &command
+                .env("DOCKER_CONFIG", scene.at("docker"))
+                .output()
+                .unwrap(),
+        )
+    };
+    let (push, pull) = (
+        ["push", "a.preface", &place],
+        ["pull", &place, "-o", "pulled"],
+    );
+    for refused in [&push[..], &pull] {
+        let (code, said, _) = as_docker(refused);
+        assert!(code == 2 && said.contains("--ca"), "{refused:?}: {said}");
+        // An authority that is another's.
+        let other = Hub::open(Doors::Secure);
+        let (code, said, _) = as_docker(&[refused, &["--ca", &other.authority()]].concat());
+        assert!(code == 2 && said.contains("--ca"), "{refused:?}: {said}");
+        let (code, said, _) = as_docker(&[refused, &["--ca", "a.preface"]].concat());
+        assert!(code == 2 && said.contains("no certificate"), "{said}");
+    }
+    assert!(!scene.at("pulled").exists());
+    for done in [&push[..], &pull] {
+        let (code, said, _) = as_docker(&[done, &["--ca", &authority]].concat());
+        assert_eq!(code, 0, "{done:?}: {said}");
+    }
+    assert_eq!(fs::read(scene.at("pulled")).unwrap(), scene.bundle());
+    let mut nobody = scene.command(&["pull", &place, "-o", "x", "--ca", &authority, "--json"]);
+    let nobody = nobody.env("DOCKER_CONFIG", scene.at("no-docker"));
+    let (code, said, _) = told(&nobody.output().unwrap());
+    assert!(code == 2 && said.contains("--username"), "{said}");
+}
+
+#[test]
 fn what_cannot_be_done_is_said_with_the_place_and_the_way_out() {
     let (scene, hub) = (fleet(), Hub::open(Doors::Open));
     fs::write(scene.at("text"), b"not a bundle").unwrap();

@@ -178,9 +178,20 @@ def probes(data):
     reader, out = Reader(data), []
     for _ in range(reader.number(2)):
         out.append(reader.number(2))
-        need(counted(reader))
+        out[-1] = (out[-1], len(counted(reader)))
+        need(out[-1][1])
     need(out)
     reader.end()
+    return out
+
+
+def probe_answers(data):
+    reader, out = Reader(data), []
+    while reader.data:
+        second = reader.number(2)
+        tags = [reader.numbers(2, 2) for _ in range(reader.number(2))]
+        need(not control(reader.text(reader.number(2)), "\n\t"))
+        out.append((second, tags))
     return out
 
 
@@ -260,8 +271,8 @@ def answer(data):
 
 
 FIELDS = {
-    0x0001: probes, 0x0002: metrics, 0x0003: budget, 0x0004: receipt, 0x8001: lambda data: data, 0x8002: labels,
-    0x8003: head, 0x8004: template, 0x8005: lambda data: single(data, 1, 5), 0x8006: lambda data: single(data, 1, 2),
+    0x0001: probes, 0x0002: metrics, 0x0003: budget, 0x0004: receipt, 0x0006: probe_answers,
+    0x8001: lambda data: data, 0x8002: labels, 0x8003: head, 0x8004: template, 0x8005: lambda data: single(data, 1, 5), 0x8006: lambda data: single(data, 1, 2),
     0x8007: verbaliser, 0x8008: limits, 0x8009: answer,
 }
 
@@ -361,7 +372,14 @@ def manifest(data, payload):
     need(pooling != 5 or form == 1 and fields[0x8006] == 2)
     need(fields.get(0x8007, 0) == (classes if kind == 2 else 0))
     need((0x8008 in fields) == (kind == 6))
-    need(kind == 6 or all(label < classes for label in fields.get(0x0001, [])))
+    probed = fields.get(0x0001, [])
+    need(kind == 6 or all(label < classes for label, _ in probed))
+    if 0x0006 in fields:
+        need(probed and len(probed) == len(fields[0x0006]))
+        for (_, ids), (second, tags) in zip(probed, fields[0x0006]):
+            places = [place for place, _ in tags]
+            need(second < ids and all(place < ids for place in places) and places == sorted(set(places)))
+            need(all(label < classes for _, label in tags))
     own = {5: 3, 6: 4}.get(kind, 1)
     if 0x8009 in fields:
         plan = fields[0x8009]

@@ -17,6 +17,8 @@ pub mod tlv {
     pub const TOKEN_BUDGET: u16 = 0x0003;
     /// How the adapter was trained, as JSON.
     pub const RECEIPT: u16 = 0x0004;
+    /// What probes are asked and answer beyond token ids and a label.
+    pub const PROBE_ANSWERS: u16 = 0x0006;
     /// Which bytes are which tensor. Required.
     pub const TENSORS: u16 = 0x8001;
     /// Names of the labels.
@@ -447,13 +449,15 @@ fn code(bytes: &[u8]) -> Option<u16> {
     cursor.is_empty().then_some(code)
 }
 
+/// Control characters but line feed and tab.
+fn is_odd(character: char) -> bool {
+    character.is_control() && character != '\n' && character != '\t'
+}
+
 /// Text around an input: UTF-8 with `{text}` where the input goes.
 pub(crate) fn template(bytes: &[u8]) -> Result<&str, Rule> {
     let text = core::str::from_utf8(bytes).map_err(|_| "the template is not UTF-8")?;
-    if text
-        .chars()
-        .any(|c| c.is_control() && c != '\n' && c != '\t')
-    {
+    if text.chars().any(is_odd) {
         return Err("the template has control characters");
     }
     if text::count(text, "{text}") != 1 {
@@ -564,13 +568,37 @@ impl<'a> DecodeLimits<'a> {
 pub struct Probe<'a> {
     /// Number of the label that the adapter gives.
     pub label: u16,
+    /// The place of the first token id of a pair's second text; 0 where there is one text, or nothing is said.
+    pub second: u16,
+    /// The text that the adapter makes, without the white space around it; empty where it makes none, or nothing is
+    /// said.
+    pub text: &'a str,
     ids: &'a [[u8; 4]],
+    tags: &'a [[u8; 4]],
 }
 
 impl<'a> Probe<'a> {
     /// Token ids of the text, special tokens included, prompt not.
     pub fn ids(&self) -> impl ExactSizeIterator<Item = u32> + use<'a> {
         self.ids.iter().map(|id| u32::from_le_bytes(*id))
+    }
+
+    /// For each word that is tagged the place of its first token id, and the number of the label that it gets; none
+    /// where nothing is said.
+    pub fn tags(&self) -> impl ExactSizeIterator<Item = (u16, u16)> + use<'a> {
+        let tags = self.tags.iter();
+        tags.map(|[a, b, c, d]| (u16::from_le_bytes([*a, *b]), u16::from_le_bytes([*c, *d])))
+    }
+
+    /// The places are those of its ids, in order.
+    fn is_sound(&self) -> bool {
+        let mut last = None;
+        let in_order = self.tags().all(|(place, _)| {
+            let ascends = last.is_none_or(|last| last < place);
+            last = Some(place);
+            ascends && usize::from(place) < self.ids.len()
+        });
+        in_order && usize::from(self.second) < self.ids.len()
     }
 }
 
@@ -579,6 +607,7 @@ impl<'a> Probe<'a> {
 pub struct Probes<'a> {
     count: u16,
     bytes: &'a [u8],
+    answers: &'a [u8],
 }
 
 impl<'a> Probes<'a> {
@@ -589,6 +618,7 @@ impl<'a> Probes<'a> {
         let probes = Self {
             count,
             bytes: cursor.rest(),
+            answers: &[],
         };
         for _ in 0..count {
             let probe = probe(&mut cursor).ok_or("the probes end early")?;
@@ -601,10 +631,36 @@ impl<'a> Probes<'a> {
             .ok_or("one or more probes fill the field")
     }
 
+    /// The same probes with, for each, `u16` place of the second text, `u16` number of tags, for each of those `u16`
+    /// place and `u16` label, then `u16` length and UTF-8 of the text.
+    pub(crate) fn answered(self, answers: &'a [u8]) -> Result<Self, Rule> {
+        let mut cursor = Cursor::new(answers);
+        for probe in self.iter() {
+            let probe = answer(&mut cursor, probe).ok_or("the answers of probes end early")?;
+            if !probe.is_sound() {
+                return Err("the answer of a probe has a place that is none of its ids");
+            }
+            if probe.text.chars().any(is_odd) {
+                return Err("the text of a probe has control characters");
+            }
+        }
+        (self.count > 0 && cursor.is_empty())
+            .then_some(Self { answers, ..self })
+            .ok_or("an answer for each probe fills the field")
+    }
+
     /// The probes in order.
     pub fn iter(&self) -> impl Iterator<Item = Probe<'a>> + use<'a> {
         let mut cursor = Cursor::new(self.bytes);
-        iter::from_fn(move || probe(&mut cursor)).take(usize::from(self.count))
+        let mut answers = Cursor::new(self.answers);
+        let next = move || {
+            let probe = probe(&mut cursor)?;
+            match answers.is_empty() {
+                true => Some(probe),
+                false => answer(&mut answers, probe),
+            }
+        };
+        iter::from_fn(next).take(usize::from(self.count))
     }
 }
 
@@ -612,6 +668,22 @@ fn probe<'a>(cursor: &mut Cursor<'a>) -> Option<Probe<'a>> {
     Some(Probe {
         label: cursor.u16()?,
         ids: counted_ids(cursor)?,
+        second: 0,
+        tags: &[],
+        text: "",
+    })
+}
+
+/// A probe with its answer.
+fn answer<'a>(cursor: &mut Cursor<'a>, probe: Probe<'a>) -> Option<Probe<'a>> {
+    let second = cursor.u16()?;
+    let tags = counted_ids(cursor)?;
+    let length = cursor.u16()?;
+    Some(Probe {
+        second,
+        tags,
+        text: cursor.str(length.into())?,
+        ..probe
     })
 }
 

@@ -279,7 +279,10 @@ impl<'a> Manifest<'a> {
                 "decode limits if it generates",
             ),
             (
-                generates || probes.all(|probe| probe.label < classes),
+                probes.all(|probe| {
+                    (generates || probe.label < classes)
+                        && probe.tags().all(|(_, label)| label < classes)
+                }),
                 "probes of its own labels",
             ),
         ];
@@ -522,6 +525,8 @@ const FIELDS: &[Field] = &[
     field!(TOKEN_BUDGET, "token budget", |f, b| f.token_budget =
         Some(TokenBudget::read(b)?)),
     field!(RECEIPT, "receipt", |f, b| f.receipt = Some(receipt(b)?)),
+    field!(PROBE_ANSWERS, "answers of probes", |f, b| f.probes =
+        f.probes.answered(b)?),
     field!(TENSORS, "tensor table", |f, b| f.tensors = Some(b)),
     field!(LABELS, "labels", |f, b| f.labels = Labels::read(b)?),
     field!(HEAD, "head", |f, b| f.head = Some(Head::read(b)?)),
@@ -687,7 +692,7 @@ mod tests {
     #[test]
     fn typed_fields_outside_the_rules_are_refused() {
         type Change = fn(&mut Sample);
-        let cases: [(&str, Change); 17] = [
+        let cases: [(&str, Change); 26] = [
             ("no tensor table", |s| s.remove(tlv::TENSORS)),
             ("no head", |s| s.remove(tlv::HEAD)),
             ("no position plan", |s| s.remove(tlv::POSITIONS)),
@@ -704,6 +709,36 @@ mod tests {
             }),
             ("probe of no label", |s| {
                 s.set(tlv::PROBES, &[1, 0, 3, 0, 1, 0, 7, 0, 0, 0])
+            }),
+            ("answers of no probes", |s| {
+                s.remove(tlv::PROBES);
+                s.set(tlv::PROBE_ANSWERS, &[0; 6]);
+            }),
+            ("answers of more probes", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[0; 12])
+            }),
+            ("an answer cut short", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[0; 5])
+            }),
+            ("a second text behind the ids", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[1, 0, 0, 0, 0, 0])
+            }),
+            ("a tag behind the ids", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[0, 0, 1, 0, 1, 0, 0, 0, 0, 0])
+            }),
+            ("tags out of order", |s| {
+                let tags = [0, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                s.set(tlv::PROBES, TWO_IDS);
+                s.set(tlv::PROBE_ANSWERS, &tags)
+            }),
+            ("a tag of no label", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[0, 0, 1, 0, 0, 0, 3, 0, 0, 0])
+            }),
+            ("a text of control characters", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[0, 0, 0, 0, 1, 0, 0x1b])
+            }),
+            ("a text that is not UTF-8", |s| {
+                s.set(tlv::PROBE_ANSWERS, &[0, 0, 0, 0, 1, 0, 0xff])
             }),
             ("head without its weight", |s| {
                 s.set(tlv::HEAD, &[4, 0, 3, 0, 4, 0, 0, 0])
@@ -739,6 +774,29 @@ mod tests {
             Ok(()),
             "the template has a default"
         );
+    }
+
+    /// One probe of the label 2.
+    const TWO_IDS: &[u8] = &[1, 0, 2, 0, 2, 0, 5, 0, 0, 0, 6, 0, 0, 0];
+
+    #[test]
+    fn probes_are_read_with_their_answers() {
+        let mut sample = Sample::default();
+        let answer = [
+            &[1u16, 2, 0, 2, 1, 0, 2].map(u16::to_le_bytes).concat()[..],
+            b"ok",
+        ];
+        sample.set(tlv::PROBES, TWO_IDS);
+        sample.set(tlv::PROBE_ANSWERS, &answer.concat());
+        let bytes = sample.manifest();
+        let manifest = Manifest::read(&bytes, sample.decoded.len()).expect("within the rules");
+        let probes: Vec<_> = manifest.probes.iter().collect();
+        let [probe] = &probes[..] else {
+            panic!("{probes:?}")
+        };
+        assert_eq!(probe.ids().collect::<Vec<_>>(), [5, 6]);
+        assert_eq!((probe.second, probe.text), (1, "ok"));
+        assert_eq!(probe.tags().collect::<Vec<_>>(), [(0, 2), (1, 0)]);
     }
 
     #[test]

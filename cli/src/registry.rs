@@ -6,18 +6,19 @@
 mod answer;
 mod content;
 
-use std::{env, future::Future, path::PathBuf, time::Duration};
+use std::{env, fs, future::Future, path::PathBuf, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use docker_credential::{CredentialRetrievalError, DockerCredential};
 use oci_client::{
     Client, Reference, RegistryOperation,
-    client::{ClientConfig, ClientProtocol},
+    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
     manifest::{OCI_IMAGE_MEDIA_TYPE, OciImageManifest},
     secrets::RegistryAuth,
 };
 use preface_packager::read_private;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::runtime::Runtime;
 
 pub(crate) use content::{Blob, Kind, Listed, chosen};
@@ -47,9 +48,33 @@ pub(crate) struct Access {
     /// Read the password or token from the one line of this file, which nobody else may read
     #[arg(long, value_name = "FILE", requires = "username")]
     password_file: Option<PathBuf>,
+    /// Believe registries too whose certificate one of this file's vouches for (PEM): of an authority of your own
+    #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
+    ca: Option<PathBuf>,
 }
 
 impl Access {
+    /// The certificates of `--ca`.
+    fn authorities(&self) -> anyhow::Result<Vec<Certificate>> {
+        let Some(path) = &self.ca else {
+            return Ok(Vec::new());
+        };
+        let pem = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let known = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+        let known = known.ok().filter(|known| !known.is_empty());
+        let known = known.with_context(|| {
+            format!(
+                "{}: no certificate in PEM; give that of the authority which signed the registry's",
+                path.display()
+            )
+        })?;
+        let certificate = |der: CertificateDer<'_>| Certificate {
+            encoding: CertificateEncoding::Der,
+            data: der.to_vec(),
+        };
+        Ok(known.into_iter().map(certificate).collect())
+    }
+
     fn auth(&self, host: &str) -> anyhow::Result<RegistryAuth> {
         if let (Some(username), Some(file)) = (&self.username, &self.password_file) {
             let password = read_private(file)?;
@@ -96,6 +121,7 @@ pub(crate) struct Registry {
     reference: Reference,
     auth: RegistryAuth,
     plain_http: bool,
+    authorities: Vec<Certificate>,
     client: Client,
     runtime: Runtime,
 }
@@ -118,11 +144,13 @@ impl Registry {
         // Nothing else was installed before: the program has one thread here.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let plain_http = access.plain_http;
+        let authorities = access.authorities()?;
         let client = Client::try_from(ClientConfig {
             protocol: match plain_http {
                 true => ClientProtocol::Http,
                 false => ClientProtocol::Https,
             },
+            extra_root_certificates: authorities.clone(),
             read_timeout: Some(SILENCE),
             connect_timeout: Some(CONNECT),
             user_agent: concat!("preface/", env!("CARGO_PKG_VERSION")),
@@ -132,6 +160,7 @@ impl Registry {
             auth: access.auth(reference.resolve_registry())?,
             reference,
             plain_http,
+            authorities,
             client,
             runtime: tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -225,7 +254,7 @@ impl Registry {
             Some(token) => RegistryAuth::Bearer(token),
             None => self.auth.clone(),
         };
-        Web::new(&self.reference, auth, self.plain_http)
+        Web::new(&self.reference, auth, self.plain_http, &self.authorities)
     }
 
     /// Does something with the registry, in the time that there is for it.

@@ -274,7 +274,7 @@ mod tests {
             "head": {"kind": "linear", "classes": 2, "hidden": 4},
             "labels": ["on", "off"], "template": "{text}", "pooling": "mean",
             "positions": "after-prompt", "base_id": "ab".repeat(32), "tokenizer_id": "cd".repeat(32),
-            "probes": [{"ids": [1, 2], "label": 1}], "metrics": {"dev_accuracy": 0.5},
+            "probes": [{"ids": [1, 2], "label": 1, "second": 1}], "metrics": {"dev_accuracy": 0.5},
             "token_budget": {"prompt": 2, "longest": 9, "typical": 4, "positions": 64},
             "receipt": {"seed": 0}
         })
@@ -385,6 +385,23 @@ mod tests {
             ("tokenizer_id", json!("")),
             ("probes", json!([{"ids": [1], "label": 2}])),
             ("probes", json!([{"ids": [], "label": 0}])),
+            ("probes", json!([{"ids": [1], "label": 0, "second": 1}])),
+            (
+                "probes",
+                json!([{"ids": [1], "label": 0, "tags": [[1, 0]]}]),
+            ),
+            (
+                "probes",
+                json!([{"ids": [1], "label": 0, "tags": [[0, 2]]}]),
+            ),
+            (
+                "probes",
+                json!([{"ids": [1, 2], "label": 0, "tags": [[1, 0], [0, 0]]}]),
+            ),
+            (
+                "probes",
+                json!([{"ids": [1], "label": 0, "text": "\u{1b}"}]),
+            ),
             ("metrics", json!({"Dev Accuracy": 1})),
         ];
         let folder = tempfile::tempdir().expect("a folder");

@@ -157,6 +157,39 @@ pub struct Probe {
     pub ids: Vec<u32>,
     /// Number of the label that the adapter gives.
     pub label: u16,
+    /// The place of the first token id of a pair's second text; 0 where there is one text.
+    #[serde(default)]
+    pub second: u16,
+    /// For each word that is tagged the place of its first token id, ascending, and the number of its label.
+    #[serde(default)]
+    pub tags: Vec<(u16, u16)>,
+    /// The text that the adapter makes, without the white space around it.
+    #[serde(default)]
+    pub text: String,
+}
+
+impl Probe {
+    /// Whether its answer is more than a label to one text.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.second > 0 || !self.tags.is_empty() || !self.text.is_empty()
+    }
+
+    /// Whether its places are those of its ids, in order, and it has something that a bundle can hold.
+    fn is_sound(&self, classes: u16) -> bool {
+        let inside = |place: u16| usize::from(place) < self.ids.len();
+        inside(self.second)
+            && self
+                .tags
+                .iter()
+                .all(|&(place, label)| inside(place) && label < classes)
+            && self.tags.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && !self.text.chars().any(is_strange)
+    }
+}
+
+/// Control characters that no text in a bundle has.
+fn is_strange(character: char) -> bool {
+    character.is_control() && character != '\n' && character != '\t'
 }
 
 /// How many tokens the task takes; what a bundle does not tell is passed over.
@@ -370,8 +403,7 @@ impl Description {
         if self.template.matches("{text}").count() != 1 {
             return refuse("template", "it must have {text} exactly once");
         }
-        let strange = |c: char| c.is_control() && c != '\n' && c != '\t';
-        if self.template.chars().any(strange) {
+        if self.template.chars().any(is_strange) {
             return refuse("template", "it has control characters");
         }
         Ok(())
@@ -428,6 +460,12 @@ impl Description {
                 return refuse(
                     "probes",
                     "a probe has no ids or a label that does not exist",
+                );
+            }
+            if !probe.is_sound(classes) {
+                return refuse(
+                    "probes",
+                    "a probe has a place that is none of its ids, or places not in order, or control characters",
                 );
             }
         }

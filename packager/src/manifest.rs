@@ -148,6 +148,7 @@ impl Fields<'_> {
                 self.token_budget.map(budget).unwrap_or_default(),
             ),
             (tlv::RECEIPT, "receipt", self.receipt.as_bytes().to_vec()),
+            (tlv::PROBE_ANSWERS, "probes", self.probe_answers()),
             (tlv::TENSORS, "tensors", self.tensors.clone()),
             (tlv::LABELS, "labels", self.labels()),
             (tlv::HEAD, "head", self.head()),
@@ -230,6 +231,26 @@ impl Fields<'_> {
         for probe in self.probes {
             out.extend(probe.label.to_le_bytes());
             out.extend(counted(&probe.ids));
+        }
+        out
+    }
+
+    /// Nothing where every probe is one text with a label.
+    fn probe_answers(&self) -> Vec<u8> {
+        if !self.probes.iter().any(Probe::is_answered) {
+            return vec![];
+        }
+        let mut out = Vec::new();
+        for Probe {
+            second, tags, text, ..
+        } in self.probes
+        {
+            out.extend(second.to_le_bytes());
+            out.extend(u16_of(tags.len()).to_le_bytes());
+            let tags = tags.iter().flat_map(|&(place, label)| [place, label]);
+            out.extend(tags.flat_map(u16::to_le_bytes));
+            out.extend(u16_of(text.len()).to_le_bytes());
+            out.extend(text.as_bytes());
         }
         out
     }

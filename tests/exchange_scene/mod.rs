@@ -163,6 +163,14 @@ impl Scene {
         said(&output.stderr)
     }
 
+    /// Exit code and JSON object of a run, whatever becomes of it.
+    pub fn reported(&self, arguments: &[&str]) -> (i32, Value) {
+        let output = self.run(arguments, "");
+        let report = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", said(&output.stderr)));
+        (output.status.code().unwrap(), report)
+    }
+
     /// The adapter folder of one task of a case.
     pub fn imported(&self, case: &Case, task: usize) -> String {
         let (source, output) = (case.folder(), self.at(&format!("{}-{task}", case.name)));
@@ -224,27 +232,36 @@ impl Scene {
         bundle
     }
 
-    /// The runtime's answers to the texts of a case.
-    pub fn answers(&self, case: &Case, bundle: &str) -> Vec<Value> {
+    /// The base image of a case.
+    pub fn image(&self, case: &Case) -> String {
         let image = self.at(&format!("{}.base", case.base));
         if !Path::new(&image).exists() {
             self.done(&["compile", &case.base_folder(), "-o", &image]);
         }
+        image
+    }
+
+    /// The runtime's answers to the texts of a case.
+    pub fn answers(&self, case: &Case, bundle: &str) -> Vec<Value> {
+        self.answers_on(&self.image(case), bundle, &case.texts)
+    }
+
+    /// The runtime's answers to lines.
+    pub fn answers_on(&self, image: &str, bundle: &str, lines: &[String]) -> Vec<Value> {
         let run = [
             "run",
             "--json",
             "--base",
-            &image,
+            image,
             "--bundle",
             bundle,
             "--trust",
             &self.at("trust"),
         ];
-        let output = self.run(&run, &format!("{}\n", case.texts.join("\n")));
+        let output = self.run(&run, &format!("{}\n", lines.join("\n")));
         assert!(
             output.status.success(),
-            "{}: {}",
-            case.name,
+            "{bundle}: {}",
             said(&output.stderr)
         );
         said(&output.stdout)

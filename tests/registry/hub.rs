@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
     thread,
 };
@@ -15,18 +16,20 @@ pub const PASSWORD: &str = "open sesame";
 /// bcrypt of the password.
 const HASH: &str = "$2b$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0wCW";
 
-/// Whether a registry asks for a password.
+/// Whether a registry asks for a password, and speaks TLS.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Doors {
     Open,
     Locked,
+    /// Locked, and over TLS alone, with a certificate that an authority of its own has signed.
+    Secure,
 }
 
 /// A registry that runs.
 pub struct Hub {
     process: Child,
     address: String,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Hub {
@@ -36,10 +39,15 @@ impl Hub {
         let at = |name: &str| folder.path().join(name);
         let mut config = format!(
             "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {:?}}}}}\nhttp: {{addr: \"127.0.0.1:0\"}}\n",
+             storage: {{filesystem: {{rootdirectory: {:?}}}}}\nhttp:\n  addr: 127.0.0.1:0\n",
             at("data")
         );
-        if doors == Doors::Locked {
+        if doors == Doors::Secure {
+            certify(folder.path());
+            let (certificate, key) = (at("hub.pem"), at("hub.key"));
+            config += &format!("  tls: {{certificate: {certificate:?}, key: {key:?}}}\n");
+        }
+        if doors != Doors::Open {
             fs::write(at("users"), format!("{USER}:{HASH}\n")).unwrap();
             config += &format!(
                 "auth: {{htpasswd: {{realm: fleet, path: {:?}}}}}\n",
@@ -63,7 +71,7 @@ impl Hub {
                 .unwrap_or_else(|| panic!("docker-registry ended: {said}"))
                 .unwrap();
             if let Some((_, rest)) = line.split_once("listening on ") {
-                break rest.split('"').next().unwrap().to_owned();
+                break rest.split(['"', ',']).next().unwrap().to_owned();
             }
             said += &line;
         };
@@ -72,7 +80,7 @@ impl Hub {
         Self {
             process,
             address,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -81,11 +89,45 @@ impl Hub {
         format!("{}/{name}", self.address)
     }
 
+    /// The certificate of the authority behind it.
+    pub fn authority(&self) -> String {
+        self.folder.path().join("ca.pem").to_str().unwrap().into()
+    }
+
     /// What `docker login` leaves.
     pub fn docker_config(&self) -> String {
         let auth = Base64::encode_string(format!("{USER}:{PASSWORD}").as_bytes());
         serde_json::json!({"auths": {&self.address: {"auth": auth}}}).to_string()
     }
+}
+
+/// Makes an authority, and a certificate of it for this address of loopback.
+fn certify(folder: &Path) {
+    let openssl = |arguments: &[&str]| {
+        let mut command = Command::new("openssl");
+        let output = command.args(arguments).current_dir(folder).output();
+        let output = output.unwrap_or_else(|error| {
+            panic!("openssl does not start: {error}; install Debian's package openssl")
+        });
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {said}");
+    };
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"];
+    let new = [&["req", "-x509", "-nodes", "-days", "2"][..], &curve].concat();
+    let authority = [
+        "-subj",
+        "/CN=authority",
+        "-keyout",
+        "ca.key",
+        "-out",
+        "ca.pem",
+    ];
+    openssl(&[&new[..], &authority].concat());
+    let signed = ["-CA", "ca.pem", "-CAkey", "ca.key"];
+    let named = ["-subj", "/CN=hub", "-addext", "subjectAltName=IP:127.0.0.1"];
+    let leaf = ["-addext", "basicConstraints=critical,CA:FALSE"];
+    let files = ["-keyout", "hub.key", "-out", "hub.pem"];
+    openssl(&[&new[..], &signed, &named, &leaf, &files].concat());
 }
 
 impl Drop for Hub {

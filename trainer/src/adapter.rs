@@ -31,6 +31,9 @@ const GATE: &str = "preface.gate";
 pub(crate) const FORMAT: u32 = 2;
 /// Formats that are read: the first had single labels, linear heads and prefixes at every layer alone.
 const READ: [u32; 2] = [1, FORMAT];
+/// What PEFT trains otherwise than this trainer.
+const ON_IMAGES: &str =
+    "runs on base images alone; pack it, and measure the bundle: preface eval --bundle";
 
 /// What `preface.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +135,20 @@ pub struct Probe {
     pub ids: Vec<i64>,
     /// Index of the label.
     pub label: usize,
+    /// The place of the first token of a pair's second text; 0 where there is one text.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub second: usize,
+    /// For each word that is tagged the place of its first token, and the index of its label.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<(usize, usize)>,
+    /// The text that is made, without the white space around it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub text: String,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// How an adapter was trained; of one that was trained elsewhere little is known.
@@ -248,8 +265,13 @@ impl Adapter {
             path: path.clone(),
             reason,
         };
-        let mut card: Card =
-            serde_json::from_slice(&read(&path)?).map_err(|error| wrong(error.to_string()))?;
+        let card = read(&path)?;
+        let parsed = |error: serde_json::Error| wrong(error.to_string());
+        let written: serde_json::Value = serde_json::from_slice(&card).map_err(parsed)?;
+        if written["head"]["kind"] == "tanh-linear" {
+            return Err(wrong(format!("a classifier behind a pooler {ON_IMAGES}")));
+        }
+        let mut card: Card = serde_json::from_value(written).map_err(parsed)?;
         if !READ.contains(&card.format) {
             return Err(wrong(format!(
                 "format {} is not known; this program reads {FORMAT}",
@@ -336,10 +358,12 @@ impl Adapter {
             }
         }
         if self.card.positions != self.prompt.form.positions(base) {
-            let reason = format!(
-                "positions {:?} are not those of this base",
-                self.card.positions
-            );
+            let reason = match (&self.card.form, self.card.positions) {
+                (Form::KeyValues { .. }, PositionPlan::AfterPrompt) => {
+                    format!("a prefix that moves the text's positions {ON_IMAGES}")
+                }
+                (_, positions) => format!("positions {positions:?} are not those of this base"),
+            };
             return Err(Error::Adapter {
                 path: folder.into(),
                 reason,
@@ -526,6 +550,9 @@ mod tests {
             probes: vec![Probe {
                 ids: vec![1, 2],
                 label: 1,
+                second: 1,
+                tags: vec![(0, 1)],
+                text: "a".into(),
             }],
             metrics: BTreeMap::from([("dev_accuracy".into(), 0.5)]),
             token_budget: TokenBudget::default(),

@@ -31,7 +31,10 @@ fn fields(bundle: &VerifiedBundle<'_>) {
     });
     for probe in manifest.probes.iter() {
         probe.ids().for_each(|id| {
-            black_box((probe.label, id));
+            black_box((probe.label, probe.text, id));
+        });
+        probe.tags().for_each(|tag| {
+            black_box(tag);
         });
     }
     let spoken = manifest.verbaliser.iter().flat_map(|each| each.iter());

@@ -1,7 +1,9 @@
 //! What a registry answers to `pull`, read with limits and compared with digests.
 
 use anyhow::{Context, anyhow, bail};
-use oci_client::{Reference, errors::OciDistributionError, secrets::RegistryAuth};
+use oci_client::{
+    Reference, client::Certificate, errors::OciDistributionError, secrets::RegistryAuth,
+};
 use preface_bundle::Id;
 use reqwest::{
     Response, StatusCode, Url,
@@ -59,10 +61,15 @@ impl Web {
         reference: &Reference,
         auth: RegistryAuth,
         plain_http: bool,
+        authorities: &[Certificate],
     ) -> anyhow::Result<Self> {
         let scheme = if plain_http { "http" } else { "https" };
         let (registry, repository) = (reference.resolve_registry(), reference.repository());
+        let known = authorities
+            .iter()
+            .map(|known| reqwest::Certificate::from_der(&known.data));
         let http = reqwest::Client::builder()
+            .tls_certs_merge(known.collect::<Result<Vec<_>, _>>()?)
             .redirect(Policy::none())
             .connect_timeout(CONNECT)
             .read_timeout(SILENCE)
@@ -167,7 +174,9 @@ pub(crate) fn refused(what: &str, error: OciDistributionError) -> anyhow::Error 
         | OciDistributionError::AuthenticationFailure(_) => 401,
         OciDistributionError::RequestError(_) => {
             let said = printable(&format!("{:#}", anyhow::Error::from(error)));
-            return anyhow!("{what}: {said}; look the name and the port up");
+            return anyhow!(
+                "{what}: {said}; look the name and the port up, and give --ca for a certificate of an authority of your own"
+            );
         }
         _ => 500,
     };

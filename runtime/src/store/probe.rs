@@ -7,8 +7,8 @@ use crate::{Answer, Encoded, Session, TaskHandle};
 
 /// Lets a loaded bundle answer its probes; how many it answered as its maker says.
 ///
-/// A probe is token ids without their types, and one label: of tasks that tag or generate there are none, and where a
-/// base tells the texts of a pair by their types, probes of pairs cannot be asked.
+/// What a bundle's maker has not said is not asked: where a base tells the texts of a pair by their types, where the
+/// second begins; the tags of words; the text that is made.
 ///
 /// # Errors
 /// [`StoreError::Probe`], [`StoreError::ProbeFailed`].
@@ -20,50 +20,90 @@ pub(super) fn try_out(
     let manifest = bundle.manifest();
     let typed = session.description().inputs.token_types.is_some();
     let paired = manifest.answer.inputs == Inputs::Pair;
-    let labelled = matches!(manifest.answer.kind, AnswerKind::Label | AnswerKind::Labels);
-    if !labelled || (paired && typed) {
-        return Ok(0);
-    }
+    let kind = manifest.answer.kind;
+    let can_be_asked = |probe: &Probe<'_>| {
+        let answered = match kind {
+            AnswerKind::Tags => probe.tags().len() > 0,
+            AnswerKind::Text => !probe.text.is_empty(),
+            _ => true,
+        };
+        answered && (probe.second > 0 || !(paired && typed))
+    };
     let failed = |probe, source| StoreError::ProbeFailed {
         task: manifest.task.to_owned(),
         probe,
         source,
     };
+    let labels: Vec<&str> = manifest.labels.iter().collect();
     let mut tried = 0;
     for (probe, number) in manifest.probes.iter().zip(1..) {
+        if !can_be_asked(&probe) {
+            continue;
+        }
         session
             .activate(handle)
             .map_err(|source| failed(number, source))?;
-        let ids: Vec<u32> = probe.ids().collect();
-        let answer = session.answer_encoded(&Encoded::of_ids(&ids));
+        let answer = session.answer_encoded(&question(&probe, typed));
         let answer = answer.map_err(|source| failed(number, source))?;
         if let Some(found) = another(&answer, &probe) {
-            let labels: Vec<&str> = manifest.labels.iter().collect();
-            let expected = labels.get(usize::from(probe.label));
             return Err(StoreError::Probe {
                 task: manifest.task.to_owned(),
                 probe: number,
-                expected: expected.map_or("", |label| label).to_owned(),
+                expected: expected(kind, &probe, &labels),
                 found,
             });
         }
-        tried = number;
+        tried += 1;
     }
     Ok(tried)
 }
 
-/// The labels of an answer without the probe's.
+/// The text of a probe as the base reads it.
+fn question(probe: &Probe<'_>, typed: bool) -> Encoded {
+    let ids: Vec<u32> = probe.ids().collect();
+    let second = usize::from(probe.second);
+    let types: Vec<u32> = match typed && second > 0 {
+        true => (0..ids.len()).map(|at| u32::from(at >= second)).collect(),
+        false => Vec::new(),
+    };
+    let mut text = Encoded::with_room(ids.len());
+    text.set(
+        &ids,
+        &types,
+        probe.tags().map(|(place, _)| Some(place.into())),
+    );
+    text
+}
+
+/// What the bundle's maker says that the answer is.
+fn expected(kind: AnswerKind, probe: &Probe<'_>, labels: &[&str]) -> String {
+    let name = |label: u16| labels.get(usize::from(label)).copied().unwrap_or_default();
+    match kind {
+        AnswerKind::Tags => joined(probe.tags().map(|(_, label)| name(label))),
+        AnswerKind::Text => probe.text.to_owned(),
+        _ => name(probe.label).to_owned(),
+    }
+}
+
+fn joined<'a>(labels: impl Iterator<Item = &'a str>) -> String {
+    labels.collect::<Vec<_>>().join(", ")
+}
+
+/// The answer, where it is not the probe's.
 fn another(answer: &Answer<'_>, probe: &Probe<'_>) -> Option<String> {
     let label = usize::from(probe.label);
     match answer {
         Answer::Label { best, .. } => (best.class != label).then(|| best.label.to_owned()),
         Answer::Labels(choices) => {
             let mut found = choices.iter().flatten();
-            (!found.any(|choice| choice.class == label)).then(|| {
-                let labels = choices.iter().flatten().map(|choice| choice.label);
-                labels.collect::<Vec<_>>().join(", ")
-            })
+            (!found.any(|choice| choice.class == label))
+                .then(|| joined(choices.iter().flatten().map(|choice| choice.label)))
         }
-        _ => Some("something else than labels".to_owned()),
+        Answer::Tags(words) => {
+            let found = words.iter().map(|word| word.map(|choice| choice.class));
+            let tags = probe.tags().map(|(_, label)| Some(usize::from(label)));
+            (!found.eq(tags)).then(|| joined(words.iter().flatten().map(|choice| choice.label)))
+        }
+        Answer::Text(text) => (text.trim() != probe.text).then(|| text.trim().to_owned()),
     }
 }

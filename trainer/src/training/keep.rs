@@ -14,12 +14,15 @@ use crate::{
     metrics::{Evaluation, Prediction, rejection_threshold},
     options::Candidate,
     task::Task,
+    tokens::Tokens,
 };
 
 /// Token ids of all probes for which a bundle's signed part has room.
 const PROBE_IDS: usize = 256;
 /// Examples that a bundle carries to prove itself on a device.
 const PROBES: usize = 4;
+/// The least probability of every tag and every token of an example that proves a bundle.
+const SURE: f32 = 0.9;
 
 impl Run<'_> {
     pub(super) fn outcome(
@@ -109,7 +112,7 @@ impl Run<'_> {
             decode: self.decode(),
             base_id: description.base_id.clone(),
             tokenizer_id: description.tokenizer_id.clone(),
-            probes: self.probes(answers, threshold),
+            probes: self.probes(answers, threshold)?,
             metrics: metrics.collect(),
             token_budget: self.task.token_budget()?,
             init: Some(options.init.name().into()),
@@ -143,29 +146,80 @@ impl Run<'_> {
         })
     }
 
-    /// The shortest dev examples of different labels that the prompt answers rightly.
-    fn probes(&self, answers: &[Prediction], threshold: Option<f32>) -> Vec<Probe> {
+    /// The shortest dev examples of different answers that the prompt gives rightly.
+    fn probes(&self, answers: &[Prediction], threshold: Option<f32>) -> Result<Vec<Probe>, Error> {
         let pairs = self.task.dev.rows.iter().zip(answers);
-        let mut right: Vec<(&Encoded, usize)> = pairs
-            .filter_map(|(row, answer)| match row.truth {
-                Truth::Class(class) if answer.is_right(&row.truth, threshold) => Some((row, class)),
-                _ => None,
+        let mut right: Vec<&Encoded> = pairs
+            .filter(|(row, answer)| {
+                // Rounding on a device turns an answer of many parts where one of them is nearly even.
+                let sure = matches!(row.truth, Truth::Class(_)) || answer.score >= SURE;
+                sure && answer.is_right(&row.truth, threshold)
             })
+            .map(|(row, _)| row)
             .collect();
-        right.sort_by_key(|(row, _)| row.text_ids().len());
+        right.sort_by_key(|row| row.text_ids().len());
+        let tokens = Tokens::read(&self.task.base.tokenizer)?;
         let mut probes: Vec<Probe> = Vec::new();
         let mut room = PROBE_IDS;
-        for (row, label) in right {
-            let new = probes.iter().all(|probe| probe.label != label);
-            if probes.len() < PROBES && new && row.text_ids().len() <= room {
-                room -= row.text_ids().len();
-                probes.push(Probe {
-                    ids: row.text_ids(),
-                    label,
-                });
+        for row in right {
+            let Some(probe) = self.probe(row, &tokens)? else {
+                continue;
+            };
+            let takes = probe.ids.len() + probe.tags.len() + probe.text.len() / 4;
+            let new = probes
+                .iter()
+                .all(|known| answer_of(known) != answer_of(&probe));
+            if probes.len() < PROBES && new && takes <= room {
+                room -= takes;
+                probes.push(probe);
             }
         }
-        probes
+        Ok(probes)
+    }
+
+    /// An example as a probe; `None` where a bundle has no words for it.
+    fn probe(&self, row: &Encoded, tokens: &Tokens) -> Result<Option<Probe>, Error> {
+        let (ids, of_second) = (row.text_ids(), |&kind: &i64| kind != 0);
+        let second = row.types.iter().position(of_second).unwrap_or(0);
+        let split = row.types.iter().skip(second).all(of_second);
+        if second > 0 && (!split || !row.past.ids.is_empty()) {
+            return Ok(None);
+        }
+        let mut probe = Probe {
+            ids,
+            label: 0,
+            second,
+            tags: Vec::new(),
+            text: String::new(),
+        };
+        match (&row.truth, self.task.wording.kind) {
+            (Truth::Class(class), _) => probe.label = *class,
+            (Truth::Places(places), AnswerKind::Tags) if !places.is_empty() => {
+                let before = row.past.ids.len();
+                probe.tags = places.iter().map(|&(at, tag)| (before + at, tag)).collect();
+            }
+            (Truth::Places(places), AnswerKind::Text) => {
+                let ids: Vec<i64> = places
+                    .iter()
+                    .filter_map(|&(_, id)| id.try_into().ok())
+                    .collect();
+                let ends = self
+                    .decode()
+                    .map_or_else(Vec::new, |limits| limits.stop_ids);
+                let Some((end, made)) = ids.split_last() else {
+                    return Ok(None);
+                };
+                if !ends.iter().any(|id| i64::from(*id) == *end) {
+                    return Ok(None);
+                }
+                probe.text = tokens.text(made)?.trim().into();
+                if probe.text.is_empty() || probe.text.chars().any(char::is_control) {
+                    return Ok(None);
+                }
+            }
+            _ => return Ok(None),
+        }
+        Ok(Some(probe))
     }
 
     fn receipt(&self, candidate: usize, [train, dev]: [&Dataset; 2]) -> Receipt {
@@ -189,4 +243,10 @@ impl Run<'_> {
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }
+}
+
+/// What a probe answers: examples of different answers prove more.
+fn answer_of(probe: &Probe) -> (usize, Vec<usize>, &str) {
+    let tags = probe.tags.iter().map(|&(_, label)| label).collect();
+    (probe.label, tags, &probe.text)
 }
