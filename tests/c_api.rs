@@ -453,7 +453,7 @@ fn programs_in_c_serve_what_is_installed_while_they_run() {
             program.ask(TEXT),
             [format!("label 0 {first}"), label.clone()]
         );
-        assert_eq!(program.ask(TEXT), [label.clone()]);
+        assert_eq!(program.ask(TEXT), std::slice::from_ref(&label));
         let second = install("scoped.preface");
         let scoped = says("scoped", "scoped.preface");
         let both = [format!("scoped 1 {second}"), label, scoped.clone()];
