@@ -11,14 +11,14 @@ use tract_linalg::{
 
 use crate::{Error, Weights, image::Packed};
 
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::narrow::Narrow;
 use super::{
     super::{failed, panels::format},
-    arena::{ALIGNMENT_BYTES, Arena, Block, Shared},
+    arena::{Arena, Block, Shared},
     operands::{Panels, Right},
 };
+#[cfg(target_arch = "x86_64")]
+use super::{arena, avx512};
 
 /// A product kernel with what it works in.
 pub(super) struct Kernel {
@@ -100,7 +100,7 @@ impl Kernel {
     fn avx512() -> Option<Self> {
         avx512::runs().then(|| Self {
             inner: Inner::Avx512,
-            left: PackedFormat::new(f32::datum_type(), avx512::ROWS, ALIGNMENT_BYTES),
+            left: PackedFormat::new(f32::datum_type(), avx512::ROWS, arena::ALIGNMENT_BYTES),
             right: None,
         })
     }
