@@ -13,7 +13,12 @@ use std::{
 use preface_graph::{Base, FormKind};
 use preface_trainer::{adapter::Adapter, form::Form, tokens::Tokens};
 use serde_json::{Value, json};
-use support::{adapters::adapter, base_folder, small_task};
+use support::{
+    adapters::adapter,
+    base_folder,
+    program::{done, json_of, said},
+    small_task,
+};
 
 /// A base, the files of a small task, and adapters for them.
 struct Scene {
@@ -76,19 +81,6 @@ impl Scene {
 fn preface(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_preface"));
     command.args(arguments).output().unwrap()
-}
-
-fn done(output: &Output) -> &Output {
-    assert!(output.status.success(), "{}", said(output));
-    output
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)))
 }
 
 #[test]

@@ -19,7 +19,13 @@ use preface_graph::{Base, FormKind};
 use preface_trainer::{adapter::Adapter, form::Form};
 use scene::Scene;
 use serde_json::{Value, json};
-use support::{Export, adapters::adapter, base_folder, random, skip};
+use support::{
+    Export,
+    adapters::adapter,
+    base_folder,
+    program::{done, json_of, said},
+    random, skip,
+};
 
 /// A small decoder with a scene around it.
 struct Decoder {
@@ -111,19 +117,6 @@ impl Decoder {
         let output = eval.args(["--data", data]).output().unwrap();
         json_of(done(&output))[figure].as_f64().unwrap()
     }
-}
-
-fn done(output: &Output) -> &Output {
-    assert!(output.status.success(), "{}", said(output));
-    output
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)))
 }
 
 fn number(value: &Value) -> f64 {

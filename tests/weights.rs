@@ -14,7 +14,13 @@ use std::{
 use preface_graph::{Base, FormKind};
 use preface_trainer::form::Form;
 use serde_json::{Value, json};
-use support::{Export, adapters::adapter, base_folder, skip};
+use support::{
+    Export,
+    adapters::adapter,
+    base_folder,
+    program::{done, json_of, said},
+    skip,
+};
 
 /// An image, a task on it and whom it is signed by.
 struct Scene {
@@ -95,19 +101,6 @@ impl Scene {
 fn preface(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_preface"));
     command.args(arguments).output().unwrap()
-}
-
-fn done(output: &Output) -> &Output {
-    assert!(output.status.success(), "{}", said(output));
-    output
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)))
 }
 
 fn decoder() -> Option<Export> {
@@ -224,13 +217,13 @@ fn an_image_of_the_older_format_is_refused_with_the_command_that_rebuilds_it() {
     done(&scene.compile(&[]));
     let path = scene.at("x.base");
     let mut bytes = fs::read(&path).unwrap();
-    let version = bytes.windows(4).position(|part| part == b"v005").unwrap();
+    let version = bytes.windows(4).position(|part| part == b"v006").unwrap();
     bytes[version..version + 4].copy_from_slice(b"v003");
     fs::write(&path, bytes).unwrap();
     let output = preface(&["inspect", &path]);
     assert_eq!(output.status.code(), Some(2));
     let rebuild = format!("preface compile BASE -o {path}");
-    for part in ["image format v003", "reads v005", &rebuild] {
+    for part in ["image format v003", "reads v006", &rebuild] {
         assert!(said(&output).contains(part), "{}", said(&output));
     }
 }

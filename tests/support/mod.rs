@@ -3,6 +3,7 @@
 
 pub mod adapters;
 pub mod parted;
+pub mod program;
 
 use std::{
     env, fs,

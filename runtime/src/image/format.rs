@@ -13,11 +13,11 @@ use crate::{
 };
 
 /// The start of every base image of this format.
-pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v005\n";
+pub(crate) const MAGIC: [u8; 32] = *b"\x89PRB\r\n\x1a\npreface-base-image-v006\n";
 /// What comes before the version in [`MAGIC`].
 pub(crate) const FAMILY: &[u8] = b"\x89PRB\r\n\x1a\npreface-base-image-";
 /// The name of this format, for messages.
-const FORMAT: &str = "v005";
+const FORMAT: &str = "v006";
 /// Where sections and packed weights begin: a page.
 pub(crate) const PAGE_BYTES: u64 = 4096;
 /// Bytes of the preamble, its own digest included.

@@ -543,5 +543,17 @@ mod tests {
             let multiplied = kernel.multiply(arena, (8, 2), &sums);
             assert_eq!(multiplied.is_ok(), fits, "{first} {step}");
         }
+        let (outside, other_depth) = (Block { first: 25, step: 4 }, Right::Arena(input, 3));
+        for right in [Right::Arena(outside, 4), other_depth] {
+            let sums = Sums {
+                left: Left::Floats(&left),
+                right,
+                bias: None,
+                scale: None,
+                residual: None,
+                output: Block { first: 0, step: 8 },
+            };
+            assert!(kernel.multiply(arena, (8, 2), &sums).is_err());
+        }
     }
 }

@@ -350,3 +350,36 @@ impl Hash for Panels {
         std::ptr::from_ref(self).hash(state);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_two_parts_stand_behind_each_other_in_the_panels() {
+        let (r, length) = (12, 5);
+        let format = PackedFormat::new(f32::datum_type(), r, ALIGNMENT_BYTES);
+        let numbers: Vec<f32> = (1..=600u16).map(f32::from).collect();
+        let part = |count: usize, step: usize| Rows {
+            numbers: &numbers[count..],
+            count,
+            step,
+        };
+        for counts in [[1, 1], [3, 9], [9, 8], [10, 30], [8, 4], [0, 11], [25, 0]] {
+            let parts = [part(counts[0], length), part(counts[1], 7)];
+            let rows: Vec<&[f32]> = parts.iter().flat_map(|part| part.of(length)).collect();
+            let mut panels = Panels::new(&format, length, rows.len()).unwrap();
+            panels.pack_rows(parts, length).unwrap();
+            let panel = format.single_panel_len(length);
+            // SAFETY: the tensor holds 32-bit floats, as `new` made it.
+            let packed = unsafe { panels.buffer.as_slice_unchecked::<f32>() };
+            for place in 0..rows.len().next_multiple_of(r) {
+                for at in 0..length {
+                    let expected = rows.get(place).map_or(0.0, |row| row[at]);
+                    let found = packed[place / r * panel + at * r + place % r];
+                    assert_eq!(found, expected, "{counts:?}: row {place}, number {at}");
+                }
+            }
+        }
+    }
+}
