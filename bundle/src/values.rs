@@ -77,10 +77,15 @@ impl<'a> Tensor<'a> {
         for ((out, values), scale) in groups.zip(scales) {
             let scale = f16(*scale);
             if per_byte == 2 {
-                let halves = values.iter().flat_map(|byte| nibbles(*byte));
-                out.iter_mut()
-                    .zip(halves)
-                    .for_each(|(to, q)| *to = scale * f32::from(q));
+                let (pairs, last) = out.as_chunks_mut();
+                let (whole, odd) = values.split_at(pairs.len().min(values.len()));
+                for (pair, byte) in pairs.iter_mut().zip(whole) {
+                    *pair = nibbles(*byte).map(|q| scale * f32::from(q));
+                }
+                for (to, byte) in last.iter_mut().zip(odd) {
+                    let [low, _] = nibbles(*byte);
+                    *to = scale * f32::from(low);
+                }
             } else {
                 let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
                 let (from, rest_from) = values.as_chunks::<BLOCK>();

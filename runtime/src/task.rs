@@ -11,7 +11,7 @@ use preface_bundle::{
 
 use crate::{
     EngineKind, Error,
-    engine::executor::wide,
+    engine::vectors::wide,
     image::{Description, Kind, Layer},
     map::{Numbers, Pages},
     text::Template,
@@ -451,7 +451,7 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
     let half = shape.kv_heads * run.spec().dim(3) * shape.head_dim;
     let elements = run.spec().elements();
     let mut pages = Pages::zeroed(elements).map_err(|error| error.to_string())?;
-    wide(|| run.dequantise(&mut pages.numbers()[..elements])).map_err(|error| error.to_string())?;
+    dequantise(run, &mut pages.numbers()[..elements])?;
     let pages = Arc::new(pages);
     let layers = (0..run.spec().dim(0)).map(|layer| {
         let first = 2 * layer * half;
@@ -467,8 +467,15 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
 
 fn numbers(tensor: &Tensor<'_>) -> Result<Vec<f32>, String> {
     let mut numbers = vec![0.0; tensor.spec().elements()];
-    wide(|| tensor.dequantise(&mut numbers)).map_err(|error| error.to_string())?;
+    dequantise(tensor, &mut numbers)?;
     Ok(numbers)
+}
+
+fn dequantise(tensor: &Tensor<'_>, numbers: &mut [f32]) -> Result<(), String> {
+    let written = wide!(|tensor: &Tensor<'_>,
+                         numbers: &mut [f32]|
+     -> Result<(), preface_bundle::Error> { tensor.dequantise(numbers) });
+    written.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod panels;
 mod plan;
 #[cfg(feature = "plan")]
 mod program;
+pub(crate) mod vectors;
 
 use std::fmt;
 

@@ -4,14 +4,14 @@ use tract_data::internal::Tensor;
 use tract_linalg::{Func, reduce::MapReduce};
 
 use super::{
-    super::failed,
+    super::{failed, vectors::wide},
     arena::{Block, Shared},
     kernels::{Kernel, Left, Sums},
     no_kernel,
     operands::{Panels, Right, Rows},
     past::{Half, Layer},
     program::{Attend, Heads, KeyHeads, Mask},
-    rows::{inner, wide},
+    rows::inner,
 };
 use crate::Error;
 
@@ -257,15 +257,16 @@ impl Attention {
         }
         let region = self.scores..self.scores + layer.tokens();
         let scores = scene.arena.write(region);
-        wide(|| {
-            let keys = keys.chunks_exact(length).zip(scores.iter_mut());
-            keys.for_each(|(key, score)| *score = inner(&query[..length], key));
+        let query = &query[..length];
+        wide!(|query: &[f32], keys: &[f32], scores: &mut [f32]| -> () {
+            let keys = keys.chunks_exact(query.len()).zip(scores);
+            keys.for_each(|(key, score)| *score = inner(query, key));
         });
         self.weigh(step, scene, (0, head), scores)?;
         let mixed = &mut self.single[1][..length];
         mixed.fill(0.0);
-        wide(|| {
-            for (value, weight) in values.chunks_exact(length).zip(&*scores) {
+        wide!(|mixed: &mut [f32], values: &[f32], scores: &[f32]| -> () {
+            for (value, weight) in values.chunks_exact(mixed.len()).zip(scores) {
                 let pairs = mixed.iter_mut().zip(value);
                 pairs.for_each(|(sum, number)| *sum += weight * number);
             }
@@ -307,10 +308,12 @@ impl Attention {
     }
 
     fn softmax(&self, scores: &mut [f32]) -> Result<(), Error> {
-        let largest = wide(|| largest(scores));
+        let largest = wide!(|scores: &[f32]| -> f32 { largest(scores) });
         let sum = self.exponents.run_with_params(scores, largest);
         let scale = sum.map_err(failed("computing a softmax"))?.recip();
-        wide(|| scores.iter_mut().for_each(|score| *score *= scale));
+        wide!(|scores: &mut [f32], scale: f32| -> () {
+            scores.iter_mut().for_each(|score| *score *= scale);
+        });
         Ok(())
     }
 }

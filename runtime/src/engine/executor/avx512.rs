@@ -67,23 +67,6 @@ pub(super) fn runs() -> bool {
     is_x86_feature_detected!("avx512f")
 }
 
-/// Does `work` with vectors as wide as the processor has, where the compiler puts it in place.
-#[inline]
-pub(crate) fn wide<T>(work: impl FnOnce() -> T) -> T {
-    #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
-    fn with_vectors<T>(work: impl FnOnce() -> T) -> T {
-        work()
-    }
-    let all = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("fma");
-    match all {
-        // SAFETY: the processor has what the function is compiled for.
-        true => unsafe { with_vectors(work) },
-        false => work(),
-    }
-}
-
 /// Computes `tile`.
 ///
 /// # Safety

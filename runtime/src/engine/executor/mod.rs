@@ -42,7 +42,6 @@ pub(crate) use past::Past;
 use pool::Pool;
 use program::{Attend, Columns, Product, Step};
 use rows::Curves;
-pub(crate) use rows::wide;
 use steps::{Before, finished, texts};
 
 /// A program ready to run.

@@ -4,14 +4,13 @@
 use std::ops::Range;
 
 use super::{
-    super::failed,
+    super::{failed, vectors::wide},
     arena::Shared,
     kernels::{Kernel, Left, Sums, floats},
     no_kernel,
     operands::Panels,
-    rows::wide,
 };
-use crate::{Error, Image, image::Packed, weights::GROUP};
+use crate::{Error, Image, Weights, image::Packed, weights::GROUP};
 
 /// Bytes of panels that are expanded at once: they are to stay in the second-level cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -108,7 +107,12 @@ impl Narrow {
             let outputs = first * r..self.mn().min((first + at_once) * r);
             expanded.panels.fill((k, outputs.len()), |index, numbers| {
                 let panel = self.panel(first + index);
-                wide(|| dtype.expand(panel, r, 0, &mut numbers[..k * r]));
+                let numbers = &mut numbers[..k * r];
+                wide!(
+                    |dtype: Weights, panel: &[u8], r: usize, numbers: &mut [f32]| -> () {
+                        dtype.expand(panel, r, 0, numbers);
+                    }
+                );
             })?;
             let block = Sums {
                 left: Left::Floats(&expanded.panels),
@@ -138,11 +142,16 @@ impl Narrow {
         for (index, sums) in sums.chunks_exact_mut(r).take(self.panels.len()).enumerate() {
             let panel = self.panel(index);
             sums.fill(0.0);
-            wide(|| {
-                for first in (0..k).step_by(GROUP) {
-                    let inputs = &run[first..k.min(first + GROUP)];
+            wide!(|dtype: Weights,
+                   panel: &[u8],
+                   run: &[f32],
+                   group: &mut [f32],
+                   sums: &mut [f32]|
+             -> () {
+                let r = sums.len();
+                for (index, inputs) in run.chunks(GROUP).enumerate() {
                     let records = &mut group[..inputs.len() * r];
-                    dtype.expand(panel, r, first, records);
+                    dtype.expand(panel, r, index * GROUP, records);
                     add_up(sums, records, inputs);
                 }
             });

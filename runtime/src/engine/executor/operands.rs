@@ -13,9 +13,8 @@ use tract_linalg::{
 };
 
 use super::{
-    super::failed,
+    super::{failed, vectors::wide},
     arena::{ALIGNMENT_BYTES, Block, Shared, find_room},
-    rows::wide,
 };
 use crate::Error;
 
@@ -170,7 +169,12 @@ impl Panels {
         let r = self.format.r;
         let panel = self.format.single_panel_len(length);
         let packed = self.begin((length, rows), parts.iter().all(|part| part.hold(length)))?;
-        wide(|| {
+        wide!(|packed: &mut [f32],
+               r: usize,
+               panel: usize,
+               parts: [Rows<'_>; 2],
+               length: usize|
+         -> () {
             let mut first = 0;
             for part in parts {
                 pack_behind(packed, (r, panel), first, part, length);

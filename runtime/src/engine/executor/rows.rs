@@ -2,10 +2,8 @@
 
 use tract_linalg::{Func, element_wise::ElementWise};
 
-#[cfg(target_arch = "x86_64")]
-pub(crate) use super::avx512::wide;
 use super::{
-    super::failed,
+    super::{failed, vectors::wide},
     arena::Shared,
     program::{Function, Operand, RowStep, Source},
 };
@@ -17,12 +15,6 @@ pub(super) struct Curves {
     erf: Box<dyn ElementWise<f32>>,
     tanh: Box<dyn ElementWise<f32>>,
     sigmoid: Box<dyn ElementWise<f32>>,
-}
-
-/// Does `work` with the vectors that every processor of this architecture has.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn wide<T>(work: impl FnOnce() -> T) -> T {
-    work()
 }
 
 /// What a row reads and writes.
@@ -71,7 +63,14 @@ impl Curves {
         types: &[i64],
         (first, position): (usize, usize),
     ) -> Result<(), Error> {
-        let chain = || {
+        let curves = self;
+        wide!(|curves: &Curves,
+               steps: &[RowStep],
+               memory: &Memory<'_>,
+               types: &[i64],
+               first: usize,
+               position: usize|
+         -> Result<(), Error> {
             for (index, &kind) in types.iter().enumerate() {
                 let row = Row {
                     index: first + index,
@@ -79,12 +78,11 @@ impl Curves {
                     kind: usize::try_from(kind).unwrap_or(usize::MAX),
                 };
                 for step in steps {
-                    self.step(step, memory, row)?;
+                    curves.step(step, memory, row)?;
                 }
             }
             Ok(())
-        };
-        wide(chain)
+        })
     }
 
     /// Does `step` for one row.

@@ -6,9 +6,9 @@
 use std::{mem, ops::Range};
 
 use super::{
-    super::Input,
+    super::{Input, vectors::wide},
     Executor, Operand, Part, Past, Ready, Worker,
-    arena::{Arena, Block},
+    arena::{Arena, Block, Shared},
     attend::{Keys, Scene},
     kernels::Sums,
     no_kernel,
@@ -16,9 +16,9 @@ use super::{
     past::Layer,
     pool::Pool,
     program::{Attend, Columns, Keep, KeyHeads, Product, RowStep, Step, Tied},
-    rows::{Memory, inner, wide},
+    rows::{Memory, inner},
 };
-use crate::{Error, Weights, engine, map::floats};
+use crate::{Error, Image, Weights, engine, map::floats};
 
 /// What stands before the texts of a run.
 pub(super) enum Before<'a, 'p> {
@@ -152,17 +152,25 @@ impl Executor {
         let work = rows * vocabulary * hidden;
         each(&mut self.pool, &mut self.workers, work, |piece, worker| {
             let tokens = share(vocabulary, piece, pieces);
-            let (weights, stored) = image.table();
-            wide(|| {
+            let (tokens, other) = (&tokens, &mut worker.row);
+            let output = (arena, to, width);
+            wide!(|image: &Image,
+                   tokens: &Range<usize>,
+                   own: &[f32],
+                   other: &mut [f32],
+                   output: (Shared<'_>, usize, usize)|
+             -> () {
+                let (weights, stored) = image.table();
+                let (arena, to, width) = output;
                 for (token, stored) in tokens.clone().zip(stored.skip(tokens.start)) {
                     let other = match weights {
                         Weights::F32 => floats(stored),
                         _ => {
-                            weights.expand(stored, 1, 0, &mut worker.row);
-                            &worker.row
+                            weights.expand(stored, 1, 0, other);
+                            &*other
                         }
                     };
-                    for (index, row) in own.chunks_exact(hidden).enumerate() {
+                    for (index, row) in own.chunks_exact(other.len()).enumerate() {
                         let score = to + index * width + token;
                         arena.write(score..score + 1)[0] = inner(row, other);
                     }

@@ -1,12 +1,10 @@
 //! Sums of bytes as numbers.
 
 #[cfg(target_arch = "x86_64")]
-use std::ptr;
-
-use std::ops::Range;
+use std::{ops::Range, ptr};
 
 use super::{
-    super::{arena::Shared, rows::wide},
+    super::{super::vectors::wide, arena::Shared},
     tile::{Instructions, OUTPUTS},
 };
 
@@ -56,7 +54,12 @@ impl Run<'_> {
             _ => {
                 let mut numbers = [0.0; OUTPUTS];
                 let residual = self.residual.clone().map(|range| arena.read(range));
-                wide(|| self.numbers(&mut numbers, residual));
+                let (run, into) = (&self, &mut numbers);
+                wide!(
+                    |run: &Run<'_>, into: &mut [f32; OUTPUTS], residual: Option<&[f32]>| -> () {
+                        run.numbers(into, residual);
+                    }
+                );
                 arena
                     .write(self.output)
                     .copy_from_slice(&numbers[..outputs]);

@@ -1,7 +1,7 @@
 //! Rows as integers of 8 bits.
 
 use super::{
-    super::{super::failed, rows::wide},
+    super::super::{failed, vectors::wide},
     tile::RUNS,
 };
 use crate::{
@@ -88,7 +88,9 @@ impl Rounded {
             let runs = RUNS.min(rows - first);
             let bytes = &mut self.row[..quads * QUAD];
             bytes[inputs..].fill(0);
-            let (scale, sum) = wide(|| rounded(&row[..inputs], &mut bytes[..inputs]));
+            let (row, into) = (&row[..inputs], &mut bytes[..inputs]);
+            let (scale, sum) =
+                wide!(|row: &[f32], into: &mut [u8]| -> (f32, i32) { rounded(row, into) });
             self.scales[index] = scale;
             self.excess[index] = i32::from(EXCESS) * sum;
             let places = self.quads[first * quads + run..].iter_mut().step_by(runs);
