@@ -13,7 +13,7 @@ use tract_linalg::{
 };
 
 use super::{
-    super::{failed, vectors::wide},
+    super::failed,
     arena::{ALIGNMENT_BYTES, Block, Shared, find_room},
 };
 use crate::Error;
@@ -169,18 +169,11 @@ impl Panels {
         let r = self.format.r;
         let panel = self.format.single_panel_len(length);
         let packed = self.begin((length, rows), parts.iter().all(|part| part.hold(length)))?;
-        wide!(|packed: &mut [f32],
-               r: usize,
-               panel: usize,
-               parts: [Rows<'_>; 2],
-               length: usize|
-         -> () {
-            let mut first = 0;
-            for part in parts {
-                pack_behind(packed, (r, panel), first, part, length);
-                first += part.count;
-            }
-        });
+        let mut first = 0;
+        for part in parts {
+            pack_behind(packed, (r, panel), first, part, length);
+            first += part.count;
+        }
         Ok(())
     }
 
@@ -226,7 +219,6 @@ impl Panels {
 }
 
 /// Packs the rows of `part`, `length` numbers each, as those from `first` on of panels of `r` rows and `panel` numbers.
-#[inline(always)]
 fn pack_behind(
     packed: &mut [f32],
     (r, panel): (usize, usize),
@@ -259,8 +251,8 @@ fn pack_behind(
     }
 }
 
-/// Rows that are packed side by side.
-const ROWS_AT_ONCE: usize = 8;
+/// Rows that are packed side by side: the compiler turns squares of so many in registers, where it gathers more.
+const ROWS_AT_ONCE: usize = 4;
 
 /// Rows of numbers, one every `step` numbers.
 #[derive(Clone, Copy)]

@@ -1,7 +1,8 @@
 //! Sums of bytes as numbers.
 
+use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
-use std::{ops::Range, ptr};
+use std::ptr;
 
 use super::{
     super::{super::vectors::wide, arena::Shared},
