@@ -3,7 +3,7 @@ use preface_bundle::{HeadKind, Id};
 use super::*;
 use crate::{
     Choice,
-    task::{LayerKeyValues, RowHead},
+    task::{KeyValues, LayerKeyValues, Place, RowHead},
     testing::{HIDDEN, POSITIONS, WORDS, image, numbers},
     text::Template,
 };

@@ -13,6 +13,7 @@ pub(crate) mod dots;
 #[allow(unsafe_code)]
 pub(crate) mod kernels;
 mod narrow;
+mod open;
 // Packs panels: see the SAFETY comments there.
 #[allow(unsafe_code)]
 mod operands;
@@ -28,19 +29,19 @@ mod steps;
 
 use std::{mem, ops::Range};
 
-use tract_data::internal::{Tensor, format_err, tensor0, tensor1};
+use tract_data::internal::{Tensor, format_err};
 
 use super::{Input, failed, panels::MappedPanels};
-use crate::{Error, Image, Threads, Weights, engine, task::KeyValues};
+use crate::{Error, Image, engine, task::KeyValues};
 use arena::Arena;
-use attend::{Attention, QUERIES};
+use attend::Attention;
 use dots::Rounded;
 use kernels::{Kernel, Left};
 use narrow::{Expanded, Narrow};
 use operands::Panels;
 pub(crate) use past::Past;
 use pool::Pool;
-use program::{Attend, Columns, Product, Step};
+use program::{Attend, Columns, Step};
 use rows::Curves;
 use steps::{Before, finished, texts};
 
@@ -133,10 +134,6 @@ enum Ready {
     Nothing,
 }
 
-/// Numbers that every thread's own space is a multiple of: kernels that add numbers up do so from one boundary to the next,
-/// so that the sum depends on where the first lies between two.
-const ALIGNMENT: usize = 64;
-
 /// The steps from embedding rows to hidden rows.
 const BODY: usize = 0;
 /// Those from a hidden row to scores of the vocabulary.
@@ -162,164 +159,7 @@ impl Operand {
     }
 }
 
-impl Worker {
-    fn warm_up(&mut self, curves: &Curves) -> Result<(), Error> {
-        self.kernels.iter_mut().try_for_each(Kernel::warm_up)?;
-        curves.warm_up()?;
-        let attention = self.attention.as_mut();
-        attention.map_or(Ok(()), Attention::warm_up)
-    }
-}
-
 impl Executor {
-    /// Reserves everything that running the program of `image` takes for texts of `most_rows` rows, prompt rows among
-    /// them, prefixes of `most_prefix` and scores for `most_scored` texts at once, and starts the threads.
-    pub fn open(
-        image: &Image,
-        (most_rows, most_prefix, most_scored): (usize, usize, usize),
-        threads: Threads,
-    ) -> Result<Self, Error> {
-        let program = image.steps().ok_or_else(no_kernel)?;
-        let most_rows = most_rows.min(program.max_rows);
-        let mut pool = Pool::new(threads)?;
-        let (weights, names) = weights(image, pool.count());
-        // Where the next part begins, and where the last ends.
-        let part = |begin: usize, slots: &[usize], scratch: usize, steps: &[Step], rows: usize| {
-            let mut end = begin;
-            let slots = slots.iter().map(|&width| {
-                end += rows * width;
-                (end - rows * width, width)
-            });
-            let slots: Vec<_> = slots.collect();
-            let scratch = scratch.next_multiple_of(ALIGNMENT);
-            let spaces = (0..pool.count()).map(|piece| end + piece * scratch);
-            let spaces = spaces.collect();
-            let part = Part {
-                slots,
-                scratch: spaces,
-                ready: ready(image, &weights, steps),
-            };
-            (part, end + pool.count() * scratch)
-        };
-        let (body, end) = part(
-            0,
-            &program.slots,
-            program.scratch,
-            &program.steps,
-            most_rows,
-        );
-        // The encoder is done before the body begins, so that they share their room.
-        let (encoder, encoded) =
-            program
-                .encoder
-                .as_ref()
-                .map_or_else(Default::default, |encoder| {
-                    part(
-                        0,
-                        &encoder.slots,
-                        encoder.scratch,
-                        &encoder.steps,
-                        most_rows,
-                    )
-                });
-        let end = end.max(encoded);
-        let logits = program.logits.as_ref();
-        let (logits, scores) = logits.map_or_else(
-            || (Part::default(), end),
-            |logits| {
-                part(
-                    end,
-                    &logits.slots,
-                    logits.scratch,
-                    &logits.steps,
-                    most_scored,
-                )
-            },
-        );
-        let scores = scores.next_multiple_of(ALIGNMENT);
-        let parts = [body, logits, encoder];
-        let encoding = program.encoder.iter().flat_map(|encoder| &encoder.steps);
-        let attends = program
-            .steps
-            .iter()
-            .chain(encoding)
-            .filter_map(Step::as_attend);
-        let longest = attends.map(|attend| attend.head_dim).max();
-        let most_keys = most_rows + most_prefix;
-        let room = longest.map_or(0, |_| QUERIES.min(most_rows) * most_keys);
-        let room = room.next_multiple_of(ALIGNMENT);
-        let most = |of: fn(&Weight) -> usize| weights.iter().map(of).max().unwrap_or(1);
-        let deepest = most(|weight| weight.inputs);
-        let widest = most(|weight| weight.outputs);
-        let narrow = image.weights() != Weights::F32;
-        let hidden = image.description().hidden;
-        let worker = |piece: usize| {
-            let kernels = names.iter().map(|name| Kernel::named(name));
-            let kernels: Option<Vec<Kernel>> = kernels.collect();
-            let kernels = kernels.ok_or_else(no_kernel)?;
-            let expanded = kernels.iter().map(|kernel| {
-                let expanded = narrow.then(|| Expanded::new(kernel, deepest, widest));
-                expanded.transpose()
-            });
-            let scores = scores + piece * room;
-            let attention = longest.map(|length| Attention::new(length, most_keys, scores));
-            Ok::<_, Error>(Worker {
-                expanded: expanded.collect::<Result<_, _>>()?,
-                row: vec![0.0; hidden],
-                kernels,
-                attention: attention.transpose()?,
-                done: Ok(()),
-            })
-        };
-        let mut workers: Vec<Worker> = (0..pool.count()).map(worker).collect::<Result<_, _>>()?;
-        let curves = Curves::new()?;
-        pool.each(&mut workers, |_, worker| {
-            worker.done = worker.warm_up(&curves);
-        });
-        finished(&mut workers)?;
-        for (packed, weight) in image.packed().iter().zip(&weights) {
-            if weight.kernels.is_none() && !dots::reads(packed) {
-                let reason = format!("the weight {} is not laid out for this build", packed.name);
-                return Err(image.unfit(reason));
-            }
-            let kernels = weight.kernels.iter().flatten();
-            let mut kernels = kernels.map(|&which| &workers[0].kernels[which]);
-            if let Some(kernel) = kernels.find(|kernel| !kernel.reads(packed)) {
-                let (weight, kernel) = (&packed.name, kernel.name());
-                let reason = format!("the weight {weight} is not laid out for its kernel {kernel}");
-                return Err(image.unfit(reason));
-            }
-        }
-        let rows = workers[0].kernels.iter().enumerate();
-        let rows = rows.map(|(which, kernel)| {
-            let mut weights = weights.iter();
-            let several = weights.any(|weight| weight.kernels.is_some_and(|all| all[1] == which));
-            let most_rows = most_rows.max(most_scored);
-            kernel.right_panels(deepest, if several { most_rows } else { 1 })
-        });
-        let rows = rows.collect::<Result<_, _>>()?;
-        let bytes = weights.iter().filter(|weight| weight.kernels.is_none());
-        let deepest = bytes.map(|weight| weight.inputs).max();
-        let rounded = deepest.map(|inputs| Rounded::new(inputs, most_rows.max(most_scored)));
-        Ok(Self {
-            arena: Arena::new(scores + pool.count() * room)?,
-            parts,
-            most_rows,
-            most_prefix,
-            weights,
-            rows,
-            rounded: rounded.transpose()?,
-            packed: None,
-            pool,
-            workers,
-            curves,
-            row: vec![0.0; hidden * most_scored],
-            nothing: vec![0; most_scored],
-            made: 0..0,
-            image: image.clone(),
-        })
-    }
-
     /// Rows that the texts of a run and the rows of their prompts may have.
     pub fn most_rows(&self) -> usize {
         self.most_rows
@@ -572,67 +412,4 @@ impl Executor {
         let logits = self.image.steps()?.logits.as_ref();
         logits.map(|logits| logits.vocabulary)
     }
-}
-
-/// The weights of `image` in `pieces`, and the kernels that read them.
-fn weights(image: &Image, pieces: usize) -> (Vec<Weight>, Vec<&str>) {
-    let mut kernels: Vec<&str> = Vec::new();
-    let weights = image.packed().iter().map(|packed| {
-        let mut place = |name| {
-            let known = kernels.iter().position(|&kernel| kernel == name);
-            known.unwrap_or_else(|| {
-                kernels.push(name);
-                kernels.len() - 1
-            })
-        };
-        let kernels = (packed.dtype != Weights::I8A8).then(|| {
-            let many = place(&packed.kernels[0]);
-            let one = match packed.dtype {
-                Weights::F32 => packed.kernels.get(1).map(|name| place(name)),
-                _ => None,
-            };
-            [one.unwrap_or(many), many]
-        });
-        let panels = packed.panels().len();
-        let bounds =
-            (0..pieces).map(|piece| panels * piece / pieces..panels * (piece + 1) / pieces);
-        let pieces = bounds.filter(|panels| !panels.is_empty()).map(|panels| {
-            let first = panels.start * packed.r;
-            Piece {
-                first,
-                outputs: packed.mn.min(panels.end * packed.r) - first,
-                panels: match packed.dtype {
-                    Weights::F32 => Operand::Floats(MappedPanels::new(image, packed, panels)),
-                    Weights::I8A8 => Operand::Bytes(Narrow::new(image, packed, panels)),
-                    _ => Operand::Narrow(Narrow::new(image, packed, panels)),
-                },
-            }
-        });
-        Weight {
-            pieces: pieces.collect(),
-            inputs: packed.k,
-            outputs: packed.mn,
-            kernels,
-        }
-    });
-    (weights.collect(), kernels)
-}
-
-/// What each of `steps` needs beside the program.
-fn ready(image: &Image, weights: &[Weight], steps: &[Step]) -> Vec<Ready> {
-    let steps = steps.iter().map(|step| match step {
-        Step::Product(Product { bias, weight, .. }) => {
-            let biases = bias.iter().flat_map(|bias| {
-                let pieces = weights[*weight].pieces.iter();
-                pieces.map(move |piece| {
-                    let first = bias + piece.first;
-                    tensor1(&image.constants()[first..first + piece.outputs])
-                })
-            });
-            Ready::Bias(biases.collect())
-        }
-        Step::Attend(attend) => Ready::Scale(tensor0(attend.scale)),
-        Step::Tied(_) | Step::Keep(_) | Step::Rows(_) => Ready::Nothing,
-    });
-    steps.collect()
 }
