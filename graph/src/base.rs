@@ -16,9 +16,11 @@ use crate::{
     attention::{self, Direction, Site},
     decompose,
     facts::Facts,
+    files::{find, model_files, other_models},
     inputs::{self, Inputs, Size},
     join, lift,
     logits::{self, Logits},
+    merged,
     onnx::{ModelProto, TensorProto, data_type},
     order,
     positions::positions,
@@ -171,14 +173,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either; of an encoder-decoder also
-    /// `encoder_model.onnx` and `decoder_model.onnx`, which are joined.
+    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either; else `decoder_model.onnx` or
+    /// `decoder_model_merged.onnx`, to which an `encoder_model.onnx` beside it is joined.
     ///
     /// # Errors
     /// When a file is missing or cannot be read, or the model is no language model that takes a soft prompt.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let paths = model_files(folder).ok_or_else(|| Error::NoModel {
             folder: folder.into(),
+            others: other_models(folder),
         })?;
         let tokenizer_path = find(folder, &["tokenizer.json", "onnx/tokenizer.json"]);
         let tokenizer_path = tokenizer_path.ok_or_else(|| Error::NoTokenizer {
@@ -232,25 +235,6 @@ impl Base {
     }
 }
 
-/// The one file of a model, or its encoder's and its decoder's.
-fn model_files(folder: &Path) -> Option<Vec<PathBuf>> {
-    if let Some(path) = find(folder, &["model.onnx", "onnx/model.onnx"]) {
-        return Some(vec![path]);
-    }
-    let pairs = ["", "onnx/"].map(|within| {
-        ["encoder", "decoder"].map(|half| folder.join(format!("{within}{half}_model.onnx")))
-    });
-    let pair = pairs
-        .into_iter()
-        .find(|pair| pair.iter().all(|path| path.is_file()))?;
-    Some(pair.into())
-}
-
-fn find(folder: &Path, names: &[&str]) -> Option<PathBuf> {
-    let mut paths = names.iter().map(|name| folder.join(name));
-    paths.find(|path| path.is_file())
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Read {
         path: path.into(),
@@ -261,10 +245,11 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 /// The model in a file, whose bytes are slices of the file's.
 fn decode(path: &Path) -> Result<(ModelProto, Bytes), Error> {
     let bytes = Bytes::from(read(path)?);
-    let model = ModelProto::decode(bytes.clone()).map_err(|source| Error::Decode {
+    let mut model = ModelProto::decode(bytes.clone()).map_err(|source| Error::Decode {
         path: path.into(),
         source,
     })?;
+    merged::keep_first_pass(model.graph.get_or_insert_default())?;
     if model
         .graph
         .as_ref()
