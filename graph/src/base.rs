@@ -17,6 +17,7 @@ use crate::{
     decompose,
     facts::Facts,
     files::{find, model_files, other_models},
+    hidden,
     inputs::{self, Inputs, Size},
     join, lift,
     logits::{self, Logits},
@@ -111,8 +112,10 @@ pub struct LayerGeometry {
 pub struct Description {
     /// Encoder, decoder or both.
     pub kind: Kind,
-    /// Width of the model.
+    /// Width of the model: of the rows between its layers.
     pub hidden: usize,
+    /// Width of the embedding rows: narrower where a product widens them before the first layer (ALBERT, ELECTRA).
+    pub embedding_width: usize,
     /// Rows of the token-embedding table.
     pub vocabulary: usize,
     /// Keys and values of each site that a prefix joins ([`Description::prefix_sites`]): one a layer, of an
@@ -323,7 +326,7 @@ fn describe(
     let embedding = lookups.iter().find(|lookup| lookup.input == inputs.ids);
     let embedding = embedding
         .ok_or_else(|| Error::unusable("no Gather looks token ids up in an embedding table"))?;
-    let [vocabulary, hidden] =
+    let [vocabulary, embedding_width] =
         [0, 1].map(|axis| usize::try_from(embedding.table.dims[axis]).unwrap_or(0));
     let lookup = &graph.node[embedding.node];
     soundness::plain_table(lookup, embedding.table)?;
@@ -338,8 +341,14 @@ fn describe(
     }
     let kind = classify(&wiring, &inputs, &mut sites, folder);
     soundness::masked(&wiring, &sites, inputs.mask.as_deref())?;
-    let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
-        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output; take a base whose embeddings are as wide as its hidden rows")))?;
+    let rows_of = |hidden| {
+        let rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)?;
+        Some((hidden, rows))
+    };
+    let widened = || rows_of(hidden::width(&wiring, &facts, sites.last()?)?);
+    let (hidden, hidden_rows) = rows_of(embedding_width)
+        .or_else(widened)
+        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {embedding_width}, but no value [batch, sequence, {embedding_width}] behind the attention leads to an output, nor one as wide as the layers")))?;
     let expected = logits::Expected {
         rows: SIZES.map(|size| [size.batch, kind.row_tokens(size)]).into(),
         vocabulary,
@@ -351,10 +360,11 @@ fn describe(
         .iter()
         .filter(|tensor| tensor.data_type() == data_type::FLOAT);
     let (position_rule, max_positions) =
-        positions(&wiring, &inputs, &embedding_rows, hidden, settings);
+        positions(&wiring, &inputs, &embedding_rows, embedding_width, settings);
     let mut description = Description {
         kind,
         hidden,
+        embedding_width,
         vocabulary,
         layers: Vec::new(),
         padding: settings.padding,

@@ -118,7 +118,7 @@ fn prototypes(
 ) -> Result<Vec<f32>, Error> {
     let form = Form::Embeddings {
         tokens: 0,
-        hidden: base.description.hidden,
+        hidden: base.description.embedding_width,
         place: Place::Before,
     };
     let step = Step::unprompted(base, Reads::Hidden, Reading::Mean)?;
