@@ -6,6 +6,9 @@
 
 mod support;
 
+#[path = "support/fused.rs"]
+mod fused;
+
 use std::{fs, path::Path, process::Command};
 
 use preface_graph::{Base, Kind, onnx::ModelProto};
@@ -174,6 +177,23 @@ fn every_export_gives_the_same_scores_on_both_engines() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn models_written_by_hand_give_the_same_scores_on_both_engines() {
+    let models = fused::models();
+    for name in ["narrow embeddings", "one key head"] {
+        let (_, model) = models.iter().find(|(other, _)| *other == name).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fused::write(model, folder.path());
+        let described = Base::open(folder.path()).unwrap().description;
+        let narrow = described.embedding_width < described.hidden;
+        assert_eq!(narrow, name == "narrow embeddings");
+        for engine in ENGINES {
+            let found = compare(folder.path(), Way::exact(engine), texts(""), linear);
+            assert_eq!(found, Ok(()), "{name}, {engine}");
+        }
+    }
 }
 
 #[test]

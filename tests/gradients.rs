@@ -7,12 +7,13 @@
 mod fused;
 mod support;
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use preface_graph::{
     Base, Description, FormKind, Kind, PositionRule, SIZES,
+    builder::{Attribute, Builder},
     facts::Facts,
-    onnx::{ModelProto, ValueInfoProto},
+    onnx::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto, data_type},
     splice::{self, Prefix},
     wiring::Wiring,
 };
@@ -29,7 +30,6 @@ use preface_trainer::{
     step::{COTANGENT, Extent, Purpose, Step},
     training,
 };
-use prost::Message;
 use serde::Deserialize;
 use support::{base_folder, exports, library, skip};
 
@@ -369,13 +369,61 @@ fn gradients_pass_straight_through_rounding() {
     assert!(Base::open(&base_folder()).unwrap().unrounded().is_none());
 }
 
+/// What rounds activations is computed as it is written: ONNX Runtime's kernels for such integers give others.
+#[test]
+fn rounding_is_computed_as_it_is_written() {
+    const STEPS: f32 = 255.0;
+    let mut graph = GraphProto {
+        input: vec![ValueInfoProto::tensor(
+            "scores",
+            data_type::FLOAT,
+            &["rows", "keys"],
+        )],
+        output: vec![ValueInfoProto::untyped("weights")],
+        ..GraphProto::default()
+    };
+    let mut builder = Builder::beside(&graph, "t", 17);
+    let rounded = |builder: &mut Builder, value: &str, step: f64, zero: u8, output: &str| {
+        let step = builder.scalar(data_type::FLOAT, step);
+        let zero = builder.constant(data_type::UINT8, &[], vec![zero]);
+        let whole = builder.apply("QuantizeLinear", &[value, &step, &zero], &[]);
+        builder.write("DequantizeLinear", &[&whole, &step, &zero], &[output], &[]);
+    };
+    rounded(&mut builder, "scores", 0.1, 128, "rounded");
+    let weights = builder.apply("Softmax", &["rounded"], &[("axis", Attribute::Int(-1))]);
+    rounded(&mut builder, &weights, 1.0 / f64::from(STEPS), 0, "weights");
+    builder.append_to(&mut graph);
+    let model = ModelProto {
+        ir_version: Some(8),
+        graph: Some(graph),
+        opset_import: vec![OperatorSetIdProto {
+            version: Some(17),
+            ..OperatorSetIdProto::default()
+        }],
+        ..ModelProto::default()
+    };
+    let scores: Vec<f32> = (0..24).map(|at| 3.0 * (1.37 * at as f32).sin()).collect();
+    let mut session = library().session(&model, Path::new(""), 1).unwrap();
+    let fed = Array::floats(&[4, 6], scores.clone());
+    let found = session.run(&[("scores", &fed)]).unwrap().remove(0);
+    let found = found.into_floats().unwrap();
+    for (row, found) in scores.chunks(6).zip(found.chunks(6)) {
+        let powers: Vec<f32> = row
+            .iter()
+            .map(|score| (0.1 * (score / 0.1).round_ties_even()).exp())
+            .collect();
+        let sum: f32 = powers.iter().sum();
+        for (power, found) in powers.iter().zip(found) {
+            let expected = (power / sum * STEPS).round_ties_even() / STEPS;
+            assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+}
+
 /// A model as a base folder.
 fn base_of(model: &ModelProto) -> (Base, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("model.onnx"), model.encode_to_vec()).unwrap();
-    let tokenizer =
-        r#"{"model": {"type": "WordLevel", "vocab": {"[PAD]": 0}, "unk_token": "[PAD]"}}"#;
-    fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    fused::write(model, folder.path());
     (Base::open(folder.path()).unwrap(), folder)
 }
 

@@ -8,7 +8,7 @@ use crate::{
     Error,
     facts::{Fact, Facts},
     inputs::Size,
-    onnx::NodeProto,
+    onnx::{NodeProto, data_type},
     wiring::Wiring,
 };
 
@@ -111,6 +111,9 @@ const WEIGHT_PATH: &[&str] = &[
     "DequantizeLinear",
 ];
 
+/// Scores that are rounded in longer steps weigh one token alone, or all alike.
+const COARSEST_STEP: f64 = 16.0;
+
 /// Finds every attention site, in the order of the graph.
 ///
 /// # Errors
@@ -149,6 +152,29 @@ pub(crate) fn sites(
     Ok(sites)
 }
 
+/// Checks that scores still tell tokens apart behind what rounds them on their `path`.
+fn tell_apart(wiring: &Wiring, path: &[(&NodeProto, usize)]) -> Result<(), Error> {
+    let rounding = path
+        .iter()
+        .filter(|(node, _)| node.op_type() == "QuantizeLinear");
+    for (node, _) in rounding {
+        let scale = node.input(1).and_then(|name| wiring.initializer(name));
+        match scale.and_then(|scale| scale.numbers(1)).as_deref() {
+            Some(&[step]) if step > COARSEST_STEP => {
+                return Err(Error::at(
+                    node,
+                    format!(
+                        "rounds attention scores in steps of {step:.1e}, which no two tokens differ by: the mask was quantised with \
+                         them; quantise without the sum of scores and mask (nodes_to_exclude), or the weights alone"
+                    ),
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 struct Finder<'a> {
     wiring: &'a Wiring<'a>,
     facts: &'a Facts,
@@ -166,6 +192,7 @@ impl<'a> Finder<'a> {
         let (Some(scores), Some(weighted)) = (scores, weighted) else {
             return Ok(None);
         };
+        tell_apart(self.wiring, &path)?;
         let rank = self.facts.get(&softmax.output[0]).map_or(0, Fact::rank) as i64;
         if ![-1, rank - 1].contains(&softmax.int("axis", -1)) {
             return Err(Error::at(
@@ -305,12 +332,13 @@ impl<'a> Finder<'a> {
         false
     }
 
-    /// The cache that `value` is, as it comes in.
+    /// The cache that `value` is, as it comes in: floats of 16 bits are 32 wide by now, and a cast to them changes nothing.
     fn cache(&self, value: &'a str) -> Option<&'a str> {
         let mut value = value;
         while let Some(node) = self.wiring.producer(value) {
             let same = match node.op_type() {
                 "Concat" => node.input.len() == 1,
+                "Cast" => node.int("to", 0) == i64::from(data_type::FLOAT),
                 operator => operator == "Identity",
             };
             value = node.input(0).filter(|_| same)?;
@@ -439,65 +467,4 @@ impl<'a> Finder<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use super::*;
-    use crate::{
-        builder::{Attribute, Builder},
-        onnx::{GraphProto, ValueInfoProto, data_type},
-    };
-
-    /// Keys `[batch, tokens, 2, 4]` that are turned by way of three dimensions, whose sizes are read from the keys before
-    /// (`early`) or behind the heads came first.
-    fn site(early: bool) -> Site {
-        let dims = ["batch", "tokens", "2", "4"];
-        let inputs = ["query", "key", "value"];
-        let mut graph = GraphProto {
-            input: inputs
-                .map(|name| ValueInfoProto::tensor(name, data_type::FLOAT, &dims))
-                .into(),
-            ..GraphProto::default()
-        };
-        let mut builder = Builder::beside(&graph, "t", 17);
-        let perm = |axes: &[i64]| [("perm", Attribute::Ints(axes.to_vec()))];
-        let heads = inputs.map(|name| builder.apply("Transpose", &[name], &perm(&[0, 2, 1, 3])));
-        let (sized, axis) = if early { ("key", 1) } else { (&*heads[1], 2) };
-        let shape = builder.apply("Shape", &[sized], &[]);
-        let place = builder.ints(&[axis]);
-        let tokens = builder.apply("Gather", &[&shape, &place], &[]);
-        let concat = [("axis", Attribute::Int(0))];
-        let (ends, last) = (builder.ints(&[-1]), builder.ints(&[4]));
-        let flat = builder.apply("Concat", &[&ends, &tokens, &last], &concat);
-        let flat = builder.apply("Reshape", &[&heads[1], &flat], &[]);
-        let turned = builder.apply("Transpose", &[&flat], &perm(&[0, 2, 1]));
-        let first = builder.ints(&[-1, 2, 4]);
-        let wide = builder.apply("Concat", &[&first, &tokens], &concat);
-        let turned = builder.apply("Reshape", &[&turned, &wide], &[]);
-        let scores = builder.apply("MatMul", &[&heads[0], &turned], &[]);
-        let weights = builder.apply("Softmax", &[&scores], &[]);
-        builder.apply("MatMul", &[&weights, &heads[2]], &[]);
-        builder.append_to(&mut graph);
-        let sizes = crate::base::SIZES;
-        let shapes = sizes.map(|size| {
-            let shape = vec![size.batch, size.sequence, 2, 4];
-            inputs.map(|name| (name.to_owned(), shape.clone())).into()
-        });
-        let facts = Facts::of(&graph, &shapes as &[HashMap<_, _>]);
-        let found = sites(&Wiring::of(&graph), &facts, &[], &sizes).unwrap();
-        assert_eq!(found.len(), 1);
-        found.into_iter().next().unwrap()
-    }
-
-    #[test]
-    fn a_prefix_joins_keys_before_their_tokens_are_counted() {
-        assert_eq!(site(false).key.layout, Layout::HeadsFirst);
-        let site = site(true);
-        let expected = Joint {
-            value: "key".into(),
-            layout: Layout::TokensFirst,
-        };
-        assert_eq!(site.key, expected);
-        assert_eq!((site.kv_heads, site.head_dim), (2, 4));
-    }
-}
+mod tests;

@@ -16,9 +16,12 @@ use crate::{
     attention::{self, Direction, Site},
     decompose,
     facts::Facts,
+    files::{find, model_files, other_models},
+    hidden,
     inputs::{self, Inputs, Size},
     join, lift,
     logits::{self, Logits},
+    merged,
     onnx::{ModelProto, TensorProto, data_type},
     order,
     positions::positions,
@@ -109,8 +112,10 @@ pub struct LayerGeometry {
 pub struct Description {
     /// Encoder, decoder or both.
     pub kind: Kind,
-    /// Width of the model.
+    /// Width of the model: of the rows between its layers.
     pub hidden: usize,
+    /// Width of the embedding rows: narrower where a product widens them before the first layer (ALBERT, ELECTRA).
+    pub embedding_width: usize,
     /// Rows of the token-embedding table.
     pub vocabulary: usize,
     /// Keys and values of each site that a prefix joins ([`Description::prefix_sites`]): one a layer, of an
@@ -171,14 +176,15 @@ pub struct Base {
 }
 
 impl Base {
-    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either; of an encoder-decoder also
-    /// `encoder_model.onnx` and `decoder_model.onnx`, which are joined.
+    /// Opens `folder`: `model.onnx` or `onnx/model.onnx`, with `tokenizer.json` beside either; else `decoder_model.onnx` or
+    /// `decoder_model_merged.onnx`, to which an `encoder_model.onnx` beside it is joined.
     ///
     /// # Errors
     /// When a file is missing or cannot be read, or the model is no language model that takes a soft prompt.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let paths = model_files(folder).ok_or_else(|| Error::NoModel {
             folder: folder.into(),
+            others: other_models(folder),
         })?;
         let tokenizer_path = find(folder, &["tokenizer.json", "onnx/tokenizer.json"]);
         let tokenizer_path = tokenizer_path.ok_or_else(|| Error::NoTokenizer {
@@ -232,25 +238,6 @@ impl Base {
     }
 }
 
-/// The one file of a model, or its encoder's and its decoder's.
-fn model_files(folder: &Path) -> Option<Vec<PathBuf>> {
-    if let Some(path) = find(folder, &["model.onnx", "onnx/model.onnx"]) {
-        return Some(vec![path]);
-    }
-    let pairs = ["", "onnx/"].map(|within| {
-        ["encoder", "decoder"].map(|half| folder.join(format!("{within}{half}_model.onnx")))
-    });
-    let pair = pairs
-        .into_iter()
-        .find(|pair| pair.iter().all(|path| path.is_file()))?;
-    Some(pair.into())
-}
-
-fn find(folder: &Path, names: &[&str]) -> Option<PathBuf> {
-    let mut paths = names.iter().map(|name| folder.join(name));
-    paths.find(|path| path.is_file())
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, Error> {
     fs::read(path).map_err(|source| Error::Read {
         path: path.into(),
@@ -261,10 +248,11 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
 /// The model in a file, whose bytes are slices of the file's.
 fn decode(path: &Path) -> Result<(ModelProto, Bytes), Error> {
     let bytes = Bytes::from(read(path)?);
-    let model = ModelProto::decode(bytes.clone()).map_err(|source| Error::Decode {
+    let mut model = ModelProto::decode(bytes.clone()).map_err(|source| Error::Decode {
         path: path.into(),
         source,
     })?;
+    merged::keep_first_pass(model.graph.get_or_insert_default())?;
     if model
         .graph
         .as_ref()
@@ -338,7 +326,7 @@ fn describe(
     let embedding = lookups.iter().find(|lookup| lookup.input == inputs.ids);
     let embedding = embedding
         .ok_or_else(|| Error::unusable("no Gather looks token ids up in an embedding table"))?;
-    let [vocabulary, hidden] =
+    let [vocabulary, embedding_width] =
         [0, 1].map(|axis| usize::try_from(embedding.table.dims[axis]).unwrap_or(0));
     let lookup = &graph.node[embedding.node];
     soundness::plain_table(lookup, embedding.table)?;
@@ -353,8 +341,14 @@ fn describe(
     }
     let kind = classify(&wiring, &inputs, &mut sites, folder);
     soundness::masked(&wiring, &sites, inputs.mask.as_deref())?;
-    let hidden_rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)
-        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {hidden}, but no value [batch, sequence, {hidden}] behind the attention leads to an output; take a base whose embeddings are as wide as its hidden rows")))?;
+    let rows_of = |hidden| {
+        let rows = hidden_rows(&wiring, &facts, &sites, hidden, kind)?;
+        Some((hidden, rows))
+    };
+    let widened = || rows_of(hidden::width(&wiring, &facts, sites.last()?)?);
+    let (hidden, hidden_rows) = rows_of(embedding_width)
+        .or_else(widened)
+        .ok_or_else(|| Error::at(lookup, format!("looks up rows of {embedding_width}, but no value [batch, sequence, {embedding_width}] behind the attention leads to an output, nor one as wide as the layers")))?;
     let expected = logits::Expected {
         rows: SIZES.map(|size| [size.batch, kind.row_tokens(size)]).into(),
         vocabulary,
@@ -366,10 +360,11 @@ fn describe(
         .iter()
         .filter(|tensor| tensor.data_type() == data_type::FLOAT);
     let (position_rule, max_positions) =
-        positions(&wiring, &inputs, &embedding_rows, hidden, settings);
+        positions(&wiring, &inputs, &embedding_rows, embedding_width, settings);
     let mut description = Description {
         kind,
         hidden,
+        embedding_width,
         vocabulary,
         layers: Vec::new(),
         padding: settings.padding,

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use crate::{
     Description, Error,
     builder::Builder,
-    facts::Facts,
+    facts::{Fact, Facts},
     onnx::{GraphProto, NodeProto, ValueInfoProto, data_type},
     sizes,
     wiring::Wiring,
@@ -30,12 +30,17 @@ pub fn find(
     }
     let wiring = Wiring::of(graph);
     let read = read_by_moved(graph, &moved, &text);
-    let shape = facts.get(rows)?;
+    let of_text = &facts.get(rows)?.shapes;
+    let hidden = description.hidden as i64;
+    let same_rows = |fact: &Fact| {
+        let mut shapes = fact.shapes.iter().zip(of_text);
+        shapes.all(|(shape, text)| shape[..] == [text[0], text[1], hidden])
+    };
     let fits = |value: &&String| {
         let fact = facts.get(value);
         !moved.contains(value.as_str())
             && text.contains(value.as_str())
-            && fact.is_some_and(|fact| fact.same_shape(shape) && fact.data_type == data_type::FLOAT)
+            && fact.is_some_and(|fact| same_rows(fact) && fact.data_type == data_type::FLOAT)
     };
     let attends = |value: &str| {
         let above = wiring.ancestors(value);

@@ -16,11 +16,13 @@ pub enum Error {
     },
     /// The folder holds no model.
     #[error(
-        "{folder} holds neither model.onnx nor encoder_model.onnx with decoder_model.onnx, nor has a folder onnx with them; export the model to ONNX into it"
+        "{folder} holds neither model.onnx nor encoder_model.onnx with decoder_model.onnx, nor has a folder onnx with them; export the model to ONNX into it{others}"
     )]
     NoModel {
         /// The folder.
         folder: PathBuf,
+        /// What can be done with models of other names there.
+        others: String,
     },
     /// The folder holds no tokenizer.
     #[error("{folder} holds no tokenizer.json; copy the one that belongs to the model into it")]

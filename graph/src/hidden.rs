@@ -72,6 +72,12 @@ pub fn input_of<'a>(wiring: &Wiring<'a>, facts: &Facts, site: &'a Site) -> Resul
     })
 }
 
+/// Elements of a row at the input of the layer of `site`, where that is constant.
+pub(crate) fn width(wiring: &Wiring, facts: &Facts, site: &Site) -> Option<usize> {
+    let input = input_of(wiring, facts, site).ok()?;
+    usize::try_from(facts.get(input)?.constant_dim(2)?).ok()
+}
+
 /// The keys or values of the text, without those of a cache.
 fn text_alone<'a>(wiring: &Wiring<'a>, joint: &'a Joint, site: &Site) -> &'a str {
     let cached = |name: &&String| {

@@ -25,11 +25,11 @@ pub struct Logits {
 pub struct Projection {
     /// The rows `[batch, sequence, width]` that the product reads.
     pub input: String,
-    /// The initializer with the weight, `[width, vocabulary]`.
+    /// The initializer with the weight, `[width, vocabulary]`, in floats of 16 or 32 bits.
     pub weight: String,
     /// Whether the weight lies the other way round, `[vocabulary, width]`.
     pub transposed: bool,
-    /// The initializer with the bias `[vocabulary]`.
+    /// The initializer with the bias `[vocabulary]`, dimensions of 1 before it.
     pub bias: Option<String>,
     /// Width of the rows.
     pub width: usize,
@@ -108,12 +108,12 @@ impl<'a> Finder<'a> {
         if let Some(added) = node.input(2) {
             bias = Some(self.vector(added, vocabulary).filter(|_| bias.is_none())?);
         }
-        let mut weight = node.input(1)?;
+        let mut weight = self.wiring.origin(node.input(1)?, &["Cast"]);
         if let Some(transpose) = self.wiring.producer(weight) {
             let swaps = transpose.ints("perm").is_none_or(|perm| perm == [1, 0]);
             (transpose.op_type() == "Transpose" && swaps).then_some(())?;
             turned = !turned;
-            weight = transpose.input(0)?;
+            weight = self.wiring.origin(transpose.input(0)?, &["Cast"]);
         }
         let tensor = self.wiring.initializer(weight)?;
         let [left, right] = tensor.dims.as_slice() else {
@@ -146,7 +146,10 @@ impl<'a> Finder<'a> {
 
     fn vector(&self, name: &'a str, elements: usize) -> Option<&'a str> {
         let name = self.wiring.origin(name, &["Identity"]);
-        let fits = |tensor: &&TensorProto| tensor.dims.as_slice() == [elements as i64];
+        let fits = |tensor: &&TensorProto| {
+            let elements = elements as i64;
+            tensor.dims.last() == Some(&elements) && tensor.dims.iter().product::<i64>() == elements
+        };
         self.wiring.initializer(name).filter(fits).map(|_| name)
     }
 
@@ -196,6 +199,8 @@ mod tests {
                 tensor("weight", &[4, 12], 48),
                 tensor("few", &[4, 3], 12),
                 tensor("bias", &[12], 12),
+                tensor("row", &[1, 12], 12),
+                TensorProto::of_raw("half", data_type::FLOAT16, &[4, 12], vec![0; 96]),
             ],
             ..GraphProto::default()
         };
@@ -232,6 +237,22 @@ mod tests {
                     b.apply("Add", &["bias", &scores], &[])
                 },
                 Some(("weight", false, Some("bias"))),
+            ),
+            (
+                "bias as a row",
+                |b| {
+                    let scores = b.apply("MatMul", &["rows", "weight"], &[]);
+                    b.apply("Add", &[&scores, "row"], &[])
+                },
+                Some(("weight", false, Some("row"))),
+            ),
+            (
+                "weight of 16 bits",
+                |b| {
+                    let wide = b.cast("half", data_type::FLOAT);
+                    b.apply("MatMul", &["rows", &wide], &[])
+                },
+                Some(("half", false, None)),
             ),
             (
                 "flat Gemm",

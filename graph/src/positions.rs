@@ -11,12 +11,12 @@ use crate::{
     wiring::Wiring,
 };
 
-/// The rule of a graph whose token embeddings `embedding_rows` are `hidden` wide, and its bound.
+/// The rule of a graph whose token embeddings `embedding_rows` are `width` wide, and its bound.
 pub(crate) fn positions(
     wiring: &Wiring,
     inputs: &Inputs,
     embedding_rows: &str,
-    hidden: usize,
+    width: usize,
     settings: Settings,
 ) -> (PositionRule, Option<usize>) {
     let token_table = wiring
@@ -28,11 +28,11 @@ pub(crate) fn positions(
     });
     let rows = tables.filter_map(|node| {
         let table = wiring.initializer(node.input(0)?)?;
-        let [.., rows, width] = table.dims.as_slice() else {
+        let [.., rows, columns] = table.dims.as_slice() else {
             return None;
         };
         let learned =
-            *width == hidden as i64 && *rows > 4 && facts.get(&node.output[0])?.rank() >= 2;
+            *columns == width as i64 && *rows > 4 && facts.get(&node.output[0])?.rank() >= 2;
         learned.then(|| rows - skipped_rows(&facts, node))
     });
     if let Some(rows) = rows.max() {

@@ -254,6 +254,15 @@ mod tests {
                 },
                 chosen(&["Reshape", "Reshape"]),
             ),
+            (
+                |builder| {
+                    let outputs = ["bytes", "step", "zero"];
+                    builder.write("DynamicQuantizeLinear", &["x"], &outputs, &[]);
+                    let rounded = builder.cast("bytes", data_type::FLOAT);
+                    builder.apply("Tanh", &[&rounded], &[])
+                },
+                chosen(&["Tanh"]),
+            ),
             (|_| "x".into(), vec!["MatMul"]),
             (
                 |builder| {

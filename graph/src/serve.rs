@@ -26,7 +26,7 @@ pub struct ServingGraph {
 /// Names of a serving graph's inputs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServingInputs {
-    /// f32 `[1, sequence, hidden]`.
+    /// f32 `[1, sequence, embedding width]`.
     pub embeddings: String,
     /// i64 `[1, sequence]`, where the graph still reads ids.
     pub ids: Option<String>,
@@ -109,7 +109,8 @@ impl Base {
             .collect();
         splice::join_prefix(graph, opset, description, &self.facts, &prefixes)?;
         let hidden = description.hidden.to_string();
-        declare_inputs(graph, self, &layers, &hidden);
+        let width = description.embedding_width.to_string();
+        declare_inputs(graph, self, &layers, &width);
         let output = ValueInfoProto::tensor(
             &description.hidden_rows,
             data_type::FLOAT,
@@ -151,7 +152,7 @@ fn declare_inputs(
     graph: &mut crate::onnx::GraphProto,
     base: &Base,
     layers: &[PrefixInputs],
-    hidden: &str,
+    width: &str,
 ) {
     let description = &base.description;
     graph.input.retain(|input| {
@@ -170,7 +171,7 @@ fn declare_inputs(
     let rows = ValueInfoProto::tensor(
         &description.embedding_rows,
         data_type::FLOAT,
-        &["1", "sequence", hidden],
+        &["1", "sequence", width],
     );
     graph.input.push(rows);
     for layer in layers {

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use half::{bf16, f16};
 
 use crate::{
     Error,
@@ -85,15 +86,20 @@ impl TensorProto {
         Ok(bytes)
     }
 
-    /// The elements as 32-bit floats.
+    /// The elements, floats of 16 or 32 bits, as 32-bit floats.
     ///
     /// # Errors
-    /// When the data cannot be read or the element type is not FLOAT.
+    /// When the data cannot be read or the element type is another.
     pub fn floats(&self, folder: &Path) -> Result<Vec<f32>, Error> {
-        if self.data_type() != data_type::FLOAT {
-            return Err(self.error(format!("element type {} is not float", self.data_type())));
-        }
-        Ok(floats(&self.little_endian(folder)?))
+        let number = match self.data_type() {
+            data_type::FLOAT => return Ok(floats(&self.little_endian(folder)?)),
+            data_type::FLOAT16 => |pair| f16::from_le_bytes(pair).to_f32(),
+            data_type::BFLOAT16 => |pair| bf16::from_le_bytes(pair).to_f32(),
+            other => return Err(self.error(format!("element type {other} is not float"))),
+        };
+        let bytes = self.little_endian(folder)?;
+        let pairs = bytes.as_chunks().0.iter();
+        Ok(pairs.copied().map(number).collect())
     }
 
     /// Row `index` of a matrix of 32-bit floats; where they lie in a file, nothing else of it is read.
@@ -286,6 +292,29 @@ mod tests {
         std::fs::write(folder.path().join("w.bin"), values).unwrap();
         let tensor = external(&[("location", "w.bin"), ("offset", "4"), ("length", "8")]);
         assert_eq!(tensor.floats(folder.path()).unwrap(), [1.5, -2.0]);
+    }
+
+    #[test]
+    fn short_floats_become_long_ones() {
+        let values = [1.5f32, -2.0, 0.25];
+        let short = |data_type, pairs: [[u8; 2]; 3]| {
+            TensorProto::of_raw("w", data_type, &[3], pairs.concat())
+        };
+        for tensor in [
+            short(
+                data_type::FLOAT16,
+                values.map(|v| f16::from_f32(v).to_le_bytes()),
+            ),
+            short(
+                data_type::BFLOAT16,
+                values.map(|v| bf16::from_f32(v).to_le_bytes()),
+            ),
+            TensorProto::of_floats("w", &[3], &values),
+        ] {
+            assert_eq!(tensor.floats(Path::new("")).unwrap(), values);
+        }
+        let ints = TensorProto::of_ints("w", &[1], &[1]);
+        assert!(ints.floats(Path::new("")).is_err());
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Source {
     /// The graph: batch 1, embedding rows as an input, a prefix input at every attention site, hidden rows as its
     /// only output, initializers inline.
     pub model: ModelProto,
-    /// The initializer with the embedding table, `f32 [vocabulary, hidden]`.
+    /// The initializer with the embedding table, `f32 [vocabulary, embedding width]`.
     pub embedding: String,
     /// What the base is.
     pub description: Description,
@@ -106,6 +106,8 @@ impl Source {
                 preface_graph::Kind::EncoderDecoder => Kind::EncoderDecoder,
             },
             hidden: described.hidden,
+            embedding_width: (described.embedding_width != described.hidden)
+                .then_some(described.embedding_width),
             layers: layers.collect(),
             max_positions: described.max_positions,
             vocabulary: described.vocabulary,
@@ -260,19 +262,20 @@ impl Source {
             .into_iter()
             .find(|tensor| tensor.name() == name);
         let table = table.ok_or_else(|| failed("is no initializer"))?;
-        let Description {
-            vocabulary, hidden, ..
-        } = self.description;
+        let (vocabulary, width) = (
+            self.description.vocabulary,
+            self.description.embedding_width(),
+        );
         let dims: Vec<usize> = table
             .dims
             .iter()
             .filter_map(|&dim| dim.try_into().ok())
             .collect();
-        if table.data_type() != data_type::FLOAT || dims != [vocabulary, hidden] {
-            return Err(failed(&format!("is not f32 [{vocabulary}, {hidden}]")));
+        if table.data_type() != data_type::FLOAT || dims != [vocabulary, width] {
+            return Err(failed(&format!("is not f32 [{vocabulary}, {width}]")));
         }
         let weights = self.weights.of_table();
-        let rows = weights.encode(&table.floats(Path::new(""))?, hidden, 1);
+        let rows = weights.encode(&table.floats(Path::new(""))?, width, 1);
         rows.ok_or_else(|| unstorable(name, weights))
     }
 }

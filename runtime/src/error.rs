@@ -210,7 +210,7 @@ pub enum Error {
     },
     /// An image without scores of the vocabulary.
     #[error(
-        "this image makes no scores of the vocabulary; export the base with its language-modelling head and compile it again"
+        "this image makes no scores of the vocabulary: its base has no language-modelling head, or runs on tract's plan, of which `inspect` gives the reason; export the base with its head, or another way, and compile it again"
     )]
     NoLogits,
     /// A text with the token that pads.

@@ -146,7 +146,7 @@ impl Session {
         let engine = engine?;
         let mut room = Room::default();
         if let Some(rows) = engine.most_rows() {
-            room.reserve(rows, image.description().hidden);
+            room.reserve(rows, image.description());
         }
         Ok(Self {
             encoder,

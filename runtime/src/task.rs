@@ -383,8 +383,13 @@ impl Form {
 
     fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
         match self {
-            Self::Embeddings { tokens, rows, .. } if rows.len() != tokens * base.hidden => {
-                Some(format!("its prompt is not rows of {}", base.hidden))
+            Self::Embeddings { tokens, rows, .. }
+                if rows.len() != tokens * base.embedding_width() =>
+            {
+                Some(format!(
+                    "its prompt is not rows of {}",
+                    base.embedding_width()
+                ))
             }
             Self::Embeddings { .. } | Self::Ran { .. } => None,
             Self::KeyValues(prefix) => prefix.misfit(base, engine),

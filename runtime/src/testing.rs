@@ -74,6 +74,7 @@ pub fn source() -> Source {
         description: Description {
             kind: Kind::Decoder,
             hidden: HIDDEN,
+            embedding_width: None,
             layers: vec![
                 Layer {
                     kv_heads: 1,

@@ -14,7 +14,6 @@ use preface_runtime::{
     store::{State, Store, StoreError, TaskState},
 };
 use preface_trainer::form::Form;
-use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -69,14 +68,7 @@ impl Scene {
         fs::create_dir(&source).unwrap();
         let models = fused::models();
         let (_, model) = &models[0];
-        fs::write(source.join("model.onnx"), model.encode_to_vec()).unwrap();
-        let words: Vec<String> = (1..97).map(|id| format!("\"w{id}\": {id}")).collect();
-        let tokenizer = format!(
-            r#"{{"model": {{"type": "WordLevel", "vocab": {{"[PAD]": 0, {}}}, "unk_token": "[PAD]"}},
-                "pre_tokenizer": {{"type": "WhitespaceSplit"}}}}"#,
-            words.join(", ")
-        );
-        fs::write(source.join("tokenizer.json"), tokenizer).unwrap();
+        fused::write(model, &source);
         let base = Base::open(&source).unwrap();
         let scene = Self { folder, base };
         let at = |name: &str| scene.text(name);

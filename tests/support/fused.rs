@@ -1,10 +1,13 @@
 //! Small language models of ONNX Runtime's fused operators, each around one form of attention, written by hand: what
 //! exporters make of them differs, the arithmetic does not.
 
+use std::{fs, path::Path};
+
 use preface_graph::{
     builder::{Attribute, Builder},
     onnx::{GraphProto, ModelProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type},
 };
+use prost::Message;
 
 const VOCABULARY: i64 = 97;
 const WIDTH: i64 = 64;
@@ -42,6 +45,8 @@ pub fn models() -> Vec<(&'static str, ModelProto)> {
         ),
         ("products of integers", attention_of_lengths, quantised),
         ("products with factors", plain_attention, layer_normalised),
+        ("narrow embeddings", narrow_embeddings, layer_normalised),
+        ("one key head", one_key_head, layer_normalised),
     ];
     let models = table.iter().map(|(name, attention, rest)| {
         let mut writer = Writer::begin();
@@ -50,6 +55,20 @@ pub fn models() -> Vec<(&'static str, ModelProto)> {
         (*name, writer.finish(&output))
     });
     models.collect()
+}
+
+/// Writes `model` into `folder` as a base whose words are w1, w2 and so on.
+pub fn write(model: &ModelProto, folder: &Path) {
+    fs::write(folder.join("model.onnx"), model.encode_to_vec()).unwrap();
+    let words: Vec<String> = (1..VOCABULARY)
+        .map(|id| format!("\"w{id}\": {id}"))
+        .collect();
+    let tokenizer = format!(
+        r#"{{"model": {{"type": "WordLevel", "vocab": {{"[PAD]": 0, {}}}, "unk_token": "[PAD]"}},
+            "pre_tokenizer": {{"type": "WhitespaceSplit"}}}}"#,
+        words.join(", ")
+    );
+    fs::write(folder.join("tokenizer.json"), tokenizer).unwrap();
 }
 
 struct Writer {
@@ -122,6 +141,31 @@ impl Writer {
 
     fn contrib(&mut self, operator: &str, inputs: &[&str], with: &[(&str, Attribute)]) -> String {
         self.apply(&format!("com.microsoft:{operator}"), inputs, with)
+    }
+
+    fn turn(&mut self, value: &str, axes: &[i64]) -> String {
+        self.apply(
+            "Transpose",
+            &[value],
+            &[("perm", Attribute::Ints(axes.to_vec()))],
+        )
+    }
+
+    /// The weights of scores `[batch, heads, queries, keys]` of tokens that are there.
+    fn weighed(&mut self, scores: &str) -> String {
+        let axes = self.builder.ints(&[1, 2]);
+        let mask = self.apply("Unsqueeze", &["mask", &axes], &[]);
+        let mask = self.cast(&mask, data_type::BOOL);
+        let hidden = self.builder.scalar(data_type::FLOAT, -1e9);
+        let scores = self.apply("Where", &[&mask, scores, &hidden], &[]);
+        self.apply("Softmax", &[&scores], &[("axis", Attribute::Int(-1))])
+    }
+
+    /// Heads `[batch, heads, tokens, head]` side by side.
+    fn together(&mut self, heads: &str) -> String {
+        let turned = self.turn(heads, &[0, 2, 1, 3]);
+        let flat = self.builder.ints(&[0, 0, WIDTH]);
+        self.apply("Reshape", &[&turned, &flat], &[])
     }
 
     fn project(&mut self, value: &str, width: i64) -> String {
@@ -316,30 +360,67 @@ fn groups(writer: &mut Writer, interleaved: i64, packed: bool) -> String {
     output
 }
 
+/// Embedding rows that a product widens before the first layer.
+fn narrow_embeddings(writer: &mut Writer) -> String {
+    const NARROW: i64 = WIDTH / 4;
+    writer.builder.nodes.clear();
+    let table = writer.weight(&[VOCABULARY, NARROW], 1.0);
+    let rows = writer.apply("Gather", &[&table, "ids"], &[]);
+    let widening = writer.weight(&[NARROW, WIDTH], 0.3);
+    writer.rows = writer.apply("MatMul", &[&rows, &widening], &[]);
+    plain_attention(writer)
+}
+
 fn plain_attention(writer: &mut Writer) -> String {
     let parts = writer.projected([WIDTH; 3]);
     let apart = writer.builder.ints(&[0, 0, HEADS, HEAD]);
     let [query, key, value] = parts.map(|part| {
         let part = writer.apply("Reshape", &[&part, &apart], &[]);
-        let perm = [("perm", Attribute::Ints(vec![0, 2, 1, 3]))];
-        writer.apply("Transpose", &[&part], &perm)
+        writer.turn(&part, &[0, 2, 1, 3])
     });
     let factors = [
         ("alpha", Attribute::Float(0.35)),
         ("transB", Attribute::Int(1)),
     ];
     let scores = writer.contrib("FusedMatMul", &[&query, &key], &factors);
-    let axes = writer.builder.ints(&[1, 2]);
-    let mask = writer.apply("Unsqueeze", &["mask", &axes], &[]);
-    let mask = writer.cast(&mask, data_type::BOOL);
-    let hidden = writer.builder.scalar(data_type::FLOAT, -1e9);
-    let scores = writer.apply("Where", &[&mask, &scores, &hidden], &[]);
-    let weights = writer.apply("Softmax", &[&scores], &[("axis", Attribute::Int(-1))]);
+    let weights = writer.weighed(&scores);
     let mixed = writer.contrib("FusedMatMul", &[&weights, &value], &[]);
-    let perm = [("perm", Attribute::Ints(vec![0, 2, 1, 3]))];
-    let mixed = writer.apply("Transpose", &[&mixed], &perm);
-    let flat = writer.builder.ints(&[0, 0, WIDTH]);
-    writer.apply("Reshape", &[&mixed, &flat], &[])
+    writer.together(&mixed)
+}
+
+/// Queries and one head of keys and values out of one product, taken by listed places as Falcon does, the queries mixed
+/// with their neighbours as GPT-J does.
+fn one_key_head(writer: &mut Writer) -> String {
+    let [all] = writer.projected([WIDTH + 2 * HEAD]);
+    let shape = writer.builder.ints(&[0, 0, HEADS + 2, HEAD]);
+    let all = writer.apply("Reshape", &[&all, &shape], &[]);
+    let slice = |writer: &mut Writer, value: &str, bounds: [i64; 4]| {
+        let bounds = bounds.map(|bound| writer.builder.ints(&[bound]));
+        let [start, end, axis, step] = &bounds;
+        writer.apply("Slice", &[value, start, end, axis, step], &[])
+    };
+    let query = slice(writer, &all, [0, -2, 2, 1]);
+    let [key, value] = [-2, -1].map(|place| {
+        let place = writer.builder.ints(&[place]);
+        let one = writer.apply("Gather", &[&all, &place], &[("axis", Attribute::Int(2))]);
+        writer.turn(&one, &[0, 2, 1, 3])
+    });
+    let [even, odd] = [0, 1].map(|first| {
+        let half = slice(writer, &query, [first, i64::MAX, 3, 2]);
+        let last = writer.builder.ints(&[4]);
+        writer.apply("Unsqueeze", &[&half, &last], &[])
+    });
+    let odd = writer.apply("Neg", &[&odd], &[]);
+    let pairs = writer.apply("Concat", &[&odd, &even], &[("axis", Attribute::Int(-1))]);
+    let shape = writer.builder.ints(&[0, 0, HEADS, HEAD]);
+    let pairs = writer.apply("Reshape", &[&pairs, &shape], &[]);
+    let query = writer.apply("Add", &[&query, &pairs], &[]);
+    let query = writer.turn(&query, &[0, 2, 1, 3]);
+    let key = writer.turn(&key, &[0, 1, 3, 2]);
+    let scores = writer.apply("MatMul", &[&query, &key], &[]);
+    let weights = writer.weighed(&scores);
+    let mixed = writer.apply("MatMul", &[&weights, &value], &[]);
+    writer.together(&mixed)
 }
 
 /// Layer normalisations, activations with a bias and weights of 4 bits behind an attention.

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Form {
-    /// Rows `[tokens, hidden]` among the text's embeddings.
+    /// Rows `[tokens, embedding width]` among the text's embeddings.
     Embeddings {
         /// Virtual tokens.
         tokens: usize,
-        /// Width of the model.
+        /// Width of the embeddings.
         hidden: usize,
         /// Where they stand; the position plan of an adapter says it.
         #[serde(skip)]
@@ -49,7 +49,7 @@ impl Form {
         match kind {
             FormKind::Embeddings => Self::Embeddings {
                 tokens,
-                hidden: base.hidden,
+                hidden: base.embedding_width,
                 place: Place::Before,
             },
             FormKind::KeyValues => Self::KeyValues {

@@ -70,12 +70,12 @@ impl Given {
             .logits
             .as_ref()
             .and_then(|logits| logits.projection.as_ref());
-        let projection = projection.ok_or_else(no_logits)?;
+        let projection = projection.ok_or_else(|| no_logits(&base.description))?;
         let tensor = |name: &str| {
             let graph = base.model.graph.as_ref();
             let tensor = graph
                 .and_then(|graph| graph.initializer(name))
-                .ok_or_else(no_logits)?;
+                .ok_or_else(|| no_logits(&base.description))?;
             Ok::<_, Error>(tensor.floats(&base.folder)?)
         };
         let weight = tensor(&projection.weight)?;
@@ -118,7 +118,7 @@ fn prototypes(
 ) -> Result<Vec<f32>, Error> {
     let form = Form::Embeddings {
         tokens: 0,
-        hidden: base.description.hidden,
+        hidden: base.description.embedding_width,
         place: Place::Before,
     };
     let step = Step::unprompted(base, Reads::Hidden, Reading::Mean)?;

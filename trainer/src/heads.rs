@@ -39,7 +39,7 @@ impl Reads {
     /// The value's name.
     ///
     /// # Errors
-    /// When the base has no logits over its vocabulary.
+    /// When the base has no logits over its vocabulary, or they are no plain product.
     pub fn value(self, base: &Description) -> Result<String, Error> {
         let logits = base.logits.as_ref();
         let projection = logits.and_then(|logits| logits.projection.as_ref());
@@ -47,18 +47,23 @@ impl Reads {
             Self::Hidden => Ok(base.hidden_rows.clone()),
             Self::Projection => projection
                 .map(|projection| projection.input.clone())
-                .ok_or_else(no_logits),
+                .ok_or_else(|| no_logits(base)),
             Self::Logits => logits
                 .map(|logits| logits.value.clone())
-                .ok_or_else(no_logits),
+                .ok_or_else(|| no_logits(base)),
         }
     }
 }
 
-pub(crate) fn no_logits() -> Error {
-    Error::Options(
-        "the base gives no logits over its vocabulary; take a model exported with its language-model head, or another --head".into(),
-    )
+/// What a base without the logits that a head reads is refused with.
+pub(crate) fn no_logits(base: &Description) -> Error {
+    Error::Options(match &base.logits {
+        None => "the base gives no logits over its vocabulary; take a model exported with its language-model head, or another --head".into(),
+        Some(logits) => format!(
+            "the base's logits {} are no product with a weight of floats alone: the weight is quantised, or the scores are scaled or capped; take another --head",
+            logits.value
+        ),
+    })
 }
 
 /// Shapes of what a head is given and does not learn, by name.

@@ -96,7 +96,7 @@ impl<'a> Seedbed<'a> {
         })
     }
 
-    /// Rows `[tokens, hidden]`.
+    /// Rows `[tokens, embedding width]`.
     ///
     /// # Errors
     /// When the embedding table cannot be read, or the rows cannot start so.
@@ -107,7 +107,7 @@ impl<'a> Seedbed<'a> {
             else {
                 return Err(other_form());
             };
-            return match *hidden == self.base.description.hidden {
+            return match *hidden == self.base.description.embedding_width {
                 true => Ok(rows.iter().copied().cycle().take(tokens * hidden).collect()),
                 false => Err(other_form()),
             };
@@ -115,11 +115,11 @@ impl<'a> Seedbed<'a> {
         if *self.init == Init::Zero {
             return Err(Error::Options("rows of zeros are far from every embedding; start from labels, vocabulary or a text".into()));
         }
-        let hidden = self.base.description.hidden;
+        let width = self.base.description.embedding_width;
         let table = self.table()?;
         let folder = &self.base.folder;
         let row = |id: i64| table.row(folder, usize::try_from(id).unwrap_or(usize::MAX));
-        let mut rows = Vec::with_capacity(tokens * hidden);
+        let mut rows = Vec::with_capacity(tokens * width);
         if *self.init == Init::Labels {
             for label in self
                 .labels
@@ -129,10 +129,10 @@ impl<'a> Seedbed<'a> {
             {
                 let found = label.iter().map(|&id| row(id));
                 let found = found.collect::<Result<Vec<_>, _>>()?;
-                rows.extend((0..hidden).map(|column| mean(found.iter().map(|row| row[column]))));
+                rows.extend((0..width).map(|column| mean(found.iter().map(|row| row[column]))));
             }
         }
-        for id in self.ids(tokens - rows.len() / hidden) {
+        for id in self.ids(tokens - rows.len() / width) {
             rows.extend(row(id)?);
         }
         Ok(rows)

@@ -192,7 +192,7 @@ impl Step {
     pub fn unprompted(base: &Base, reads: Reads, reading: Reading) -> Result<Self, Error> {
         let form = Form::Embeddings {
             tokens: 0,
-            hidden: base.description.hidden,
+            hidden: base.description.embedding_width,
             place: Place::Before,
         };
         let sizes = Sizes::of(form, base.description.hidden);

@@ -18,7 +18,8 @@ const TOLERANCE: f64 = 0.05;
 /// Say whether an ONNX folder can be a base, what it is, and how well its gradients agree with finite differences.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The folder holds model.onnx (or onnx/model.onnx), or encoder_model.onnx with decoder_model.onnx, and tokenizer.json.
+The folder, or the folder onnx in it, holds model.onnx, or decoder_model.onnx or decoder_model_merged.onnx beside the
+encoder_model.onnx of an encoder-decoder; tokenizer.json belongs to it.
 
 Exit: 0 usable; 1 not usable, with the reason; 2 could not tell.
 
@@ -121,6 +122,10 @@ fn report(
             check.error
         ));
     }
+    let rounds = base.unrounded().is_some();
+    if rounds {
+        output.say("rounding     of activations: gradients pass straight through it, and were checked without it");
+    }
     let servable = match description.kind {
         Kind::EncoderDecoder => base.halves().map(drop),
         Kind::Encoder | Kind::Decoder => base.serving_graph().map(drop),
@@ -141,6 +146,7 @@ fn report(
         "max_positions": description.max_positions,
         "forms": description.forms,
         "gradient_error": worst,
+        "rounds_activations": rounds,
         "reason": null,
         "base_id": description.base_id,
         "tokenizer_id": description.tokenizer_id,

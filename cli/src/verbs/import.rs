@@ -185,6 +185,7 @@ pub(super) fn target(folder: &Path) -> anyhow::Result<Target> {
             Kind::EncoderDecoder => BaseKind::EncoderDecoder,
         },
         hidden: small(description.hidden)?,
+        embedding_width: small(description.embedding_width)?,
         layers: layers.collect::<anyhow::Result<_>>()?,
         writes: description.logits.is_some(),
         end_token: description.end_token,

@@ -2,12 +2,10 @@
 
 use std::{collections::HashSet, path::Path};
 
-use half::{bf16, f16};
-
 use crate::{
     Error,
     builder::{Attribute, Builder},
-    onnx::{GraphProto, TensorProto, data_type},
+    onnx::{GraphProto, NodeProto, TensorProto, data_type},
 };
 
 /// Numbers of a tensor that is widened here; one of more is widened by the engine, from its file, unless it is a table.
@@ -26,12 +24,7 @@ pub(super) fn widen_floats(graph: &mut GraphProto, folder: &Path) -> Result<(), 
     if !tensors.any(|tensor| is_short(tensor.data_type())) {
         return Ok(());
     }
-    let tables: HashSet<String> = graph
-        .node
-        .iter()
-        .filter(|node| node.op_type() == "Gather")
-        .filter_map(|node| node.input(0).map(str::to_owned))
-        .collect();
+    let tables: HashSet<String> = graph.node.iter().flat_map(tables).cloned().collect();
     let mut builder = Builder::beside(graph, "wide", 0);
     for tensor in &mut graph.initializer {
         if !is_short(tensor.data_type()) {
@@ -72,15 +65,48 @@ pub(super) fn widen_floats(graph: &mut GraphProto, folder: &Path) -> Result<(), 
     Ok(())
 }
 
+/// The tables that `node` looks rows up in.
+fn tables(node: &NodeProto) -> &[String] {
+    let places = match node.op_type() {
+        "Gather" => 0..1,
+        "EmbedLayerNormalization" => 2..5,
+        _ => 0..0,
+    };
+    node.input.get(places).unwrap_or_default()
+}
+
 fn widened(tensor: &TensorProto, folder: &Path) -> Result<TensorProto, Error> {
-    let bytes = tensor.little_endian(folder)?;
-    let half = tensor.data_type() == data_type::FLOAT16;
-    let pairs = bytes.as_chunks().0.iter();
-    let values: Vec<f32> = pairs
-        .map(|&pair| match half {
-            true => f16::from_le_bytes(pair).to_f32(),
-            false => bf16::from_le_bytes(pair).to_f32(),
-        })
-        .collect();
+    let values = tensor.floats(folder)?;
     Ok(TensorProto::of_floats(tensor.name(), &tensor.dims, &values))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_stay_tensors_and_weights_are_cast() {
+        let rows = FEW as i64;
+        let short = |name: &str| {
+            TensorProto::of_raw(name, data_type::FLOAT16, &[rows, 2], vec![0; 4 * FEW])
+        };
+        let mut graph = GraphProto {
+            initializer: ["words", "looked up", "weight"].map(short).into(),
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "t", 17);
+        let inputs = ["ids", "", "words", "places", "", "scale", "bias"];
+        builder.apply("EmbedLayerNormalization", &inputs, &[]);
+        builder.apply("Gather", &["looked up", "ids"], &[]);
+        builder.apply("MatMul", &["rows", "weight"], &[]);
+        builder.append_to(&mut graph);
+        widen_floats(&mut graph, Path::new("")).unwrap();
+        for table in ["words", "looked up"] {
+            let tensor = graph.initializer(table).unwrap();
+            assert_eq!(tensor.data_type(), data_type::FLOAT, "{table}");
+        }
+        assert!(graph.initializer("weight").is_none());
+        let cast = &graph.node[0];
+        assert_eq!((cast.op_type(), &*cast.output[0]), ("Cast", "weight"));
+    }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     facts::{Fact, Facts},
-    onnx::NodeProto,
+    onnx::{NodeProto, data_type},
 };
 
 /// Where the tokens of a value lie.
@@ -98,6 +98,8 @@ impl Reader<'_> {
             "Slice" => self.first_beside(self.axes(3)?, tokens),
             "Gather" => self.gather(tokens),
             "Split" => self.first_beside(vec![self.axis(0)], tokens),
+            // Rounded numbers are chosen as floats, which have gradients.
+            "Cast" if self.is_rounded() => None,
             operator if operator.starts_with("Reduce") => self.reduction(tokens),
             operator if ELEMENTWISE.binary_search(&operator).is_ok() => self.elementwise(tokens),
             _ => None,
@@ -106,6 +108,12 @@ impl Reader<'_> {
 
     fn fact(&self, index: usize) -> Option<&Fact> {
         self.facts.get(self.node.input(index)?)
+    }
+
+    fn is_rounded(&self) -> bool {
+        let bytes = [data_type::INT8, data_type::UINT8];
+        self.fact(0)
+            .is_some_and(|fact| bytes.contains(&fact.data_type))
     }
 
     fn output(&self) -> Option<&Fact> {

@@ -56,8 +56,10 @@ impl BaseKind {
 pub struct Target {
     /// What kind of model it is.
     pub kind: BaseKind,
-    /// Width of its token embeddings.
+    /// Width of its hidden rows.
     pub hidden: u16,
+    /// Width of its token embeddings.
+    pub embedding_width: u16,
     /// Keys and values of each layer.
     pub layers: Vec<Layer>,
     /// Whether it gives scores over its vocabulary.

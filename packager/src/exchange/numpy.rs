@@ -31,9 +31,9 @@ pub enum Layout {
 pub fn import_numpy(path: &Path, target: &Target, wishes: &Wishes) -> Result<Imported, Error> {
     refuse_gguf(path)?;
     let array = npy::read(path, &read(path)?)?;
-    let (tasks, tokens) = tasks_and_tokens(path, &array.shape, target.hidden.into())?;
+    let (tasks, tokens) = tasks_and_tokens(path, &array.shape, target.embedding_width.into())?;
     let task = task_of(path, wishes.task_index, tasks)?;
-    let hidden = usize::from(target.hidden);
+    let hidden = usize::from(target.embedding_width);
     let prompt = array
         .values
         .chunks_exact((tokens * hidden).max(1))

@@ -187,7 +187,7 @@ fn names(parameters: &[Parameter<'_>]) -> Vec<String> {
 }
 
 fn rows(path: &Path, parameters: &[Parameter<'_>], target: &Target) -> Result<Read, Error> {
-    let hidden = target.hidden;
+    let hidden = target.embedding_width;
     let refuse = || {
         let found = names(parameters).join(", ");
         let problem = format!(
@@ -220,7 +220,7 @@ fn prefix(path: &Path, parameters: &[Parameter<'_>], target: &Target) -> Result<
         let problem = format!(
             "it holds {found}, expected {PROMPT} [tokens, {}], or past_key_values.N.key and .value of the base's {} layers, \
              each [1, kv_heads, tokens, head_dim] of floats; other adapters (LoRA) change weights and are not taken",
-            target.hidden,
+            target.embedding_width,
             layers.len()
         );
         foreign(path, problem)

@@ -160,7 +160,7 @@ impl File<'_> {
     /// Rows of embeddings: form and values.
     fn rows(&self, notes: &mut Vec<String>) -> Result<(Value, Vec<f32>), Error> {
         let (tokens, halves) = (self.config.tokens, self.config.halves()?);
-        let hidden = usize::from(self.target.hidden);
+        let hidden = usize::from(self.target.embedding_width);
         let (config_tokens, all) = (tokens, tokens.saturating_mul(halves));
         let because = format!(
             "{CONFIG} says {config_tokens} virtual tokens in {halves} submodule(s), and the base has embeddings of {hidden}; \
@@ -186,7 +186,7 @@ impl File<'_> {
     /// Multiplies the rows that all tasks share by those of one task, a product of columns and rows (Wang et al. 2023,
     /// section 3.1).
     fn times_task(&self, rows: &mut [f32], all: usize) -> Result<(), Error> {
-        let hidden = usize::from(self.target.hidden);
+        let hidden = usize::from(self.target.embedding_width);
         let shape = self.source.shape(TASK_COLUMNS)?;
         let &[tasks, _, rank] = &shape[..] else {
             return Err(self.refuse(format!(

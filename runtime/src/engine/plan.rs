@@ -24,6 +24,7 @@ pub(crate) struct Plan {
     /// What each input of the plan is given and of which type, in the plan's order.
     inputs: Vec<(Role, DatumType)>,
     hidden: usize,
+    embedding_width: usize,
     layers: Vec<Layer>,
     /// The hidden rows of the last run.
     made: Vec<f32>,
@@ -87,6 +88,7 @@ impl Plan {
             state: SimplePlan::new(model)?.spawn()?,
             inputs,
             hidden: description.hidden,
+            embedding_width: description.embedding_width(),
             layers: description.layers.clone(),
             made: Vec::new(),
         })
@@ -108,7 +110,8 @@ impl Plan {
             let text = first..first + rows;
             first += rows;
             let text = Input {
-                rows: &input.rows[text.start * self.hidden..text.end * self.hidden],
+                rows: &input.rows
+                    [text.start * self.embedding_width..text.end * self.embedding_width],
                 ids: &input.ids[text.clone()],
                 types: &input.types[text],
                 lengths: &[rows],
@@ -164,7 +167,7 @@ impl Plan {
         let layer = |index: usize| prefix.0.get(index).context("a prefix without that layer");
         Ok(match role {
             Role::Rows => {
-                Tensor::from_shape(&[1, sequence, self.hidden], input.rows)?.into_tvalue()
+                Tensor::from_shape(&[1, sequence, self.embedding_width], input.rows)?.into_tvalue()
             }
             Role::Ids => Tensor::from_shape(&shape, input.ids)?.into_tvalue(),
             Role::Ones => tensor1(&vec![1i64; sequence])

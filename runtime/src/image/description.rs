@@ -34,6 +34,9 @@ pub struct Description {
     pub kind: Kind,
     /// Numbers in one row between layers.
     pub hidden: usize,
+    /// Numbers in an embedding row, where they are others: see [`Description::embedding_width`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_width: Option<usize>,
     /// The layers, first to last.
     pub layers: Vec<Layer>,
     /// Tokens that the base has positions for; `None` where nothing bounds them.
@@ -58,10 +61,17 @@ pub struct Description {
     pub inputs: Inputs,
 }
 
+impl Description {
+    /// Numbers in an embedding row, a prompt's among them.
+    pub fn embedding_width(&self) -> usize {
+        self.embedding_width.unwrap_or(self.hidden)
+    }
+}
+
 /// Names of the program's inputs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inputs {
-    /// `f32 [1, sequence, hidden]`: prompt rows and embedding rows.
+    /// `f32 [1, sequence, embedding width]`: prompt rows and embedding rows.
     pub embeddings: String,
     /// `i64 [1, sequence]`: token ids, where a program still reads them.
     pub ids: Option<String>,

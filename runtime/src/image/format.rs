@@ -302,13 +302,18 @@ impl Index {
         {
             return Err("the embedding table has not the size of its rows".into());
         }
-        if (*rows, *columns) != (self.description.vocabulary, self.description.hidden) {
+        if (*rows, *columns)
+            != (
+                self.description.vocabulary,
+                self.description.embedding_width(),
+            )
+        {
             return Err("the embedding table is not the one described".into());
         }
         if self.tokenizer.sha256 != self.description.tokenizer_id {
             return Err("the tokenizer is not the one described".into());
         }
-        if self.description.hidden == 0 {
+        if self.description.hidden == 0 || self.description.embedding_width() == 0 {
             return Err("the rows have no numbers".into());
         }
         let mut layers = self.description.layers.iter();
@@ -377,6 +382,7 @@ impl Index {
             constants,
             layers: &layers.collect::<Vec<_>>(),
             hidden: self.description.hidden,
+            embedding_width: self.description.embedding_width(),
             vocabulary: self.description.vocabulary,
         })
     }

@@ -110,7 +110,7 @@ impl Writer {
             span: parts.embeddings.1,
             dtype: parts.embeddings.0,
             rows: parts.description.vocabulary,
-            columns: parts.description.hidden,
+            columns: parts.description.embedding_width(),
         };
         let index = Index {
             tract: parts.tract.to_owned(),

@@ -23,12 +23,12 @@ pub(super) struct Room {
 
 impl Room {
     /// Makes room for texts of `rows` rows, prompt rows among them.
-    pub fn reserve(&mut self, rows: usize, hidden: usize) {
-        self.rows.reserve_exact(rows * hidden);
+    pub fn reserve(&mut self, rows: usize, base: &Description) {
+        self.rows.reserve_exact(rows * base.embedding_width());
         self.ids.reserve_exact(rows);
         self.types.reserve_exact(rows);
         self.lengths.reserve_exact(rows);
-        self.features.resize(hidden, 0.0);
+        self.features.resize(base.hidden, 0.0);
         self.found.reserve_exact(rows);
     }
 
@@ -66,16 +66,13 @@ impl Room {
         form: Option<&Form>,
         text: &Encoded,
     ) -> Result<(), Error> {
-        let Description {
-            hidden,
-            placeholder,
-            ..
-        } = *image.description();
+        let placeholder = image.description().placeholder;
+        let width = image.description().embedding_width();
         let (prompt, place) = match form {
             Some(Form::Embeddings { rows, place, .. }) => (&rows[..], *place),
             _ => (&[][..], Place::BeforeText),
         };
-        let slots = prompt.len() / hidden;
+        let slots = prompt.len() / width;
         let first = match place {
             Place::BeforeText => slots,
             Place::AfterText => 0,
@@ -83,16 +80,16 @@ impl Room {
         let before = self.ids.len();
         let sequence = before + slots + text.len();
         self.lengths.push(slots + text.len());
-        self.rows.resize(sequence * hidden, 0.0);
+        self.rows.resize(sequence * width, 0.0);
         self.ids.resize(sequence, placeholder.into());
         self.types.resize(sequence, 0);
         let start = match place {
-            Place::BeforeText => before * hidden,
-            Place::AfterText => (before + text.len()) * hidden,
+            Place::BeforeText => before * width,
+            Place::AfterText => (before + text.len()) * width,
         };
         self.rows[start..start + prompt.len()].copy_from_slice(prompt);
         let first = before + first;
-        let rows = self.rows.chunks_exact_mut(hidden).skip(first);
+        let rows = self.rows.chunks_exact_mut(width).skip(first);
         for (row, &id) in rows.zip(text.ids()) {
             image.embedding(id, row)?;
         }

@@ -352,6 +352,7 @@ mod tests {
         Description {
             kind: Kind::Encoder,
             hidden: 384,
+            embedding_width: 384,
             vocabulary: 100,
             layers: vec![layer; 6],
             padding: Some(0),

@@ -141,7 +141,7 @@ impl<'a> Texts<'a> {
     fn run(&mut self, rows: &[Encoded]) -> Result<Vec<Past>, Error> {
         let form = Form::Embeddings {
             tokens: 0,
-            hidden: self.base.description.hidden,
+            hidden: self.base.description.embedding_width,
             place: Place::Before,
         };
         let layout = Layout {

@@ -81,7 +81,7 @@ impl Executor {
             pool,
             workers,
             curves,
-            row: vec![0.0; image.description().hidden * most_scored],
+            row: vec![0.0; image.description().embedding_width() * most_scored],
             nothing: vec![0; most_scored],
             made: 0..0,
             image: image.clone(),
@@ -196,7 +196,7 @@ impl Layout<'_> {
         let attention = attention.map(|length| Attention::new(length, self.most_keys(), scores));
         Ok(Worker {
             expanded: expanded.collect::<Result<_, _>>()?,
-            row: vec![0.0; self.image.description().hidden],
+            row: vec![0.0; self.image.description().embedding_width()],
             kernels,
             attention: attention.transpose()?,
             done: Ok(()),

@@ -137,19 +137,19 @@ impl Executor {
     fn tied(&mut self, tied: &Tied, part: usize, rows: usize) -> Result<(), Error> {
         let slots = &self.parts[part].slots;
         let (image, vocabulary) = (&self.image, self.image.description().vocabulary);
-        let hidden = image.description().hidden;
+        let length = image.description().embedding_width();
         let (begin, width) = slots[tied.input.slot];
         let from = self.arena.view()[begin..].chunks_exact(width);
-        for (row, from) in self.row.chunks_exact_mut(hidden).zip(from).take(rows) {
-            row.copy_from_slice(&from[tied.input.first..][..hidden]);
+        for (row, from) in self.row.chunks_exact_mut(length).zip(from).take(rows) {
+            row.copy_from_slice(&from[tied.input.first..][..length]);
         }
-        let own = &self.row[..rows * hidden];
+        let own = &self.row[..rows * length];
         let (begin, width) = slots[tied.output.slot];
         let to = begin + tied.output.first;
         let pieces = self.pool.count();
         // SAFETY: pieces write scores of their own.
         let arena = unsafe { self.arena.share() };
-        let work = rows * vocabulary * hidden;
+        let work = rows * vocabulary * length;
         each(&mut self.pool, &mut self.workers, work, |piece, worker| {
             let tokens = share(vocabulary, piece, pieces);
             let (tokens, other) = (&tokens, &mut worker.row);

@@ -134,19 +134,24 @@ impl Layout {
 
     /// Places `start..end` of dimension `axis`.
     pub fn sliced(&self, axis: usize, start: usize, end: usize) -> Option<Self> {
-        let mut sliced = self.clone();
-        let [Atom::Inner { size, stride }] = sliced.axes.get(axis)?[..] else {
+        self.stepped(axis, start, end.checked_sub(start)?, 1)
+    }
+
+    /// `count` places of dimension `axis`: `start`, and each `step` behind the one before.
+    pub fn stepped(&self, axis: usize, start: usize, count: usize, step: usize) -> Option<Self> {
+        let mut stepped = self.clone();
+        let [Atom::Inner { size, stride }] = stepped.axes.get(axis)?[..] else {
             return None;
         };
-        if start >= end || end > size {
+        if count == 0 || start + (count - 1) * step >= size {
             return None;
         }
-        sliced.first += start * stride;
-        sliced.axes[axis] = joined([Atom::Inner {
-            size: end - start,
-            stride,
+        stepped.first += start * stride;
+        stepped.axes[axis] = joined([Atom::Inner {
+            size: count,
+            stride: stride * step,
         }]);
-        Some(sliced)
+        Some(stepped)
     }
 
     /// Dimensions of 1 repeated so that `dims` come out.
@@ -231,5 +236,13 @@ mod tests {
         assert_eq!((last.first, &last.axes[1]), (8, &vec![inner(4, 1)]));
         assert_eq!(rows.sliced(0, 0, 1), None);
         assert_eq!(rows.sliced(1, 8, 13), None);
+    }
+
+    #[test]
+    fn every_second_place_is_a_longer_step() {
+        let heads = Layout::plain(&[None, Some(3), Some(4)]);
+        let odd = heads.stepped(2, 1, 2, 2).unwrap();
+        assert_eq!((odd.first, &odd.axes[2]), (1, &vec![inner(2, 2)]));
+        assert_eq!(heads.stepped(2, 2, 2, 2), None);
     }
 }

@@ -355,7 +355,8 @@ fn cut(base: &Base, outputs: Vec<ValueInfoProto>) -> Result<GraphProto, Refused>
     let mut graph = base.model.graph.clone().unwrap_or_default();
     splice::cut_embedding(&mut graph, description).map_err(failed)?;
     splice::prune(&mut graph, outputs);
-    graph.input.push(rows_of(base, &description.embedding_rows));
+    let rows = rows_of(&description.embedding_rows, description.embedding_width);
+    graph.input.push(rows);
     Ok(graph)
 }
 
@@ -363,10 +364,10 @@ fn failed(error: preface_graph::Error) -> Refused {
     Refused(error.to_string())
 }
 
-/// A value `[1, sequence, hidden]`.
-fn rows_of(base: &Base, name: &str) -> ValueInfoProto {
-    let hidden = base.description.hidden.to_string();
-    ValueInfoProto::tensor(name, data_type::FLOAT, &["1", "sequence", &hidden])
+/// A value `[1, sequence, width]`.
+fn rows_of(name: &str, width: usize) -> ValueInfoProto {
+    let width = width.to_string();
+    ValueInfoProto::tensor(name, data_type::FLOAT, &["1", "sequence", &width])
 }
 
 /// The hidden rows, and the logits where the base has them.
@@ -377,7 +378,7 @@ fn made(base: &Base) -> Vec<ValueInfoProto> {
         let dims = ["1", "sequence", &vocabulary];
         ValueInfoProto::tensor(&logits.value, data_type::FLOAT, &dims)
     });
-    let hidden_rows = rows_of(base, &description.hidden_rows);
+    let hidden_rows = rows_of(&description.hidden_rows, description.hidden);
     [hidden_rows].into_iter().chain(logits).collect()
 }
 
@@ -400,10 +401,11 @@ impl Walk<'_> {
     /// The values before the first node.
     fn begin(&mut self) {
         let description = &self.base.description;
-        let operation = self.draft.add(Kind::Rows, description.hidden);
+        let width = description.embedding_width;
+        let operation = self.draft.add(Kind::Rows, width);
         let rows = Rows {
             operation,
-            layout: Layout::plain(&[Some(1), None, Some(description.hidden)]),
+            layout: Layout::plain(&[Some(1), None, Some(width)]),
             scale: 1.0,
             sole: false,
             joined: None,

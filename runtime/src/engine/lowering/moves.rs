@@ -65,9 +65,6 @@ impl Walk<'_> {
         let starts = ints(1, "starts")?;
         let axes = ints(3, "axes").unwrap_or_else(|| (0..starts.len() as i64).collect());
         let steps = node.input(4).and_then(|_| ints(4, "steps"));
-        if steps.is_some_and(|steps| steps.iter().any(|&step| step != 1)) {
-            return None;
-        }
         changed.iter().try_fold(layout.clone(), |layout, &axis| {
             let place = axes.iter().position(|&named| {
                 let named = if named < 0 {
@@ -81,7 +78,8 @@ impl Walk<'_> {
             let start = starts[place];
             let start = if start < 0 { start + size } else { start };
             let start = start.clamp(0, size) as usize;
-            layout.sliced(axis, start, start + after[axis])
+            let step = steps.as_ref().map_or(Some(&1), |steps| steps.get(place))?;
+            layout.stepped(axis, start, after[axis], usize::try_from(*step).ok()?)
         })
     }
 
@@ -106,7 +104,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A Gather of one place, or of the rows of token types.
+    /// A Gather of one place, listed or not, or of the rows of token types.
     pub(super) fn gather(&mut self, node: &NodeProto) -> Result<Value, Refused> {
         let refused = || Refused::node(node, "gathers by something else than token types");
         if !self.is_dynamic(node.input(0).unwrap_or_default()) {
@@ -142,9 +140,9 @@ impl Walk<'_> {
         }
         let mut rows = self.rows(node, 0)?;
         let index = self.facts.get(node.input(1).unwrap_or_default());
-        let index = index
-            .filter(|index| index.rank() == 0)
-            .and_then(Fact::constant_scalar);
+        let index = index.filter(|index| index.rank() <= 1);
+        let listed = index.is_some_and(|index| index.rank() == 1);
+        let index = index.and_then(Fact::constant_scalar);
         let axis = node.int("axis", 0);
         let rank = rows.layout.axes.len() as i64;
         let axis = (if axis < 0 { axis + rank } else { axis }) as usize;
@@ -153,7 +151,9 @@ impl Walk<'_> {
         let index = (if index < 0.0 { index + size } else { index }) as usize;
         let layout = rows.layout.sliced(axis, index, index + 1);
         rows.layout = layout.ok_or_else(refused)?;
-        rows.layout.axes.remove(axis);
+        if !listed {
+            rows.layout.axes.remove(axis);
+        }
         rows.sole = false;
         Ok(Value::Rows(rows))
     }

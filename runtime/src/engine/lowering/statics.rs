@@ -54,11 +54,12 @@ pub(super) fn shape_sizes(base: &Base, rows: usize) -> Option<[(i64, i64); 2]> {
     const PASTS: [i64; 2] = [7, 11];
     let prime = |number: &i64| *number > 4 && (2..*number).all(|divisor| number % divisor != 0);
     let room = rows as i64 - PASTS[1];
-    let hidden = base.description.hidden as i64;
+    let description = &base.description;
+    let widths = [description.hidden, description.embedding_width].map(|width| width as i64);
     let mut primes = (0..=room)
         .rev()
         .filter(prime)
-        .filter(|prime| hidden % prime != 0 && !PASTS.contains(prime));
+        .filter(|prime| widths.iter().all(|width| width % prime != 0) && !PASTS.contains(prime));
     Some([(primes.next()?, PASTS[0]), (primes.next()?, PASTS[1])])
 }
 
@@ -417,7 +418,7 @@ pub(super) fn shapes(
     let mut shapes = description.inputs.shapes(wiring, size);
     shapes.insert(
         description.embedding_rows.clone(),
-        vec![1, sequence, description.hidden as i64],
+        vec![1, sequence, description.embedding_width as i64],
     );
     let sites = description.sites.iter();
     for site in sites.filter(|site| site.direction == Direction::Cross) {

@@ -11,14 +11,13 @@ impl Program {
     /// # Errors
     /// What does not.
     pub fn check(&self, base: &Sizes<'_>) -> Result<(), String> {
-        let hidden = base.hidden;
-        if self.slots.first() != Some(&hidden) || self.max_rows == 0 {
+        if self.slots.first() != Some(&base.embedding_width) || self.max_rows == 0 {
             return Err("the program has no slot for embedding rows".into());
         }
         if self.max_rows > MOST_ROWS {
             return Err("the program has more rows than any model".into());
         }
-        if self.output.first != 0 || self.slots.get(self.output.slot) != Some(&hidden) {
+        if self.output.first != 0 || self.slots.get(self.output.slot) != Some(&base.hidden) {
             return Err("the hidden rows are no whole slot".into());
         }
         let bounds = Bounds {
@@ -77,7 +76,7 @@ impl Program {
 
 impl Encoder {
     fn check(&self, base: &Sizes<'_>, rows: usize) -> Result<(), String> {
-        if self.slots.first() != Some(&base.hidden) {
+        if self.slots.first() != Some(&base.embedding_width) {
             return Err("the encoder has no slot for embedding rows".into());
         }
         let bounds = Bounds {
@@ -124,6 +123,8 @@ pub(crate) struct Sizes<'a> {
     /// Heads of keys and their length, by layer.
     pub layers: &'a [(usize, usize)],
     pub hidden: usize,
+    /// Numbers in a row of the embedding table.
+    pub embedding_width: usize,
     /// Rows of the embedding table.
     pub vocabulary: usize,
 }
@@ -180,12 +181,14 @@ impl Bounds<'_> {
 
     fn tied(&self, tied: &Tied) -> Result<(), String> {
         let Sizes {
-            hidden, vocabulary, ..
+            embedding_width,
+            vocabulary,
+            ..
         } = *self.base;
         if self.rows != 1 {
             return Err("the embedding table multiplies one row".into());
         }
-        self.columns(tied.input, hidden)?;
+        self.columns(tied.input, embedding_width)?;
         self.columns(tied.output, vocabulary)?;
         self.apart(tied.bias, vocabulary, [tied.input, tied.output])
     }
@@ -558,6 +561,7 @@ mod tests {
             constants: 4 * 8,
             layers: &[(2, 2)],
             hidden: 4,
+            embedding_width: 4,
             vocabulary: 9,
         };
         let check = |program: &Program| program.check(&sizes);
