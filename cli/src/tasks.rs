@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use preface_bundle::Inputs;
 use preface_runtime::{
@@ -240,30 +240,34 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads a line: a JSON object with "text" and for pairs "text2", or the text itself; in a line of text a tab parts
-    /// a pair. What is for pairs alone is passed over where one text is read.
-    pub fn of_line(line: &str, inputs: Inputs) -> Self {
-        let pair = inputs == Inputs::Pair;
-        let value = line
-            .starts_with('{')
-            .then(|| serde_json::from_str(line).ok());
-        let value: Option<serde_json::Value> = value.flatten();
-        let field = |name| Some(value.as_ref()?.get(name)?.as_str()?.to_owned());
-        let parted = || line.split_once('\t').filter(|_| pair);
-        match (field("text"), parted()) {
-            (Some(first), _) => Self {
-                first,
-                second: field("text2").filter(|_| pair),
-            },
-            (None, Some((first, second))) => Self {
+    /// Reads a line: a JSON object with "text" and for pairs "text2", or with "tokens"; or the text itself, in which a
+    /// tab parts a pair. What is for pairs alone is passed over where one text is read.
+    ///
+    /// # Errors
+    /// When the line is a JSON object of something else.
+    pub fn of_line(line: &str, inputs: Inputs) -> anyhow::Result<Self> {
+        let is_pair = inputs == Inputs::Pair;
+        let object = line.trim_start().starts_with('{');
+        let value: Option<serde_json::Value> =
+            object.then(|| serde_json::from_str(line).ok()).flatten();
+        if let Some(value) = value {
+            let field = |name| Some(value.get(name)?.as_str()?.to_owned());
+            let first = field("text").or_else(|| words(value.get("tokens")?));
+            return Ok(Self {
+                first: first.context(NO_TEXT)?,
+                second: field("text2").filter(|_| is_pair),
+            });
+        }
+        Ok(match line.split_once('\t').filter(|_| is_pair) {
+            Some((first, second)) => Self {
                 first: first.to_owned(),
                 second: Some(second.to_owned()),
             },
-            (None, None) => Self {
+            None => Self {
                 first: line.to_owned(),
                 second: None,
             },
-        }
+        })
     }
 
     /// It as the active task reads it.
@@ -283,6 +287,17 @@ impl Text {
     }
 }
 
+/// Words with a space between them.
+fn words(tokens: &serde_json::Value) -> Option<String> {
+    let tokens = tokens.as_array()?.iter();
+    let tokens: Option<Vec<&str>> = tokens.map(serde_json::Value::as_str).collect();
+    Some(tokens?.join(" "))
+}
+
+/// Why a JSON object is no question.
+const NO_TEXT: &str =
+    r#"a JSON object asks with "text" or "tokens"; JSON that is a text itself stands in "text""#;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,19 +313,23 @@ mod tests {
                 "turn on",
                 Some("now"),
             ),
-            (r#"{"texts": "turn on"}"#, r#"{"texts": "turn on"}"#, None),
+            (r#"{"tokens": ["turn", "on"]}"#, "turn on", None),
             ("{brace", "{brace", None),
         ];
         for (line, first, second) in table {
-            let pair = Text::of_line(line, Inputs::Pair);
+            let pair = Text::of_line(line, Inputs::Pair).unwrap();
             assert_eq!(
                 (&*pair.first, pair.second.as_deref()),
                 (first, second),
                 "{line}"
             );
-            let one = Text::of_line(line, Inputs::One);
+            let one = Text::of_line(line, Inputs::One).unwrap();
             let whole = if line.contains('\t') { line } else { first };
             assert_eq!((&*one.first, one.second), (whole, None), "{line}");
+        }
+        for line in [r#"{"texts": "turn on"}"#, r#"{"text": 5}"#] {
+            let error = Text::of_line(line, Inputs::One).unwrap_err();
+            assert_eq!(error.to_string(), NO_TEXT);
         }
     }
 }

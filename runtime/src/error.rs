@@ -29,7 +29,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The file does not begin as a base image does.
-    #[error("{path} is not a base image; make one with `preface compile BASE -o {path}`")]
+    #[error("{path} is not a base image; make one with `preface compile BASE -o IMAGE`")]
     NotAnImage {
         /// The file.
         path: PathBuf,

@@ -323,25 +323,10 @@ fn cosine(one: &BTreeMap<String, f64>, other: &BTreeMap<String, f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Target;
-
-    fn rows(pairs: &[(&str, &str)]) -> Dataset {
-        let example = |(line, (text, label)): (usize, &(&str, &str))| Example {
-            text: (*text).into(),
-            text2: None,
-            target: Target::Label((*label).into()),
-            line,
-        };
-        Dataset {
-            path: "t".into(),
-            examples: pairs.iter().enumerate().map(example).collect(),
-            sha256: String::new(),
-        }
-    }
 
     #[test]
     fn labels_group_by_the_words_of_their_texts() {
-        let rows = rows(&[
+        let rows = Dataset::of_labels(&[
             ("turn the light on", "on"),
             ("turn the light off", "off"),
             ("winner call now to claim cash", "spam"),
@@ -354,9 +339,9 @@ mod tests {
 
     #[test]
     fn guessing_costs_the_entropy() {
-        let even = rows(&[("a", "x"), ("b", "y")]);
+        let even = Dataset::of_labels(&[("a", "x"), ("b", "y")]);
         assert!((guessing(&even) - 2f64.ln()).abs() < 1e-12);
-        assert_eq!(guessing(&rows(&[("a", "x")])), 0.0);
+        assert_eq!(guessing(&Dataset::of_labels(&[("a", "x")])), 0.0);
     }
 
     #[test]

@@ -3,16 +3,22 @@
 //! The fields of a line say what is learned: `text` and `label` (or a list of `labels`), `text2` for sentence pairs,
 //! `tokens` and `tags`, or `text` and `target`. All lines of a file are of one kind.
 
+mod lines;
+mod row;
+mod table;
+pub(crate) mod tags;
+mod twice;
+
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use self::table::Delimiter;
 use crate::Error;
 
 /// What an answer is.
@@ -102,139 +108,8 @@ pub struct Dataset {
 
 /// What some editors put before UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = &[0xEF, 0xBB, 0xBF];
-/// Longest label that a bundle carries.
-const LABEL_BYTES: usize = 255;
-/// What stands between the labels of one cell of a table.
-const BETWEEN_LABELS: char = '|';
-
-/// The fields of a line as they come.
-#[derive(Default, Deserialize)]
-struct Row {
-    text: Option<String>,
-    text2: Option<String>,
-    label: Option<Value>,
-    labels: Option<Names>,
-    tokens: Option<Vec<String>>,
-    tags: Option<Vec<String>>,
-    target: Option<Value>,
-}
-
-/// A list of names, or one cell of a table with bars between them.
-struct Names(Vec<String>);
-
-impl<'de> Deserialize<'de> for Names {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match Value::deserialize(deserializer)? {
-            Value::Array(values) => values
-                .iter()
-                .map(plain)
-                .collect::<Option<Vec<_>>>()
-                .map(Self),
-            Value::String(cell) => Some(Self::of_cell(&cell)),
-            _ => None,
-        }
-        .ok_or_else(|| serde::de::Error::custom("labels are a list of texts or numbers"))
-    }
-}
-
-impl Names {
-    fn of_cell(cell: &str) -> Self {
-        let names = cell.split(BETWEEN_LABELS).map(str::trim);
-        Self(
-            names
-                .filter(|name| !name.is_empty())
-                .map(str::to_owned)
-                .collect(),
-        )
-    }
-}
-
-/// The text of a name that may have come as a number or a truth value.
-fn plain(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(truth) => Some(truth.to_string()),
-        _ => None,
-    }
-}
-
-impl Row {
-    fn example(self, line: usize) -> Result<Example, String> {
-        let text2 = self.text2.clone();
-        let (text, target) = self.text_and_target()?;
-        if text.trim().is_empty() || text2.as_ref().is_some_and(|text| text.trim().is_empty()) {
-            return Err("the text is empty; remove the line".into());
-        }
-        target
-            .names()
-            .iter()
-            .try_for_each(|name| sound_label(name))?;
-        Ok(Example {
-            text,
-            text2,
-            target,
-            line,
-        })
-    }
-
-    fn text_and_target(self) -> Result<(String, Target), String> {
-        if let Some(tags) = self.tags {
-            let tokens = self.tokens.ok_or("tags without \"tokens\"")?;
-            let one_word = |token: &String| token.split_whitespace().count() == 1;
-            if tokens.len() != tags.len() || !tokens.iter().all(one_word) {
-                return Err(format!(
-                    "{} tokens and {} tags; each word, without a space in it, needs one tag",
-                    tokens.len(),
-                    tags.len()
-                ));
-            }
-            return Ok((tokens.join(" "), Target::Tags(tags)));
-        }
-        let text = self
-            .text
-            .ok_or("no \"text\"; each line needs one, or \"tokens\" and \"tags\"")?;
-        let target = match (self.label, self.labels, self.target) {
-            (Some(Value::Array(labels)), None, None) => {
-                let labels = labels.iter().map(plain).collect::<Option<Vec<_>>>();
-                Target::Labels(labels.ok_or("a label that is no text or number")?)
-            }
-            (Some(label), None, None) => {
-                Target::Label(plain(&label).ok_or("a label that is no text or number")?)
-            }
-            (None, Some(Names(labels)), None) => Target::Labels(labels),
-            (None, None, Some(target)) => {
-                Target::Text(plain(&target).ok_or("a target that is no text")?)
-            }
-            (None, None, None) => return Err(
-                "no \"label\"; each line needs a \"label\", \"labels\", \"tags\" or a \"target\""
-                    .into(),
-            ),
-            _ => return Err("more than one of \"label\", \"labels\" and \"target\"".into()),
-        };
-        Ok((text, once_each(target)))
-    }
-}
-
-fn once_each(target: Target) -> Target {
-    match target {
-        Target::Labels(mut labels) => {
-            labels.sort();
-            labels.dedup();
-            Target::Labels(labels)
-        }
-        other => other,
-    }
-}
-
-fn sound_label(label: &str) -> Result<(), String> {
-    if label.is_empty() || label.len() > LABEL_BYTES || label.chars().any(char::is_control) {
-        return Err(format!(
-            "a label is 1 to {LABEL_BYTES} bytes without control characters, not {label:?}"
-        ));
-    }
-    Ok(())
-}
+/// What stands before UTF-16 text.
+const UTF16_MARKS: [&[u8]; 2] = [&[0xFF, 0xFE], &[0xFE, 0xFF]];
 
 impl Dataset {
     /// Reads a file: CSV or TSV with a header where its name ends so, JSON lines otherwise. Blank lines are passed
@@ -252,12 +127,15 @@ impl Dataset {
             line,
             reason,
         };
-        let text = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&bytes);
-        let examples = match path.extension().and_then(|extension| extension.to_str()) {
-            Some("csv") => read_table(text, b',', at)?,
-            Some("tsv") => read_table(text, b'\t', at)?,
-            _ => read_lines(text, at)?,
-        };
+        let named = |(line, reason)| at(line, reason);
+        let text = utf8(&bytes).map_err(named)?;
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let examples = match extension.map(str::to_ascii_lowercase).as_deref() {
+            Some("csv") => table::read(text, Delimiter::Comma),
+            Some("tsv") => table::read(text, Delimiter::Tab),
+            _ => lines::read(text),
+        }
+        .map_err(named)?;
         let first = examples
             .first()
             .ok_or_else(|| at(1, "the file holds no example".into()))?;
@@ -276,6 +154,7 @@ impl Dataset {
                 ),
             ));
         }
+        tags::refuse_mixed(&examples).map_err(named)?;
         let sha256 = preface_graph::hex(&Sha256::digest(&bytes));
         Ok(Self {
             path: path.into(),
@@ -402,64 +281,42 @@ impl<'a> Labels<'a> {
     }
 }
 
-fn read_lines(bytes: &[u8], at: impl Fn(usize, String) -> Error) -> Result<Vec<Example>, Error> {
-    let mut examples = Vec::new();
-    for (index, line) in bytes.split(|&byte| byte == b'\n').enumerate() {
-        let number = index + 1;
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let row: Row = serde_json::from_slice(line)
-            .map_err(|error| at(number, format!("not a JSON object with texts: {error}")))?;
-        examples.push(row.example(number).map_err(|reason| at(number, reason))?);
+/// The text of a file without the mark before it.
+///
+/// # Errors
+/// The line and the reason, where it is no UTF-8.
+fn utf8(bytes: &[u8]) -> Result<&str, (usize, String)> {
+    if UTF16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
+        let reason =
+            "the file is UTF-16; save it as UTF-8, or convert it: iconv -f UTF-16 -t UTF-8";
+        return Err((1, reason.into()));
     }
-    Ok(examples)
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+    std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        let reason =
+            "is no UTF-8; save the file as UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8";
+        (line, reason.into())
+    })
 }
 
-fn read_table(
-    bytes: &[u8],
-    delimiter: u8,
-    at: impl Fn(usize, String) -> Error,
-) -> Result<Vec<Example>, Error> {
-    let mut reader = csv::ReaderBuilder::new()
-        .delimiter(delimiter)
-        .from_reader(bytes);
-    let headers = reader
-        .headers()
-        .map_err(|error| at(1, error.to_string()))?
-        .clone();
-    let column = |name: &str| headers.iter().position(|header| header.trim() == name);
-    if column("text").is_none() {
-        return Err(at(1, "the header names no column \"text\"".into()));
-    }
-    if ["label", "labels", "target"]
-        .iter()
-        .all(|name| column(name).is_none())
-    {
-        return Err(at(
-            1,
-            "the header names no column \"label\", \"labels\" or \"target\"".into(),
-        ));
-    }
-    let mut examples = Vec::new();
-    for record in reader.records() {
-        let line = |position: Option<&csv::Position>| {
-            position.map_or(1, |position| position.line() as usize)
+#[cfg(test)]
+impl Dataset {
+    /// Texts with a label each, on lines counted from 1.
+    pub(crate) fn of_labels(pairs: &[(&str, &str)]) -> Self {
+        let example = |(line, &(text, label)): (usize, &(&str, &str))| Example {
+            text: text.into(),
+            text2: None,
+            target: Target::Label(label.into()),
+            line,
         };
-        let record = record.map_err(|error| at(line(error.position()), error.to_string()))?;
-        let cell = |name: &str| Some(record.get(column(name)?)?.to_owned());
-        let row = Row {
-            text: cell("text"),
-            text2: cell("text2"),
-            label: cell("label").map(Value::String),
-            labels: cell("labels").map(|cell| Names::of_cell(&cell)),
-            target: cell("target").map(Value::String),
-            ..Row::default()
-        };
-        let line = line(record.position());
-        examples.push(row.example(line).map_err(|reason| at(line, reason))?);
+        Self {
+            path: "t".into(),
+            examples: (1..).zip(pairs).map(example).collect(),
+            sha256: String::new(),
+        }
     }
-    Ok(examples)
 }
 
 #[cfg(test)]
@@ -488,7 +345,8 @@ mod tests {
                 "b.jsonl",
                 "\u{feff}{\"text\":\"so, what\",\"label\":1}\n{\"label\":\"2\",\"text\":\"x\"}",
             ),
-            ("a.csv", "label,text\n1,\"so, what\"\n2,x\n"),
+            ("a.CSV", "label,text\r\n1,\"so, what\"\r\n2,x\r\n"),
+            ("b.csv", "text,label\n\"so, what\", 1\nx,2 \n"),
             ("a.tsv", "text\tlabel\nso, what\t1\nx\t2\n"),
         ];
         for (name, text) in table {
@@ -571,7 +429,11 @@ mod tests {
                 "{\"text\":\"x\",\"label\":\"a\"}\n{\"text\":\"y\"}\n",
                 "line 2: no \"label\"",
             ),
-            ("a.jsonl", "[1]\n", "line 1: not a JSON object"),
+            (
+                "a.jsonl",
+                "[1]\n",
+                "line 1: a JSON array; write one object a line",
+            ),
             (
                 "a.jsonl",
                 "{\"text\":\"x\",\"label\":\"a\"}\n{\"text\":\"x\",\"text2\":\"y\",\"label\":\"a\"}\n",
@@ -581,6 +443,21 @@ mod tests {
                 "a.jsonl",
                 "{\"tokens\":[\"x\"],\"tags\":[\"O\",\"O\"]}\n",
                 "line 1: 1 tokens and 2 tags",
+            ),
+            (
+                "a.jsonl",
+                "{\"tokens\":[\"x\",\"\"],\"tags\":[\"O\",\"O\"]}\n",
+                "line 1: the token \"\" is not one word",
+            ),
+            (
+                "a.jsonl",
+                "{\"text\":\"x\",\"text2\":\"\",\"label\":\"a\"}\n",
+                "line 1: the text2 is empty",
+            ),
+            (
+                "a.jsonl",
+                "{\"text\":\"x\",\"label\":\"a\"}\n{\"text\":\"y\",\n",
+                "line 2: not a JSON object with texts: EOF while parsing a value at column 12",
             ),
             (
                 "a.jsonl",
@@ -602,6 +479,21 @@ mod tests {
         for (name, text, expected) in table {
             let error = written(name, text).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_in_another_encoding_is_told_how_to_become_utf_8() {
+        let table: [(&[u8], &str); 2] = [
+            (b"\xFF\xFEt\0e\0", "the file is UTF-16"),
+            (b"text,label\ncaf\xE9,a\n", "is no UTF-8; save"),
+        ];
+        for (line, (bytes, expected)) in (1..).zip(table) {
+            let (found, reason) = utf8(bytes).unwrap_err();
+            assert!(
+                found == line && reason.contains(expected),
+                "{found}: {reason}"
+            );
         }
     }
 

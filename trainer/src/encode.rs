@@ -246,7 +246,16 @@ impl<'a> Encoder<'a> {
             tokens: whole.length(),
             room,
         };
-        if self.wording.overlength == Overlength::Refuse || self.wording.kind == AnswerKind::Tags {
+        if self.wording.kind == AnswerKind::Tags {
+            return Err(dataset.at(
+                example.line,
+                format!(
+                    "{} tokens, but the base's positions leave room for {room}; words with tags are not cut: make several lines of it",
+                    whole.length()
+                ),
+            ));
+        }
+        if self.wording.overlength == Overlength::Refuse {
             return Err(refused());
         }
         let mut keep = self.tokens.plain(&example.text)?.len();

@@ -4,7 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::{data::AnswerKind, encode::Truth, record};
+use crate::{
+    data::{AnswerKind, tags::Tag},
+    encode::Truth,
+    record::{self, Counts},
+};
 
 /// The probability from which on a label of several counts as given, unless a task says otherwise.
 pub const THRESHOLD: f32 = 0.5;
@@ -170,22 +174,30 @@ fn single(pairs: &[(&Prediction, &Truth)], classes: usize, threshold: Option<f32
     figures
 }
 
+/// The classes that were found and the true ones, of each text that may have several.
+fn sets<'a>(
+    pairs: impl IntoIterator<Item = (&'a Prediction, &'a Truth)>,
+    threshold: Option<f32>,
+) -> Vec<(Vec<usize>, Vec<usize>)> {
+    let sets = pairs.into_iter();
+    sets.filter_map(|(prediction, truth)| match (&prediction.found, truth) {
+        (Found::Probabilities(found), Truth::Classes(classes)) => {
+            Some((given(found, threshold), classes.clone()))
+        }
+        _ => None,
+    })
+    .collect()
+}
+
 fn several(pairs: &[(&Prediction, &Truth)], classes: usize, threshold: Option<f32>) -> Figures {
-    let sets: Vec<(Vec<usize>, Vec<usize>)> = pairs
-        .iter()
-        .filter_map(|(prediction, truth)| match (&prediction.found, truth) {
-            (Found::Probabilities(found), Truth::Classes(classes)) => {
-                Some((given(found, threshold), classes.clone()))
-            }
-            _ => None,
-        })
-        .collect();
-    let hits = sets
-        .iter()
-        .map(|(found, truth)| found.iter().filter(|class| truth.contains(class)).count())
-        .sum();
-    let found = sets.iter().map(|(found, _)| found.len()).sum();
-    let true_ones = sets.iter().map(|(_, truth)| truth.len()).sum();
+    let sets = sets(pairs.iter().copied(), threshold);
+    let counts = counts(&sets, classes);
+    let sum = |count: fn(&Counts) -> usize| counts.iter().map(count).sum();
+    let (hits, found, support) = (
+        sum(|label| label.hits),
+        sum(|label| label.found),
+        sum(|label| label.support),
+    );
     vec![
         (
             "accuracy",
@@ -194,28 +206,42 @@ fn several(pairs: &[(&Prediction, &Truth)], classes: usize, threshold: Option<f3
                 sets.len(),
             ),
         ),
-        ("micro_f1", f1(hits, found, true_ones)),
+        ("micro_f1", f1(hits, found, support)),
         ("macro_f1", macro_f1(&sets, classes)),
     ]
 }
 
 /// F1 of each class that occurs among answers or truths, averaged.
 fn macro_f1(sets: &[(Vec<usize>, Vec<usize>)], classes: usize) -> f64 {
-    let mut counts = vec![(0, 0, 0); classes];
+    let scores: Vec<f64> = counts(sets, classes)
+        .into_iter()
+        .filter(|label| label.found + label.support > 0)
+        .map(|label| f1(label.hits, label.found, label.support))
+        .collect();
+    scores.iter().sum::<f64>() / scores.len().max(1) as f64
+}
+
+fn counts(sets: &[(Vec<usize>, Vec<usize>)], classes: usize) -> Vec<Counts> {
+    let mut counts = vec![Counts::default(); classes];
     for (found, truth) in sets {
-        found.iter().for_each(|&class| counts[class].1 += 1);
-        truth.iter().for_each(|&class| counts[class].2 += 1);
+        found.iter().for_each(|&class| counts[class].found += 1);
+        truth.iter().for_each(|&class| counts[class].support += 1);
         found
             .iter()
             .filter(|class| truth.contains(class))
-            .for_each(|&class| counts[class].0 += 1);
+            .for_each(|&class| counts[class].hits += 1);
     }
-    let scores: Vec<f64> = counts
-        .into_iter()
-        .filter(|(_, found, truth)| found + truth > 0)
-        .map(|(hits, found, truth)| f1(hits, found, truth))
-        .collect();
-    scores.iter().sum::<f64>() / scores.len().max(1) as f64
+    counts
+}
+
+/// How each label fared where a text may have several; `threshold` is that of the task.
+pub fn label_counts<'a>(
+    predictions: &'a [Prediction],
+    truths: impl IntoIterator<Item = &'a Truth>,
+    classes: usize,
+    threshold: Option<f32>,
+) -> Vec<Counts> {
+    counts(&sets(predictions.iter().zip(truths), threshold), classes)
 }
 
 /// Entity F1 over whole spans, as CoNLL-2003 counts it (Tjong Kim Sang and De Meulder 2003, section 3).
@@ -252,20 +278,25 @@ fn entities(pairs: &[(&Prediction, &Truth)], labels: &[String]) -> Figures {
     ]
 }
 
-/// First word, last word and type of every span. A type that goes on without a beginning begins one.
+/// First word, last word and type of every span. A type that goes on without a beginning begins one; a plain tag is a
+/// span of its own word.
 fn spans<'a>(tags: &[&'a str]) -> BTreeSet<(usize, usize, &'a str)> {
     let mut spans = BTreeSet::new();
     let mut open: Option<(usize, &str)> = None;
-    for (at, tag) in tags.iter().chain([&"O"]).enumerate() {
-        let (mark, kind) = tag.split_once('-').unwrap_or((tag, ""));
-        let goes_on = mark == "I" && open.is_some_and(|(_, open)| open == kind);
-        if goes_on {
+    for (at, tag) in tags.iter().copied().chain(["O"]).enumerate() {
+        let tag = Tag::of(tag);
+        if let (Tag::GoesOn(kind), Some((_, open))) = (tag, open)
+            && kind == open
+        {
             continue;
         }
         if let Some((first, kind)) = open.take() {
             spans.insert((first, at - 1, kind));
         }
-        open = (mark != "O").then_some((at, kind));
+        open = match tag {
+            Tag::Outside => None,
+            Tag::Begins(kind) | Tag::GoesOn(kind) | Tag::Plain(kind) => Some((at, kind)),
+        };
     }
     spans
 }
@@ -384,6 +415,12 @@ mod tests {
         let truths = [vec![0], vec![0, 1], vec![]].map(Truth::Classes);
         let predictions = [[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]]
             .map(|probabilities| answer(Found::Probabilities(probabilities.into()), 1.0));
+        let of_labels = label_counts(&predictions, &truths, 2, None);
+        let of_labels: Vec<_> = of_labels
+            .iter()
+            .map(|label| (label.hits, label.found, label.support))
+            .collect();
+        assert_eq!(of_labels, [(2, 2, 2), (0, 1, 1)]);
         let found =
             Evaluation::of(AnswerKind::Labels, &names(2), None, &predictions, &truths).figures;
         assert!((found["accuracy"] - 1.0 / 3.0).abs() < 1e-12);
@@ -394,12 +431,16 @@ mod tests {
     #[test]
     fn spans_are_those_of_conll() {
         type Spans = &'static [(usize, usize, &'static str)];
-        let table: [(&[&str], Spans); 5] = [
+        let table: [(&[&str], Spans); 6] = [
             (&["B-a", "I-a", "O", "B-b"], &[(0, 1, "a"), (3, 3, "b")]),
             (&["I-a", "I-a"], &[(0, 1, "a")]),
             (&["B-a", "B-a"], &[(0, 0, "a"), (1, 1, "a")]),
             (&["B-a", "I-b"], &[(0, 0, "a"), (1, 1, "b")]),
             (&["O", "O"], &[]),
+            (
+                &["NOUN", "VERB", "VERB"],
+                &[(0, 0, "NOUN"), (1, 1, "VERB"), (2, 2, "VERB")],
+            ),
         ];
         for (tags, expected) in table {
             assert_eq!(spans(tags), expected.iter().copied().collect(), "{tags:?}");

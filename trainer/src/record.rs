@@ -48,8 +48,10 @@ pub struct Record {
     pub measured_on: String,
     /// Labels, in the order of the rows of `confusion`.
     pub labels: Vec<String>,
-    /// Number of texts by true label (row) and answer (column); empty where answers are not labels.
+    /// Number of texts by true label (row) and answer (column); empty where answers are not one label each.
     pub confusion: Vec<Vec<usize>>,
+    /// How each label fared where a text may have several; empty elsewhere.
+    pub counts: Vec<Counts>,
     /// The worst mistakes, the worst first.
     pub mistakes: Vec<Mistake>,
     /// Advice and warnings.
@@ -108,6 +110,17 @@ pub struct Mistake {
     pub loss: f64,
 }
 
+/// How often one label was given and was right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Texts that have the label and were given it.
+    pub hits: usize,
+    /// Texts that were given it.
+    pub found: usize,
+    /// Texts that have it.
+    pub support: usize,
+}
+
 /// How one label fared. A figure whose denominator is zero is absent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelFigures {
@@ -137,23 +150,38 @@ pub struct ConfusedPair {
 }
 
 impl Record {
-    /// Figures of each label, in their order, from `confusion`; empty where that is not one row and column a label.
+    /// Figures of each label, in their order, from `confusion` or `counts`; empty where neither has one row a label.
     pub fn label_figures(&self) -> Vec<LabelFigures> {
-        if !self.has_confusion() {
-            return Vec::new();
-        }
-        let rows = self.labels.iter().zip(&self.confusion).enumerate();
-        rows.map(|(index, (label, row))| {
-            let hits = row[index];
-            let support: usize = row.iter().sum();
-            let found: usize = self.confusion.iter().map(|row| row[index]).sum();
-            LabelFigures {
-                label: label.clone(),
-                precision: share(hits, found),
-                recall: share(hits, support),
-                f1: share(2 * hits, found + support),
-                support,
-            }
+        let counts = match self.has_confusion() {
+            true => self.of_confusion(),
+            false if self.counts.len() == self.labels.len() => self.counts.clone(),
+            false => Vec::new(),
+        };
+        let labels = self.labels.iter().zip(counts);
+        labels
+            .map(|(label, counts)| {
+                let Counts {
+                    hits,
+                    found,
+                    support,
+                } = counts;
+                LabelFigures {
+                    label: label.clone(),
+                    precision: share(hits, found),
+                    recall: share(hits, support),
+                    f1: share(2 * hits, found + support),
+                    support,
+                }
+            })
+            .collect()
+    }
+
+    fn of_confusion(&self) -> Vec<Counts> {
+        let rows = self.confusion.iter().enumerate();
+        rows.map(|(index, row)| Counts {
+            hits: row[index],
+            found: self.confusion.iter().map(|row| row[index]).sum(),
+            support: row.iter().sum(),
         })
         .collect()
     }
@@ -242,6 +270,26 @@ mod tests {
             (None, None, None, 0),
         ];
         assert_eq!(all, expected);
+    }
+
+    #[test]
+    fn labels_of_texts_that_have_several_are_counted_without_a_matrix() {
+        let counts = Counts {
+            hits: 1,
+            found: 2,
+            support: 3,
+        };
+        let record = Record {
+            labels: vec!["a".into()],
+            counts: vec![counts],
+            ..Record::default()
+        };
+        let figures = &record.label_figures()[0];
+        assert_eq!(
+            (figures.precision, figures.recall, figures.f1),
+            (Some(0.5), Some(1.0 / 3.0), Some(0.4))
+        );
+        assert!(!record.has_confusion());
     }
 
     #[test]

@@ -69,36 +69,17 @@ impl<'a> Task<'a> {
         options: &'a Options,
     ) -> Result<Self, Error> {
         let description = &base.description;
-        let kind = train.kind();
-        let method = method(&options.method)?;
-        let head = match &options.head {
-            Some(name) => head(name)?,
-            None => usual(kind),
-        };
-        let tokens = Tokens::read(&base.tokenizer)?;
         let train = within_scope(train, options)?;
-        let labels = train.labels();
-        let form = form(method, options, description)?;
-        refuse_unfit(description, method, head, &form, kind, &labels, options)?;
-        let wording = Wording {
-            template: format!("{}{}", options.examples, options.template),
-            kind,
-            pairs: train.pairs(),
-            pooling: options
-                .pooling
-                .unwrap_or_else(|| usual_pooling(head, description)),
-            room: description
-                .max_positions
-                .map(|positions| positions.saturating_sub(form.taken(description))),
-            overlength: options.overlength,
-        };
-        let encoder = Encoder::new(
-            &tokens,
-            description,
-            &wording,
-            &labels,
-            options.out_of_scope.as_deref(),
-        )?;
+        let Design {
+            method,
+            head,
+            form,
+            labels,
+            wording,
+        } = Design::of(description, &train, options)?;
+        let tokens = Tokens::read(&base.tokenizer)?;
+        let outside = options.out_of_scope.as_deref();
+        let encoder = Encoder::new(&tokens, description, &wording, &labels, outside)?;
         let (train, dev) = (encoder.encode(&train)?, encoder.encode(dev)?);
         let given = Given::of(head, base, library, &tokens, &labels, &options.words)?;
         let mut sizes = Sizes::of(form, description.hidden);
@@ -180,6 +161,68 @@ impl<'a> Task<'a> {
             positions: self.base.description.max_positions,
         })
     }
+}
+
+/// What options and training data make of a task: what its other data must fit.
+struct Design {
+    method: &'static Method,
+    head: &'static Head,
+    form: Form,
+    labels: Vec<String>,
+    wording: Wording,
+}
+
+impl Design {
+    /// The design of a task that learns from `train`, which holds nothing out of scope.
+    fn of(base: &Description, train: &Dataset, options: &Options) -> Result<Self, Error> {
+        let kind = train.kind();
+        let method = method(&options.method)?;
+        let head = match &options.head {
+            Some(name) => head(name)?,
+            None => usual(kind),
+        };
+        let labels = train.labels();
+        let form = form(method, options, base)?;
+        refuse_unfit(base, method, head, &form, kind, &labels, options)?;
+        let pooling = options.pooling.unwrap_or_else(|| usual_pooling(head, base));
+        let room = base.max_positions;
+        let wording = Wording {
+            template: format!("{}{}", options.examples, options.template),
+            kind,
+            pairs: train.pairs(),
+            pooling,
+            room: room.map(|positions| positions.saturating_sub(form.taken(base))),
+            overlength: options.overlength,
+        };
+        Ok(Self {
+            method,
+            head,
+            form,
+            labels,
+            wording,
+        })
+    }
+}
+
+/// Refuses `data` that a prompt learned from `train` could not be measured on: better before it is learned than behind.
+///
+/// # Errors
+/// When an answer is not among the labels of `train`, or a text is too long and is not to be cut; the line is named.
+pub fn refuse_unmeasurable(
+    base: &Base,
+    train: &Dataset,
+    data: &Dataset,
+    options: &Options,
+) -> Result<(), Error> {
+    let train = within_scope(train, options)?;
+    let design = Design::of(&base.description, &train, options)?;
+    let tokens = Tokens::read(&base.tokenizer)?;
+    let outside = options.out_of_scope.as_deref();
+    let Design {
+        labels, wording, ..
+    } = &design;
+    let encoder = Encoder::new(&tokens, &base.description, wording, labels, outside)?;
+    encoder.encode(data).map(|_| ())
 }
 
 /// The training examples without those that are out of scope.
@@ -300,6 +343,21 @@ pub(crate) fn refuse_unfit(
             "training needs at least one virtual token, one row a batch and one epoch".into(),
         );
     }
+    let Options {
+        warm_up,
+        clip,
+        weight_decay,
+        ..
+    } = options;
+    if !(0.0..=1.0).contains(warm_up)
+        || clip.is_nan()
+        || *clip <= 0.0
+        || !(weight_decay.is_finite() && *weight_decay >= 0.0)
+    {
+        return refuse(format!(
+            "the warm-up is a part of the steps from 0 to 1, not {warm_up}; the clip is above 0, not {clip}; the weight decay is not below 0, not {weight_decay}"
+        ));
+    }
     if options.rank == 0 || options.bottleneck == 0 || options.head_rank == 0 {
         return refuse("ranks and bottlenecks are at least 1".into());
     }
@@ -322,6 +380,11 @@ pub(crate) fn refuse_unfit(
             "words for the labels are for the verbaliser; a {} head reads the labels themselves",
             head.name
         ));
+    }
+    if kind == AnswerKind::Tags && (options.template != TEXT || !options.examples.is_empty()) {
+        return refuse(
+            "tags are read from the words alone; leave --template and --few-shot out".into(),
+        );
     }
     refuse_labels(kind, labels, options)?;
     if method.form == FormKind::KeyValues && form.positions(base) == PositionPlan::AfterPrompt {

@@ -80,6 +80,10 @@ pub fn train(
     let task = Task::new(base, library, train, dev, options)?;
     let mut run = Run::prepare(&task, library, training, before)?;
     progress.begin(options.epochs, run.steps);
+    if let Some(checkpoints) = checkpoints {
+        // A place that takes no checkpoint is found out before an epoch's work is lost.
+        run.checkpoint().write(&checkpoints.path)?;
+    }
     while run.state.epoch < options.epochs && !run.is_stale() {
         run.epoch(progress)?;
         if let Some(checkpoints) = checkpoints {

@@ -323,7 +323,12 @@ fn ticks(least: f64, most: f64) -> (Vec<f64>, usize) {
     };
     let step = nice(span / 5.0);
     let (low, high) = ((least / step + 1e-9).floor(), (most / step - 1e-9).ceil());
-    let high = high.max(low + 1.0);
+    let (low, high) = match high > low {
+        true => (low, high),
+        // One value alone: the distance below it, which a share of 1 leaves room for.
+        false if low > 0.0 => (low - 1.0, low),
+        false => (low, low + 1.0),
+    };
     let count = (high - low) as usize;
     let values = (0..=count)
         .map(|index| (low + index as f64) * step)
@@ -367,6 +372,11 @@ mod tests {
                 "{written:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_share_of_one_stays_below_the_top() {
+        assert_eq!(ticks(1.0, 1.0), (vec![0.98, 1.0], 2));
     }
 
     fn chart(points: &[(usize, f64)]) -> Chart {

@@ -2,11 +2,11 @@
 
 /// Metrics that name what a training is about, the most telling first; others follow by name.
 const METRICS: [&str; 6] = [
+    "micro_f1",
     "accuracy",
     "entity_f1",
     "exact_match",
     "macro_f1",
-    "micro_f1",
     "rouge_l",
 ];
 

@@ -39,10 +39,10 @@ const SWAPS: u32 = 100_000;
 #[derive(clap::Args)]
 #[command(mut_arg("store", |store| store.hide(true)))]
 #[command(after_help = "\
-A run goes from token ids to a label; text_latency_ms adds the tokenizer. Cold start is the median over fresh processes,
-from starting the process to its first answer, with the image in the page cache. With --generate,
-tokens_per_second is that of generated tokens, of --together texts at once, else of tokens that are read. Memory is read from
-/proc/self/smaps_rollup after the runs, while a second process has the image open: only then does the kernel call its
+A run goes from token ids to a label; text_latency_ms adds the tokenizer. Cold start is the median over fresh processes, \
+from starting the process to its first answer, with the image in the page cache. With --generate, \
+tokens_per_second is that of generated tokens, of --together texts at once, else of tokens that are read. Memory is read from \
+/proc/self/smaps_rollup after the runs, while a second process has the image open: only then does the kernel call its \
 pages shared.
 
 Example:
@@ -275,7 +275,7 @@ impl Arguments {
         let content =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let lines = content.lines().filter(|line| !line.trim().is_empty());
-        let samples = lines.map(|line| Sample::of(session, Text::of_line(line, inputs)));
+        let samples = lines.map(|line| Sample::of(session, Text::of_line(line, inputs)?));
         let samples: Vec<Sample> = samples.collect::<anyhow::Result<_>>()?;
         ensure!(!samples.is_empty(), "{} has no text", path.display());
         Ok(samples)

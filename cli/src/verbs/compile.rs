@@ -23,22 +23,22 @@ use crate::output::Output;
 /// Lay a base model out as a base image for this machine.
 #[derive(clap::Args)]
 #[command(after_help = "\
-The image is for the processor that this command runs on: on a board, run it there. For another 64-bit ARM
-processor, run the ARM build under qemu and name the processor:
+The image is for the processor that this command runs on: on a board, run it there. For another \
+64-bit ARM processor, run the ARM build under qemu and name the processor:
   TRACT_CPU_AARCH64_KIND=a53 qemu-aarch64 preface compile minilm -o minilm.base
 
 Weights in fewer bits make the image smaller, not the memory that a process has of its own, and cost some accuracy:
   f16   half the image; answers hardly change
   i8    about a quarter, with a scale for each output
-  i8a8  the same numbers, multiplied as integers with rows that are rounded to 8 bits: fastest where doctor names
-        avx512_vnni or dotprod for it
+  i8a8  the same numbers, multiplied as integers with rows that are rounded to 8 bits: fastest
+        where doctor names avx512_vnni or dotprod for it
   i4    about a fifth, with a scale for 32 inputs of each output; embeddings in 8 bits
 
 Example:
   preface compile minilm -o minilm.base
   preface compile minilm -o minilm-i8.base --weights i8
-  preface compile minilm -o minilm-i4.base --weights i4 --evaluate intents.preface=test.jsonl --trust trust.txt \
-    --max-loss 1")]
+  preface compile minilm -o minilm-i4.base --weights i4 --evaluate intents.preface=test.jsonl \\
+                  --trust trust.txt --max-loss 1")]
 pub struct Arguments {
     /// Base folder: model.onnx and tokenizer.json.
     base: PathBuf,

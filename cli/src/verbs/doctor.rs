@@ -19,7 +19,7 @@ const DRIVER: &str = "/proc/driver/nvidia/version";
 /// Say what this machine can do: processor, engine, ONNX Runtime.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Exit: 0 everything that this build can do works here; 1 something is missing, and what to do about it is said. That
+Exit: 0 everything that this build can do works here; 1 something is missing, and what to do about it is said. That \
 CUDA cannot start counts with --device cuda alone.
 
 Example:

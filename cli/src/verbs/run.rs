@@ -21,8 +21,9 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "\
 Every loaded task answers every text, unless --task names one. Without TEXT, lines are read from
-standard input; a line may be a JSON object with \"text\". A task that reads pairs takes two texts
-parted by a tab, or \"text\" and \"text2\". A task that tags answers with a label for each word.
+standard input, blank ones passed over; a line may be a JSON object with \"text\". A task that reads
+pairs takes two texts parted by a tab, or \"text\" and \"text2\". A task that tags answers with a tag
+for each word, also of \"tokens\".
 With --store, each line is answered by the bundles that are active when it comes.
 
 With --json, one object is printed for each answer: {task, label | labels | tags, score}, or
@@ -110,7 +111,8 @@ impl Generated {
             for &(task, _) in tasks {
                 if generates(session, task) {
                     session.activate(task)?;
-                    let encoded = Text::of_line(line, inputs(session, task)).encode(session);
+                    let encoded = Text::of_line(line, inputs(session, task))
+                        .and_then(|text| Ok(text.encode(session)?));
                     texts.push((task, encoded.with_context(|| place.clone())?));
                 }
             }
@@ -346,7 +348,7 @@ fn answer(
     output: &Output,
 ) -> anyhow::Result<()> {
     for (handle, task) in handles {
-        let text = Text::of_line(line, inputs(session, *handle));
+        let text = Text::of_line(line, inputs(session, *handle))?;
         session.activate(*handle)?;
         let several = handles.len() > 1;
         let generates = generates(session, *handle);

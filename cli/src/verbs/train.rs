@@ -6,8 +6,13 @@ mod outcome;
 mod search;
 mod watch;
 
-use std::{fs, process::ExitCode};
+use std::{
+    fs::{self, File, TryLockError},
+    path::Path,
+    process::ExitCode,
+};
 
+use anyhow::{Context, ensure};
 use preface_graph::Base;
 use preface_trainer::{
     adapter::Adapter,
@@ -16,6 +21,7 @@ use preface_trainer::{
     engine::Library,
     metrics::Evaluation,
     options::Options,
+    task::refuse_unmeasurable,
     training::{self, Outcome},
 };
 
@@ -48,10 +54,19 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut inputs = arguments.read()?;
     let mut options = arguments.options(&inputs)?;
     options.examples = advice::take_examples(&mut inputs.train, arguments.few_shot)?;
+    arguments.refuse_empty_scope(&inputs)?;
+    for data in [Some(&inputs.dev), inputs.test.as_ref()]
+        .into_iter()
+        .flatten()
+    {
+        refuse_unmeasurable(&inputs.base, &inputs.train, data, &options)?;
+    }
+    let _held = hold(&arguments.output)?;
+    let about_data = advice::of_data(&inputs);
+    about_data.iter().for_each(|note| output.note(note));
     let checkpoints = arguments.checkpoints(CHECKPOINT);
     let (options, outcomes, kept, search) = match arguments.budget {
         Some(budget) => {
-            fs::create_dir_all(&arguments.output)?;
             let chosen = search::run(&arguments, &inputs, &options, budget, output)?;
             (
                 chosen.options,
@@ -66,8 +81,11 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
             (options, outcomes, kept, None)
         }
     };
+    // Whatever happens while it is measured, it is there.
+    outcomes[kept].adapter.write(&arguments.output)?;
     let mut measured = measure(&arguments, &inputs, outcomes, kept, output)?;
     measured.chosen_by(search);
+    measured.about_data(about_data);
     measured.adapter().write(&arguments.output)?;
     match advise(&arguments, &inputs, &options, measured.outcome(), output) {
         Ok(notes) => notes.into_iter().for_each(|note| measured.advise(note)),
@@ -81,6 +99,25 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     outcome::report(&arguments, &inputs, &measured, output)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the folder and keeps other trainings out of it for as long as what is returned is open.
+fn hold(folder: &Path) -> anyhow::Result<File> {
+    let cannot = || {
+        format!(
+            "cannot write {}; choose another place with -o",
+            folder.display()
+        )
+    };
+    fs::create_dir_all(folder).with_context(cannot)?;
+    let held = File::open(folder).with_context(cannot)?;
+    // A file system without locks does not keep anybody from training.
+    ensure!(
+        !matches!(held.try_lock(), Err(TryLockError::WouldBlock)),
+        "another training writes into {}; wait for its end, or choose another place with -o",
+        folder.display()
+    );
+    Ok(held)
 }
 
 /// The first of the outcomes that is best on dev among those that `counts` takes.
@@ -115,7 +152,11 @@ fn learn(
             );
             Resume::Fresh
         }
-        (_, None) => Resume::Fresh,
+        (Start::Resume, None) => {
+            output.note("nothing in this folder to go on from: beginning anew");
+            Resume::Fresh
+        }
+        (Start::Anew, None) => Resume::Fresh,
     };
     let mut watch = Watch::new(
         Bar::new(output, "training"),
@@ -188,4 +229,23 @@ pub fn note_test(adapter: &mut Adapter, test: &Evaluation) {
         .iter()
         .map(|(name, figure)| (format!("test_{name}"), *figure));
     adapter.card.metrics.extend(named);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_takes_one_training_at_a_time() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("new").join("adapter");
+        let held = hold(&folder).unwrap();
+        let error = hold(&folder).unwrap_err().to_string();
+        assert!(error.contains("another training writes into"), "{error}");
+        drop(held);
+        hold(&folder).unwrap();
+        fs::write(folder.join("file"), "").unwrap();
+        let error = hold(&folder.join("file")).unwrap_err().to_string();
+        assert!(error.contains("choose another place"), "{error}");
+    }
 }

@@ -510,7 +510,7 @@ mod tests {
                 .unwrap_err()
                 .to_string();
             assert!(
-                error.contains(text) && error.contains("preface compile BASE -o x.base"),
+                error.contains(text) && error.contains("preface compile BASE -o"),
                 "{error}"
             );
         }

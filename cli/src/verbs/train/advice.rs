@@ -36,7 +36,12 @@ pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String
             bail!("--few-shot {count}: there are only {before} training examples");
         }
     }
-    let line = |example: &Example| format!("{} => {}\n", example.text, spelled(&example.target));
+    let line = |example: &Example| {
+        let second = example.text2.iter().map(|text2| format!(" | {text2}"));
+        let second: String = second.collect();
+        let answer = spelled(&example.target);
+        format!("{}{second} => {answer}\n", example.text)
+    };
     let text = taken
         .iter()
         .map(|&index| line(&train.examples[index]))
@@ -50,6 +55,33 @@ pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String
         bail!("--few-shot {count} leaves no example to learn from");
     }
     Ok(text)
+}
+
+/// What makes the figures say less than they seem to: inputs of dev or test that are learned from, and inputs with
+/// several answers.
+pub fn of_data(inputs: &Inputs) -> Vec<String> {
+    let Inputs { train, dev, .. } = inputs;
+    let measured = [("dev", Some(dev)), ("test", inputs.test.as_ref())];
+    let shared = measured.into_iter().filter_map(|(role, data)| {
+        let data = data?;
+        let lines = data.lines_in(train);
+        let (first, count) = (lines.first()?, lines.len());
+        Some(format!(
+            "{count} of the {} inputs of {} stand in {} too, first that of line {first}: the figure on {role} says less about new ones",
+            data.examples.len(),
+            data.path.display(),
+            train.path.display()
+        ))
+    });
+    let contradictions = train.contradictions();
+    let several = contradictions.first().map(|(one, other)| {
+        format!(
+            "{} lines of {} have another answer than an earlier line with the same input, first lines {one} and {other}",
+            contradictions.len(),
+            train.path.display()
+        )
+    });
+    several.into_iter().chain(shared).collect()
 }
 
 /// Whether worked examples bring more than they cost: the same training without them, measured on dev.
@@ -125,6 +157,22 @@ pub fn of_size(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn worked_examples_of_pairs_have_both_texts() {
+        let example = |line: usize| Example {
+            text: "so".into(),
+            text2: Some("what".into()),
+            target: Target::Label("x".into()),
+            line,
+        };
+        let mut data = Dataset {
+            path: "t".into(),
+            examples: (1..3).map(example).collect(),
+            sha256: String::new(),
+        };
+        assert_eq!(take_examples(&mut data, 1).unwrap(), "so | what => x\n");
+    }
 
     #[test]
     fn examples_are_of_different_labels_and_not_learned_from() {

@@ -2,8 +2,9 @@
 
 use std::{fs, path::PathBuf};
 
-use anyhow::{Context, bail};
-use preface_graph::Base;
+use anyhow::{Context, bail, ensure};
+use clap::value_parser;
+use preface_graph::{Base, FormKind};
 use preface_trainer::{
     adapter::Adapter,
     checkpoint::{Checkpoints, Start},
@@ -11,6 +12,7 @@ use preface_trainer::{
     encode::{Overlength, TEXT},
     form::Place,
     heads::Pooling,
+    methods::method,
     optimizer::{Decay, Rule},
     options::{Candidate, ClassWeights, HeadStart, Layers, Options},
     search::Given,
@@ -23,26 +25,32 @@ use crate::{onnxruntime::OnnxRuntime, verbs::eval::Measuring};
 /// Learn a prompt and a head for one task; the base stays as it is
 #[derive(clap::Args)]
 #[command(after_help = "\
-Data files hold one example a line, as JSON lines, or CSV or TSV with a header. Their fields say what is learned:
-  text, label              one label                     text, text2, label   sentence pairs
-  text, labels             any number of labels          tokens, tags         one tag a word (B-, I-, O)
+Data files hold one example a line, as JSON lines, or CSV or TSV with a header. Their fields say \
+what is learned:
+  text, label              one label             text, text2, label   one label of a pair
+  text, labels             any number of labels  tokens, tags         one tag a word, JSON alone
   text, target             a text to go on with
-The epoch that is best on the dev file is kept; the test file is only measured. The same seed on the same machine gives
-the same adapter, bit for bit, also when training was interrupted and goes on with --resume.
+The epoch that is best on the dev file is kept; the test file is only measured. The same seed on \
+the same machine gives the same adapter, bit for bit, also when training was interrupted and goes \
+on with --resume.
 
 Methods:
-  prompt-tuning, residual-prompt-tuning, low-rank-prompt-tuning, p-tuning-lstm, p-tuning-mlp      rows before the text
-  prefix-tuning (p-tuning-v2), prefix-tuning-mlp, gated-prefix-tuning, hidden-prompts             keys and values at --layers
+  rows before the text (--place after: behind it)
+    prompt-tuning, residual-prompt-tuning, low-rank-prompt-tuning, p-tuning-lstm, p-tuning-mlp
+  keys and values at --layers
+    prefix-tuning (p-tuning-v2), prefix-tuning-mlp, gated-prefix-tuning, hidden-prompts
 Heads:
   linear, factored-linear, label-text, verbaliser       one label or several
   token-linear                                          tags
   generation                                            texts
 
-The folder gets the adapter, report.html, metrics.jsonl and TensorBoard events, with --budget also search.jsonl.
+The folder gets the adapter, report.html, metrics.jsonl and TensorBoard events, with --budget also \
+search.jsonl.
 
-With --budget, up to 8 designs are trained with 3 learning rates each for a few epochs on at most 512 rows; the better half
-goes on, from the start, for a third of the epochs, and the better half of those for all. The smallest bundle that is
-within one standard error of the best dev figure is chosen.
+With --budget, up to 8 designs are trained with 3 learning rates each for a few epochs on at most \
+512 rows; the better half goes on, from the start, for a third of the epochs, and the better half \
+of those for all. The smallest bundle that is within one standard error of the best dev figure is \
+chosen.
 
 Examples:
   preface train --base out/base --train train.jsonl --dev dev.jsonl -o out/intent
@@ -151,7 +159,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// Train with so many seeds at once, keep the best on dev, and print mean and spread
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u64).range(1..=1000))]
     pub seeds: u64,
     /// Go on with an interrupted training in the output folder
     #[arg(long)]
@@ -168,6 +176,9 @@ pub struct Arguments {
     #[command(flatten)]
     pub onnxruntime: OnnxRuntime,
 }
+
+/// The head that has a rank.
+const FACTORED_HEAD: &str = "factored-linear";
 
 fn place(text: &str) -> Result<Place, String> {
     match text {
@@ -215,9 +226,9 @@ impl Arguments {
 
     /// What to train, and how.
     pub fn options(&self, inputs: &Inputs) -> anyhow::Result<Options> {
-        if self.seeds == 0 {
-            bail!("--seeds is at least 1");
-        }
+        self.refuse_idle()?;
+        let last = self.seed.checked_add(self.seeds - 1);
+        let seeds = self.seed..=last.context("--seed is too large for so many --seeds")?;
         let candidate = |seed| Candidate {
             seed,
             learning_rate: self.learning_rate,
@@ -246,7 +257,7 @@ impl Arguments {
             epochs: self.epochs,
             patience: (self.patience > 0).then_some(self.patience),
             batch: self.batch,
-            candidates: (self.seed..self.seed + self.seeds).map(candidate).collect(),
+            candidates: seeds.map(candidate).collect(),
             optimizer: self.optimizer,
             decay: self.schedule,
             warm_up: self.warm_up,
@@ -262,6 +273,40 @@ impl Arguments {
             overlength: self.overlength(),
             cache_bytes: self.cache << 20,
         })
+    }
+
+    /// Refuses options that the method or the head that was chosen has no use for.
+    fn refuse_idle(&self) -> anyhow::Result<()> {
+        let usual = Options::default();
+        let form = match (&self.method, self.budget) {
+            (Some(name), _) => Some(method(name)?.form),
+            (None, None) => Some(method(&usual.method)?.form),
+            (None, Some(_)) => None,
+        };
+        ensure!(
+            self.layers.is_none() || form != Some(FormKind::Embeddings),
+            "--layers is for methods that give layers keys and values; pass --method prefix-tuning"
+        );
+        let head = self.head.as_deref();
+        ensure!(
+            self.head_rank.is_none() || self.budget.is_some() || head == Some(FACTORED_HEAD),
+            "--head-rank is for a factored head; pass --head {FACTORED_HEAD}"
+        );
+        Ok(())
+    }
+
+    /// Refuses a label of texts that are out of scope which no dev text has: there would be no threshold.
+    pub fn refuse_empty_scope(&self, inputs: &Inputs) -> anyhow::Result<()> {
+        let Some(label) = &self.out_of_scope else {
+            return Ok(());
+        };
+        let mut examples = inputs.dev.examples.iter();
+        ensure!(
+            examples.any(|example| example.target.names() == [label.as_str()]),
+            "--out-of-scope {label}: no text of {} has that label, and its threshold is chosen on them",
+            self.dev.display()
+        );
+        Ok(())
     }
 
     /// What a search leaves as it is.

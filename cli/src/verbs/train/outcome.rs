@@ -1,15 +1,17 @@
 //! What training gave: for people, for scripts, and as a report.
 
+use std::fmt;
+
 use preface_packager::{
     Access, Adapter as Packable, Options as PackOptions, packed_len, write_file,
 };
 use preface_trainer::{
     adapter::Adapter,
     budget::{Cost, Rates},
-    data::{Dataset, Target},
+    data::{AnswerKind, Dataset, Target},
     encode::Truth,
     form::Form,
-    metrics::{Found, Prediction, confusion, given},
+    metrics::{Found, Prediction, confusion, given, label_counts},
     options::Options,
     record::{BaseRecord, DataFile, Mistake, Record, Setting, worst},
     training::Outcome,
@@ -28,6 +30,7 @@ pub struct Measured {
     outcomes: Vec<Outcome>,
     tests: Vec<Figures>,
     kept: usize,
+    about_data: Vec<String>,
     notes: Vec<String>,
     search: Option<Search>,
 }
@@ -54,6 +57,12 @@ impl Spread {
     }
 }
 
+impl fmt::Display for Spread {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:.4} +- {:.4}", self.mean, self.deviation)
+    }
+}
+
 impl Measured {
     /// Keeps what was measured on test with the adapter that is kept.
     pub fn new(mut outcomes: Vec<Outcome>, kept: usize, tests: Vec<Figures>) -> Self {
@@ -64,6 +73,7 @@ impl Measured {
             outcomes,
             tests,
             kept,
+            about_data: Vec::new(),
             notes: Vec::new(),
             search: None,
         }
@@ -72,6 +82,16 @@ impl Measured {
     /// Says which search chose the design.
     pub fn chosen_by(&mut self, search: Option<Search>) {
         self.search = search;
+    }
+
+    /// Keeps what was said of the data before training.
+    pub fn about_data(&mut self, notes: Vec<String>) {
+        self.about_data = notes;
+    }
+
+    /// Everything that was said of data and prompt.
+    fn said(&self) -> Vec<String> {
+        [self.about_data.as_slice(), &self.notes].concat()
     }
 
     /// The adapter that is kept.
@@ -155,15 +175,8 @@ pub fn report(
         ));
     }
     if let Some((dev, test)) = measured.over_seeds() {
-        let text = |spread: &Spread| format!("{:.4} +- {:.4}", spread.mean, spread.deviation);
-        let test = test
-            .as_ref()
-            .map_or(String::new(), |test| format!(", test {}", text(test)));
-        output.say(format_args!(
-            "{} seeds: dev {}{test}",
-            dev.seeds,
-            text(&dev)
-        ));
+        let test = test.map_or(String::new(), |test| format!(", test {test}"));
+        output.say(format_args!("{} seeds: dev {dev}{test}", dev.seeds));
     }
     if let Some(threshold) = card.answer.threshold {
         output.say(format_args!(
@@ -188,6 +201,7 @@ pub fn report(
         "threshold": card.answer.threshold,
         "truncated": outcome.truncated,
         "token_budget": {"tokens": card.token_budget, "costs": costs(inputs, outcome)},
+        "warnings": measured.about_data,
         "advice": measured.notes,
         "seconds": outcome.seconds,
         "search": measured.search,
@@ -281,11 +295,7 @@ fn record(
         trained_parameters: outcome.parameters,
         bundle_bytes: bundle_bytes(arguments),
         seed: card.receipt.seed,
-        options: settings(
-            options,
-            card.receipt.learning_rate,
-            measured.search.as_ref(),
-        ),
+        options: settings(options, card.receipt.learning_rate, measured),
         data: files(inputs),
         epochs: outcome.history.clone(),
         best_epoch: card.receipt.best_epoch,
@@ -296,12 +306,19 @@ fn record(
             .unwrap_or_default(),
         measured_on: measured_on.into(),
         labels: card.labels.clone(),
-        confusion: match card.labels.is_empty() {
-            true => Vec::new(),
-            false => confusion(answers, truths, card.labels.len()),
+        confusion: match card.answer.kind {
+            AnswerKind::Text | AnswerKind::Labels => Vec::new(),
+            AnswerKind::Label | AnswerKind::Tags => confusion(answers, truths, card.labels.len()),
+        },
+        counts: match card.answer.kind {
+            AnswerKind::Labels => {
+                let (classes, threshold) = (card.labels.len(), card.answer.threshold);
+                label_counts(answers, truths, classes, threshold)
+            }
+            _ => Vec::new(),
         },
         mistakes: mistakes(data, truths, answers, &outcome.adapter),
-        notes: measured.notes.clone(),
+        notes: measured.said(),
         token_budget: costs(inputs, outcome),
         positions: card.token_budget.positions,
         seconds: outcome.seconds,
@@ -353,7 +370,7 @@ fn bundle_bytes(arguments: &Arguments) -> Option<usize> {
     packed_len(&adapter, &PackOptions::new("task", 1)).ok()
 }
 
-fn settings(options: &Options, learning_rate: f32, search: Option<&Search>) -> Vec<Setting> {
+fn settings(options: &Options, learning_rate: f32, measured: &Measured) -> Vec<Setting> {
     let pairs = [
         ("epochs", options.epochs.to_string()),
         ("batch", options.batch.to_string()),
@@ -365,9 +382,20 @@ fn settings(options: &Options, learning_rate: f32, search: Option<&Search>) -> V
         ("threads", options.threads.to_string()),
     ];
     let own = pairs.map(|(name, value)| (name.to_owned(), value));
-    let searched = search.map(Search::settings).unwrap_or_default();
+    let searched = measured.search.as_ref().map(Search::settings);
+    let seeds = measured.over_seeds().into_iter().flat_map(|(dev, test)| {
+        let named = |on: &str, spread: Spread| {
+            (format!("{on}, {} seeds", spread.seeds), spread.to_string())
+        };
+        let test = test.map(|test| named("test", test));
+        [named("dev", dev)].into_iter().chain(test)
+    });
     let setting = |(name, value): (String, String)| Setting { name, value };
-    own.into_iter().chain(searched).map(setting).collect()
+    own.into_iter()
+        .chain(seeds)
+        .chain(searched.unwrap_or_default())
+        .map(setting)
+        .collect()
 }
 
 fn files(inputs: &Inputs) -> Vec<DataFile> {

@@ -63,7 +63,7 @@ impl Drop for Bar<'_> {
     }
 }
 
-/// Draws training on `bar` and writes its journal, which is opened when training begins: what cannot be trained leaves no folder.
+/// Draws training on `bar` and writes its journal, which is opened when training begins: what cannot be trained leaves no figures.
 pub struct Watch<'a, B> {
     bar: B,
     folder: &'a Path,
