@@ -5,6 +5,7 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::bail;
 use clap::Args;
 use preface_bundle::{Id, Index, KeyRole, Manifest, Stores, TrustStatement, TrustStore, UtcTime};
 use preface_packager::{Access, Signing, write_file};
@@ -34,6 +35,7 @@ Example:
   preface pack out/intent --task intent --sequence 1 --unsigned -o intent.unsigned
   preface statement intent.unsigned -o intent.statement
   openssl pkeyutl -sign -rawin -inkey key.pem -in intent.statement -out intent.sig
+  pkcs11-tool --module TOKEN.so --login --sign --mechanism EDDSA --id 01 -i intent.statement -o intent.sig
   preface attach intent.unsigned --signature intent.sig --trust release.trust -o intent.preface")]
 pub struct Arguments {
     /// The bundle or the index, signed or not, or the trust store
@@ -46,6 +48,12 @@ pub struct Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let path = &arguments.file;
+    if path.is_dir() {
+        bail!(
+            "{} is a folder; of an adapter, make the bundle first and sign that: preface pack --unsigned",
+            path.display()
+        );
+    }
     if begins(path, b"preface-trust ")? {
         return of_trust(arguments, output);
     }
