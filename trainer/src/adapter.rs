@@ -141,6 +141,9 @@ pub struct Probe {
     /// For each word that is tagged the place of its first token, and the index of its label.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(usize, usize)>,
+    /// The indices of all labels that are given, ascending, where an answer has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<usize>,
     /// The text that is made, without the white space around it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub text: String,
@@ -552,6 +555,7 @@ mod tests {
                 label: 1,
                 second: 1,
                 tags: vec![(0, 1)],
+                labels: Vec::new(),
                 text: "a".into(),
             }],
             metrics: BTreeMap::from([("dev_accuracy".into(), 0.5)]),
