@@ -124,12 +124,14 @@ impl Follower {
         if self.seen == Some(stamps) {
             return Ok(Vec::new());
         }
-        let state = self.store.state()?;
+        let mut state = self.store.state()?;
         if let Some(trust) = self.trust.renewed()? {
             self.active.clear();
             self.trust = trust;
         }
-        self.store.check_trust(&state, &self.trust.store()?)?;
+        let trust = self.trust.store()?;
+        self.store.check_trust(&state, &trust)?;
+        state.rise(&trust);
         let served = self.changed(&state, session);
         self.seen = Some(stamps);
         Ok(served)
