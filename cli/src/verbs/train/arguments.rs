@@ -34,7 +34,7 @@ Methods:
   prompt-tuning, residual-prompt-tuning, low-rank-prompt-tuning, p-tuning-lstm, p-tuning-mlp      rows before the text
   prefix-tuning (p-tuning-v2), prefix-tuning-mlp, gated-prefix-tuning, hidden-prompts             keys and values at --layers
 Heads:
-  linear, factored-linear, label-text, verbaliser       one label or several
+  linear, factored-linear, tanh-linear, label-text, verbaliser      one label or several
   token-linear                                          tags
   generation                                            texts
 
