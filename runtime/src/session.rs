@@ -107,6 +107,8 @@ pub struct Session {
 struct Loaded {
     task: Task,
     past: Past,
+    /// Whether its bundle may not be used any more.
+    withdrawn: bool,
     /// What its texts may say, where that is not anything.
     guide: Option<Guide>,
 }
@@ -258,6 +260,7 @@ impl Session {
         let loaded = Loaded {
             task,
             past,
+            withdrawn: false,
             guide: None,
         };
         match place {
@@ -311,11 +314,20 @@ impl Session {
     /// Makes `task` the one that answers.
     ///
     /// # Errors
-    /// When the handle comes from another session.
+    /// When the handle comes from another session, or the task is withdrawn.
     pub fn activate(&mut self, task: TaskHandle) -> Result<(), Error> {
-        self.tasks.get(task.0).ok_or(Error::NoTask)?;
+        self.loaded(task)?;
         self.active = Some(task);
         Ok(())
+    }
+
+    /// Answers nothing more by the task of that name, the active one too, until another bundle of it is loaded. It keeps
+    /// its handle.
+    pub(crate) fn withdraw(&mut self, name: &str) {
+        let mut tasks = self.tasks.iter_mut();
+        if let Some(loaded) = tasks.find(|loaded| loaded.task.id == name) {
+            loaded.withdrawn = true;
+        }
     }
 
     /// For each label the mean of the hidden rows that the base without a prompt gives its name, `[labels, hidden]`.
@@ -570,8 +582,15 @@ impl Session {
         self.loaded(self.active.ok_or(Error::NoTask)?)
     }
 
+    /// The task, which may answer.
     fn loaded(&self, task: TaskHandle) -> Result<&Loaded, Error> {
-        self.tasks.get(task.0).ok_or(Error::NoTask)
+        let loaded = self.tasks.get(task.0).ok_or(Error::NoTask)?;
+        match loaded.withdrawn {
+            true => Err(Error::Withdrawn {
+                task: loaded.task.id.clone(),
+            }),
+            false => Ok(loaded),
+        }
     }
 
     /// Tokens of a text that fit beside the prompt of `task`.

@@ -14,10 +14,10 @@ use std::{
     thread,
 };
 
-use preface_runtime::store::Follower;
+use preface_runtime::{Encoded, Error, store::Follower};
 use serde_json::Value;
 
-use crate::scene::{PROGRAM, Scene, TEXT, good, id_of, reported, said};
+use crate::scene::{IDS, PROGRAM, Scene, TEXT, good, id_of, reported, said};
 
 #[test]
 fn two_installs_at_once_come_one_after_the_other() {
@@ -251,6 +251,24 @@ fn a_bundle_that_is_revoked_while_a_program_serves_it_answers_nothing_more() {
     session.activate(handle).unwrap();
     assert_eq!(said(&mut session), scene.answer_of("old"));
     assert!(follower.follow(&mut session).unwrap().is_empty());
+    // The session itself gives no answer by a task of which no bundle is left, whoever asks it.
+    let last = id_of(&scene.at("old")).to_string();
+    good(&["trust", "revoke", &trust, "--bundle", &last]);
+    let served = follower.follow(&mut session).unwrap();
+    assert!(served[0].loaded.is_none(), "{served:?}");
+    let asked = session.answer_encoded(&Encoded::of_ids(&IDS)).map(|_| ());
+    let again = session.activate(handle);
+    for refused in [asked, again] {
+        assert!(
+            matches!(refused, Err(Error::Withdrawn { .. })),
+            "{refused:?}"
+        );
+    }
+    scene.pack(4, 4, "third");
+    scene.installed("third");
+    let served = follower.follow(&mut session).unwrap();
+    assert_eq!(served[0].loaded.unwrap().0, handle);
+    assert_eq!(said(&mut session), scene.answer_of("third"));
     // A trust store that everybody can write is none.
     let open = |mode| fs::set_permissions(&trust, Permissions::from_mode(mode)).unwrap();
     open(0o666);

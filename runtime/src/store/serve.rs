@@ -111,7 +111,7 @@ impl Follower {
 
     /// Loads every task whose active bundle is another than the last time, at first all of them. Where neither store nor
     /// trust store was written it costs three look-ups of files; where the trust store is another, every task is verified
-    /// and loaded again. A task that is served no longer stays loaded.
+    /// and loaded again. A task that is served no longer answers nothing more, the active one too.
     ///
     /// An expired bundle goes on serving; one that is revoked or changed does not, and the bundle before it serves.
     ///
@@ -146,6 +146,9 @@ impl Follower {
             let mut notes = Vec::new();
             let (active, bundles) = self.started(task, &mut notes);
             let loaded = self.load(state, &task.task, bundles, session, &mut notes);
+            if loaded.is_none() {
+                session.withdraw(&task.task);
+            }
             self.active.insert(task.task.clone(), active);
             all.push(Served {
                 task: task.task.clone(),
