@@ -288,6 +288,7 @@ fn forms(base: &Base) -> Vec<Form> {
                     first_layer,
                     layers: layers[first_layer..].to_vec(),
                     gated: true,
+                    moves: false,
                 });
             }
         }

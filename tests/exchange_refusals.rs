@@ -98,34 +98,6 @@ fn what_is_no_prompt_or_has_no_equal_is_refused_by_name() {
 }
 
 #[test]
-fn what_runs_on_base_images_alone_is_not_measured_elsewhere() {
-    let scene = Scene::new();
-    let data = scene.at("data.jsonl");
-    fs::write(&data, "{\"text\": \"w5\", \"label\": \"red\"}\n").unwrap();
-    for (name, reason) in [
-        ("bert-pooled-prompt", "a classifier behind a pooler"),
-        ("bert-pooled-prefix", "a classifier behind a pooler"),
-        ("bert-tags-prefix", "moves the text's positions"),
-    ] {
-        let case = case(name);
-        let adapter = scene.imported(&case, 0);
-        let base = case.base_folder();
-        let eval = [
-            "eval",
-            "--base",
-            &base,
-            "--adapter",
-            &adapter,
-            "--data",
-            &data,
-        ];
-        let error = scene.refused(&eval);
-        let expected = error.contains(reason) && error.contains("eval --bundle");
-        assert!(expected, "{name}: {error}");
-    }
-}
-
-#[test]
 fn an_adapter_for_another_base_is_refused_with_both_shapes() {
     let scene = Scene::new();
     let llama = golden().join("bases/llama");

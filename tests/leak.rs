@@ -134,6 +134,33 @@ fn a_prompt_that_started_from_a_training_text_and_hardly_moved_warns_and_a_train
         assert_eq!(reading["nearest_tokens"].as_array().unwrap().len(), 8);
         assert_eq!(said(&output).matches("preface: warning: ").count(), count);
     }
+    // An image has the vocabulary too, also in fewer bits.
+    let (cosines, image) = (scene.inspect("leaking").0, scene.at("x.base"));
+    let compile = ["compile", &scene.base, "-o", &image, "--weights", "f16"];
+    done(&preface(&compile));
+    let by_image = preface(&[
+        "inspect",
+        "--json",
+        &folder,
+        "--base",
+        &image,
+        "--train",
+        &scene.train,
+    ]);
+    let by_image = json_of(done(&by_image));
+    assert_eq!(
+        by_image["reading"]["warnings"],
+        cosines["reading"]["warnings"]
+    );
+    let nearest = |report: &Value| {
+        let vectors = report["reading"]["nearest_tokens"]
+            .as_array()
+            .unwrap()
+            .clone();
+        let first = vectors.iter().map(|near| near[0]["token"].clone());
+        first.collect::<Vec<_>>()
+    };
+    assert_eq!(nearest(&by_image), nearest(&cosines));
     let other = scene.at("other.jsonl");
     fs::write(&other, r#"{"text": "nothing of it", "label": "urgent"}"#).unwrap();
     let output = preface(&["inspect", &folder, "--base", &scene.base, "--train", &other]);

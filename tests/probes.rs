@@ -5,7 +5,7 @@
 mod exchange_scene;
 mod support;
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use exchange_scene::{Scene, case};
 use preface_graph::Base;
@@ -63,6 +63,88 @@ fn the_tags_of_a_probe_are_asked() {
     let silent = json!({"ids": [5, 9, 31], "label": 0});
     let (code, report) = installed(&scene, &adapter, &scene.image(&case), &silent);
     assert_eq!((code, &report["probes"]), (0, &json!(0)), "{report}");
+}
+
+#[test]
+fn all_labels_of_a_probe_are_asked() {
+    let scene = Scene::new();
+    let case = case("gpt2-mlp");
+    let adapter = scene.imported(&case, 0);
+    scene.change(&adapter, |card| card["answer"]["threshold"] = json!(0.0));
+    let probe = json!({"ids": [5, 9, 31], "label": 0, "labels": [0, 1, 2]});
+    is_asked(&scene, &adapter, &scene.image(&case), &probe, |probe| {
+        probe["labels"] = json!([0, 1]);
+    });
+    let first = json!({"ids": [5, 9, 31], "label": 2});
+    let (code, report) = installed(&scene, &adapter, &scene.image(&case), &first);
+    assert_eq!((code, &report["probes"]), (0, &json!(1)), "{report}");
+}
+
+/// Trains on these lines, which are the dev set too, packs in i8 and installs: the probes that the trainer wrote, and the
+/// report.
+fn trained(scene: &Scene, base: &Path, lines: &[Value], more: &[&str]) -> (Vec<Value>, Value) {
+    let [data, adapter, image] =
+        ["data.jsonl", "trained", "trained.base"].map(|name| scene.at(name));
+    let lines = lines.iter().map(|line| format!("{line}\n"));
+    fs::write(&data, lines.collect::<String>()).unwrap();
+    let base = base.to_str().unwrap();
+    let train = ["train", "--base", base, "--train", &data, "--dev", &data];
+    let rest = ["--no-advice", "--json", "-o", &adapter];
+    scene.good(&[&train[..], more, &rest].concat());
+    let card = fs::read(Path::new(&adapter).join("preface.json")).unwrap();
+    let card: Value = serde_json::from_slice(&card).unwrap();
+    scene.good(&["compile", base, "-o", &image, "--json"]);
+    let (bundle, key) = (scene.at("trained.preface"), scene.at("keys/k.key"));
+    let pack = ["pack", &adapter, "--task", "t", "--sequence", "1", "--json"];
+    scene.good(&[&pack[..], &["--key", &key, "-o", &bundle]].concat());
+    let (trust, store) = (scene.at("trust"), scene.at("store"));
+    let install = ["install", &bundle, "--base", &image, "--trust", &trust];
+    let (code, report) = scene.reported(&[&install[..], &["--store", &store, "--json"]].concat());
+    assert_eq!(code, 0, "{report}");
+    (card["probes"].as_array().unwrap().clone(), report)
+}
+
+#[test]
+fn a_task_of_several_labels_is_trained_packed_and_installed_with_probes() {
+    let scene = Scene::new();
+    let things = [("lamp", "light"), ("radiator", "heat")];
+    let mut lines = Vec::new();
+    for verb in ["turn on", "switch off", "check", "dim"] {
+        for (thing, label) in things {
+            lines.push(json!({"text": format!("{verb} the {thing}"), "labels": [label]}));
+        }
+        lines.push(json!({"text": format!("{verb} the lamp and the radiator"), "labels": ["heat", "light"]}));
+        lines.push(json!({"text": format!("{verb} the music"), "labels": []}));
+    }
+    let more = ["--epochs", "25", "--patience", "25"];
+    let (probes, report) = trained(&scene, &support::base_folder(), &lines, &more);
+    let mut sets: Vec<_> = probes.iter().map(|probe| probe["labels"].clone()).collect();
+    sets.sort_by_key(Value::to_string);
+    assert_eq!(sets, [json!([0, 1]), json!([0]), json!([1])], "{probes:?}");
+    assert_eq!(report["probes"], json!(3), "{report}");
+}
+
+#[test]
+fn a_task_that_makes_text_is_trained_packed_and_installed_with_probes() {
+    let scene = Scene::new();
+    let Some(stories) = support::export("stories260K_model") else {
+        return support::skip("the models of ../shared");
+    };
+    let lines: Vec<Value> = ["Tom", "Lily", "Ben", "Sue", "Max", "Mia"]
+        .iter()
+        .flat_map(|name| [(name, "dog", "woof"), (name, "cat", "meow")])
+        .map(|(name, pet, says)| json!({"text": format!("{name} has a {pet}."), "target": says}))
+        .collect();
+    // The token that parted its stories; that of its configuration it has never seen, and cannot end with.
+    let config = stories.folder().join("config.json");
+    fs::write(config, r#"{"eos_token_id": 1}"#).unwrap();
+    let how = ["--method", "prefix-tuning", "--learning-rate", "0.03"];
+    let more = [&how[..], &["--epochs", "120", "--patience", "120"]].concat();
+    let (probes, report) = trained(&scene, stories.folder(), &lines, &more);
+    let mut texts: Vec<_> = probes.iter().map(|probe| &probe["text"]).collect();
+    texts.sort_by_key(|text| text.to_string());
+    assert_eq!(texts, ["meow", "woof"], "{probes:?}");
+    assert_eq!(report["probes"], json!(2), "{report}");
 }
 
 #[test]

@@ -278,6 +278,75 @@ fn a_registry_that_wants_a_password_gets_it_from_a_file_or_from_docker() {
     fs::set_permissions(scene.at("right"), Permissions::from_mode(0o644)).unwrap();
     let (code, said, _) = run(&scene, &[&push[..], &as_user("right")].concat());
     assert!(code == 21 && said.contains("right"), "{said}");
+    for (line, expected) in [(hub::PASSWORD, 0), ("nothing", 2), ("", 2)] {
+        let stdin = ["--username", hub::USER, "--password-stdin", "--plain-http"];
+        let mut command = scene.command(&[&push[..], &stdin, &["--json"]].concat());
+        fs::write(scene.at("line"), format!("{line}\n")).unwrap();
+        command.stdin(fs::File::open(scene.at("line")).unwrap());
+        let (code, said, _) = told(&command.output().unwrap());
+        assert_eq!(code, expected, "{line}: {said}");
+    }
+}
+
+/// A credential helper of docker's that knows the password, one that knows nobody, and one that breaks.
+#[test]
+fn dockers_credential_helpers_are_asked_and_what_they_print_is_not_said() {
+    let (scene, hub) = (fleet(), Hub::open(Doors::Locked));
+    let place = hub.place("intent:1");
+    let (address, _) = place.split_once('/').unwrap();
+    let knows = format!(
+        "read -r server; [ \"$server\" = {address} ] && echo '{{\"Username\": \"{}\", \"Secret\": \"{}\"}}'",
+        hub::USER,
+        hub::PASSWORD
+    );
+    let helpers = [
+        ("knows", knows.as_str()),
+        (
+            "nobody",
+            "cat; echo credentials not found in native keychain; exit 1",
+        ),
+        ("breaks", "cat; echo a secret; exit 1"),
+    ];
+    fs::create_dir(scene.at("docker")).unwrap();
+    for (name, script) in helpers {
+        let path = scene.at(&format!("docker-credential-{name}"));
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!(
+        "{}:{}",
+        scene.folder.path().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let asked = |config: Value, place: &str| {
+        fs::write(scene.at("docker/config.json"), config.to_string()).unwrap();
+        let push = ["push", "a.preface", place, "--plain-http", "--json"];
+        let mut command = scene.command(&push);
+        command.env("DOCKER_CONFIG", scene.at("docker"));
+        told(&command.env("PATH", &path).output().unwrap())
+    };
+    let one = |helper: &str| serde_json::json!({"credHelpers": {address: helper}});
+    for config in [one("knows"), serde_json::json!({"credsStore": "knows"})] {
+        let (code, said, _) = asked(config, &place);
+        assert_eq!(code, 0, "{said}");
+    }
+    let (code, said, _) = asked(one("nobody"), &place);
+    assert!(code == 2 && said.contains("docker login"), "{said}");
+    let (code, said, _) = asked(one("breaks"), &place);
+    assert!(
+        code == 2 && said.contains("docker-credential-breaks") && !said.contains("a secret"),
+        "{said}"
+    );
+    let (code, said, _) = asked(one("absent"), &place);
+    assert!(code == 2 && said.contains("--password-stdin"), "{said}");
+    // Nobody listens there: the password is kept back before anything is sent.
+    let auth = serde_json::json!({"auth": "Zmxlb3Q6c2VzYW1l"});
+    let away = serde_json::json!({"auths": {"registry.invalid:5000": auth}});
+    let (code, said, _) = asked(away, "registry.invalid:5000/intent:1");
+    assert!(
+        code == 2 && said.contains("would be read by everybody on the way"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -318,7 +318,7 @@ fn what_is_missing_or_contradicts_itself_is_named() {
     let dev = ["--dev", &data];
     let tagged = decoder.write("tags.jsonl", r#"{"tokens": ["a"], "tags": ["O"]}"#);
     let table: [(&[&str], &str); 6] = [
-        (&["--max-loss", "1"], "--dev <FILE>"),
+        (&["--max-loss", "1"], "measures on labelled texts"),
         (&dev, "--max-loss <POINTS>"),
         (
             &["--max-loss", "1", "--dtype", "i8", dev[0], dev[1]],

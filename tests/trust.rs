@@ -83,6 +83,52 @@ fn update(scene: &Scene, next: &str, signatures: &[String]) -> (i32, Value) {
     (code, report)
 }
 
+/// Who puts a store before the roots that takes a revocation back, or lowers a floor, must not get away with it unsaid.
+#[test]
+fn what_a_trust_store_grants_is_said_to_whoever_signs_it() {
+    let scene = rooted();
+    let store = fs::read_to_string(scene.at("trust")).unwrap();
+    let key = store.lines().find(|line| line.starts_with("key ")).unwrap();
+    let next = store
+        .replace("\nversion 1\n", "\nversion 2\n")
+        .replace(key, &(key.replace(" tasks=*", "") + " tasks=acme.*,door"));
+    let (key_id, bundle_id) = ("0a".repeat(16), "0b".repeat(32));
+    let more = format!(
+        "min-security 7\ndated 2026-11-23T00:00:00Z\nrevoke-key {key_id}\nrevoke-bundle {bundle_id}\n"
+    );
+    fs::write(scene.at("next"), next.clone() + &more).unwrap();
+    fs::write(scene.at("lax"), next).unwrap();
+    let says = |store: &str, words: &[&str]| {
+        let sign = ["trust", "sign", store, "--key", "roots/a.key", "-o", "sig"];
+        for arguments in [&["statement", store][..], &sign] {
+            let output = scene.run(arguments);
+            assert!(output.status.success(), "{}", text(&output.stderr));
+            let said = text(&output.stderr);
+            for word in words {
+                assert!(said.contains(word), "{word}: {said}");
+            }
+        }
+    };
+    let revoked = [
+        format!("Revoked keys: {key_id}."),
+        format!("Revoked bundles: {bundle_id}."),
+    ];
+    let [key_is, bundle_is] = &revoked;
+    says(
+        "next",
+        &[
+            "(tasks acme.*,door)",
+            "security version 7 at least, and it is not earlier than 2026-11-23",
+            key_is,
+            bundle_is,
+        ],
+    );
+    says(
+        "lax",
+        &["security version 0 at least. Revoked keys: none. Revoked bundles: none."],
+    );
+}
+
 #[test]
 fn an_update_by_enough_roots_is_in_force_and_the_same_again_changes_nothing() {
     let scene = rooted();

@@ -195,6 +195,14 @@ def probe_answers(data):
     return out
 
 
+def probe_labels(data):
+    reader, out = Reader(data), []
+    while reader.data:
+        out.append([reader.number(2) for _ in range(reader.number(2))])
+        need(out[-1] and out[-1] == sorted(set(out[-1])))
+    return out
+
+
 def metrics(data):
     reader, names = Reader(data), []
     while reader.data:
@@ -271,7 +279,7 @@ def answer(data):
 
 
 FIELDS = {
-    0x0001: probes, 0x0002: metrics, 0x0003: budget, 0x0004: receipt, 0x0006: probe_answers,
+    0x0001: probes, 0x0002: metrics, 0x0003: budget, 0x0004: receipt, 0x0006: probe_answers, 0x0007: probe_labels,
     0x8001: lambda data: data, 0x8002: labels, 0x8003: head, 0x8004: template, 0x8005: lambda data: single(data, 1, 5), 0x8006: lambda data: single(data, 1, 2),
     0x8007: verbaliser, 0x8008: limits, 0x8009: answer,
 }
@@ -380,6 +388,9 @@ def manifest(data, payload):
             places = [place for place, _ in tags]
             need(second < ids and all(place < ids for place in places) and places == sorted(set(places)))
             need(all(label < classes for _, label in tags))
+    if 0x0007 in fields:
+        need(probed and len(probed) == len(fields[0x0007]) and fields.get(0x8009, (0,))[0] == 2)
+        need(all(label == labels[0] and labels[-1] < classes for (label, _), labels in zip(probed, fields[0x0007])))
     own = {5: 3, 6: 4}.get(kind, 1)
     if 0x8009 in fields:
         plan = fields[0x8009]

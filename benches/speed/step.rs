@@ -156,6 +156,7 @@ fn form(base: &Base, tokens: usize) -> Result<Form, Box<dyn Error>> {
             first_layer: first,
             layers: layers[first..end].to_vec(),
             gated,
+            moves: false,
         },
         rows => rows,
     })

@@ -55,6 +55,12 @@ impl<'a> Cursor<'a> {
         Some(chunks)
     }
 
+    /// `count` little-endian `u16`s, not yet read.
+    pub(crate) fn u16s(&mut self, count: usize) -> Option<&'a [[u8; 2]]> {
+        let (chunks, _) = self.bytes(count.checked_mul(2)?)?.as_chunks();
+        Some(chunks)
+    }
+
     /// UTF-8 of `count` bytes.
     pub(crate) fn str(&mut self, count: usize) -> Option<&'a str> {
         core::str::from_utf8(self.bytes(count)?).ok()

@@ -19,6 +19,8 @@ pub mod tlv {
     pub const RECEIPT: u16 = 0x0004;
     /// What probes are asked and answer beyond token ids and a label.
     pub const PROBE_ANSWERS: u16 = 0x0006;
+    /// All labels that probes get, of tasks that answer several.
+    pub const PROBE_LABELS: u16 = 0x0007;
     /// Which bytes are which tensor. Required.
     pub const TENSORS: u16 = 0x8001;
     /// Names of the labels.
@@ -575,6 +577,7 @@ pub struct Probe<'a> {
     pub text: &'a str,
     ids: &'a [[u8; 4]],
     tags: &'a [[u8; 4]],
+    labels: &'a [[u8; 2]],
 }
 
 impl<'a> Probe<'a> {
@@ -588,6 +591,11 @@ impl<'a> Probe<'a> {
     pub fn tags(&self) -> impl ExactSizeIterator<Item = (u16, u16)> + use<'a> {
         let tags = self.tags.iter();
         tags.map(|[a, b, c, d]| (u16::from_le_bytes([*a, *b]), u16::from_le_bytes([*c, *d])))
+    }
+
+    /// All labels that the text gets, ascending, of a task that answers several; none where nothing is said.
+    pub fn labels(&self) -> impl ExactSizeIterator<Item = u16> + use<'a> {
+        self.labels.iter().map(|label| u16::from_le_bytes(*label))
     }
 
     /// The places are those of its ids, in order.
@@ -608,6 +616,7 @@ pub struct Probes<'a> {
     count: u16,
     bytes: &'a [u8],
     answers: &'a [u8],
+    sets: &'a [u8],
 }
 
 impl<'a> Probes<'a> {
@@ -619,6 +628,7 @@ impl<'a> Probes<'a> {
             count,
             bytes: cursor.rest(),
             answers: &[],
+            sets: &[],
         };
         for _ in 0..count {
             let probe = probe(&mut cursor).ok_or("the probes end early")?;
@@ -649,15 +659,36 @@ impl<'a> Probes<'a> {
             .ok_or("an answer for each probe fills the field")
     }
 
+    /// The same probes with, for each, `u16` number of labels and those, `u16` each: the probe's own first.
+    pub(crate) fn labelled(self, sets: &'a [u8]) -> Result<Self, Rule> {
+        let mut cursor = Cursor::new(sets);
+        for probe in self.iter() {
+            let probe = set(&mut cursor, probe).ok_or("the labels of probes end early")?;
+            if probe.labels().next() != Some(probe.label)
+                || !probe.labels().is_sorted_by(|a, b| a < b)
+            {
+                return Err("the labels of a probe do not ascend from its own");
+            }
+        }
+        (self.count > 0 && cursor.is_empty())
+            .then_some(Self { sets, ..self })
+            .ok_or("labels for each probe fill the field")
+    }
+
     /// The probes in order.
     pub fn iter(&self) -> impl Iterator<Item = Probe<'a>> + use<'a> {
         let mut cursor = Cursor::new(self.bytes);
         let mut answers = Cursor::new(self.answers);
+        let mut sets = Cursor::new(self.sets);
         let next = move || {
             let probe = probe(&mut cursor)?;
-            match answers.is_empty() {
+            let probe = match answers.is_empty() {
+                true => probe,
+                false => answer(&mut answers, probe)?,
+            };
+            match sets.is_empty() {
                 true => Some(probe),
-                false => answer(&mut answers, probe),
+                false => set(&mut sets, probe),
             }
         };
         iter::from_fn(next).take(usize::from(self.count))
@@ -670,6 +701,7 @@ fn probe<'a>(cursor: &mut Cursor<'a>) -> Option<Probe<'a>> {
         ids: counted_ids(cursor)?,
         second: 0,
         tags: &[],
+        labels: &[],
         text: "",
     })
 }
@@ -683,6 +715,15 @@ fn answer<'a>(cursor: &mut Cursor<'a>, probe: Probe<'a>) -> Option<Probe<'a>> {
         second,
         tags,
         text: cursor.str(length.into())?,
+        ..probe
+    })
+}
+
+/// A probe with all its labels.
+fn set<'a>(cursor: &mut Cursor<'a>, probe: Probe<'a>) -> Option<Probe<'a>> {
+    let count = cursor.u16()?;
+    Some(Probe {
+        labels: cursor.u16s(count.into())?,
         ..probe
     })
 }

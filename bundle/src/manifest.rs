@@ -8,8 +8,8 @@ use crate::{
     cursor::Cursor,
     error::Error,
     fields::{
-        AnswerPlan, DecodeLimits, Head, HeadKind, Labels, Metrics, Pooling, Positions, Probes,
-        Rule, TokenBudget, Verbaliser, receipt, template, tlv,
+        AnswerKind, AnswerPlan, DecodeLimits, Head, HeadKind, Labels, Metrics, Pooling, Positions,
+        Probes, Rule, TokenBudget, Verbaliser, receipt, template, tlv,
     },
     id::{Id, Namespace, is_name},
     tensor::{Role, TensorTable},
@@ -282,8 +282,14 @@ impl<'a> Manifest<'a> {
                 probes.all(|probe| {
                     (generates || probe.label < classes)
                         && probe.tags().all(|(_, label)| label < classes)
+                        && probe.labels().all(|label| label < classes)
                 }),
                 "probes of its own labels",
+            ),
+            (
+                self.answer.kind == AnswerKind::Labels
+                    || self.probes.iter().all(|probe| probe.labels().len() == 0),
+                "an answer of labels where a probe has several",
             ),
         ];
         let broken = rules.into_iter().find(|(holds, _)| !holds);
@@ -527,6 +533,8 @@ const FIELDS: &[Field] = &[
     field!(RECEIPT, "receipt", |f, b| f.receipt = Some(receipt(b)?)),
     field!(PROBE_ANSWERS, "answers of probes", |f, b| f.probes =
         f.probes.answered(b)?),
+    field!(PROBE_LABELS, "labels of probes", |f, b| f.probes =
+        f.probes.labelled(b)?),
     field!(TENSORS, "tensor table", |f, b| f.tensors = Some(b)),
     field!(LABELS, "labels", |f, b| f.labels = Labels::read(b)?),
     field!(HEAD, "head", |f, b| f.head = Some(Head::read(b)?)),
@@ -692,7 +700,7 @@ mod tests {
     #[test]
     fn typed_fields_outside_the_rules_are_refused() {
         type Change = fn(&mut Sample);
-        let cases: [(&str, Change); 26] = [
+        let cases: [(&str, Change); 34] = [
             ("no tensor table", |s| s.remove(tlv::TENSORS)),
             ("no head", |s| s.remove(tlv::HEAD)),
             ("no position plan", |s| s.remove(tlv::POSITIONS)),
@@ -739,6 +747,38 @@ mod tests {
             }),
             ("a text that is not UTF-8", |s| {
                 s.set(tlv::PROBE_ANSWERS, &[0, 0, 0, 0, 1, 0, 0xff])
+            }),
+            ("labels of probes of one label", |s| {
+                s.set(tlv::PROBE_LABELS, &[1, 0, 2, 0])
+            }),
+            ("labels of no probes", |s| {
+                s.several();
+                s.remove(tlv::PROBES);
+                s.set(tlv::PROBE_LABELS, &[1, 0, 2, 0]);
+            }),
+            ("no labels of a probe", |s| {
+                s.several();
+                s.set(tlv::PROBE_LABELS, &[0, 0]);
+            }),
+            ("labels of a probe cut short", |s| {
+                s.several();
+                s.set(tlv::PROBE_LABELS, &[2, 0, 2, 0]);
+            }),
+            ("labels of more probes", |s| {
+                s.several();
+                s.set(tlv::PROBE_LABELS, &[1, 0, 2, 0, 1, 0, 2, 0]);
+            }),
+            ("labels of a probe without its own", |s| {
+                s.several();
+                s.set(tlv::PROBE_LABELS, &[1, 0, 1, 0]);
+            }),
+            ("a label of a probe twice", |s| {
+                s.several();
+                s.set(tlv::PROBE_LABELS, &[2, 0, 2, 0, 2, 0]);
+            }),
+            ("a label of a probe that does not exist", |s| {
+                s.several();
+                s.set(tlv::PROBE_LABELS, &[2, 0, 2, 0, 3, 0]);
             }),
             ("head without its weight", |s| {
                 s.set(tlv::HEAD, &[4, 0, 3, 0, 4, 0, 0, 0])
@@ -797,6 +837,21 @@ mod tests {
         assert_eq!(probe.ids().collect::<Vec<_>>(), [5, 6]);
         assert_eq!((probe.second, probe.text), (1, "ok"));
         assert_eq!(probe.tags().collect::<Vec<_>>(), [(0, 2), (1, 0)]);
+    }
+
+    #[test]
+    fn probes_are_read_with_all_their_labels() {
+        let mut sample = Sample::default();
+        sample.several();
+        sample.set(tlv::PROBES, &[1, 0, 0, 0, 1, 0, 5, 0, 0, 0]);
+        sample.set(tlv::PROBE_LABELS, &[2, 0, 0, 0, 2, 0]);
+        let bytes = sample.manifest();
+        let manifest = Manifest::read(&bytes, sample.decoded.len()).expect("within the rules");
+        let labels = manifest
+            .probes
+            .iter()
+            .map(|probe| probe.labels().collect::<Vec<_>>());
+        assert_eq!(labels.collect::<Vec<_>>(), [[0, 2]]);
     }
 
     #[test]

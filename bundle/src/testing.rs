@@ -156,6 +156,11 @@ impl Sample {
         self.set(tlv::TENSORS, &table);
     }
 
+    /// Makes the task one of several labels, each of a probability of at least a half.
+    pub fn several(&mut self) {
+        self.set(tlv::ANSWER, &[2, 0, 1, 0, 0, 0, 0, 0x3f]);
+    }
+
     fn with_one_probe(mut self) -> Self {
         let probe = [
             [1u16, 2, 1].map(u16::to_le_bytes).concat(),

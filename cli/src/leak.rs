@@ -40,8 +40,8 @@ struct Near {
 }
 
 impl Arguments {
-    /// Reads the prompt of an adapter in the vocabulary of its base, a folder, and looks for it in the training file; `None`
-    /// for a base image, whose vocabulary is not read.
+    /// Reads the prompt of an adapter in the vocabulary of its base, a folder or an image, and looks for it in the training
+    /// file.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -50,18 +50,12 @@ impl Arguments {
         adapter: &Adapter,
         base: &Path,
         output: &Output,
-    ) -> anyhow::Result<Option<Reading>> {
-        if !base.is_dir() {
-            output.note(
-                "what the prompt gives away is not looked for: give the base folder as --base",
-            );
-            return Ok(None);
-        }
+    ) -> anyhow::Result<Reading> {
         let train = self.train.as_deref().map(Dataset::read).transpose()?;
         if let Some(train) = &train {
             note_other(train, adapter, ("data_sha256", "training"), output);
         }
-        Reading::of(adapter, &Base::open(base)?, train.as_ref()).map(Some)
+        Reading::of(adapter, base, train.as_ref())
     }
 }
 
@@ -70,20 +64,14 @@ impl Reading {
     ///
     /// # Errors
     /// When the training file, the base's embeddings or its tokenizer cannot be read.
-    fn of(adapter: &Adapter, base: &Base, train: Option<&Dataset>) -> anyhow::Result<Self> {
+    fn of(adapter: &Adapter, base: &Path, train: Option<&Dataset>) -> anyhow::Result<Self> {
         let Form::Embeddings { hidden, .. } = &adapter.description.form else {
             return Ok(Self {
                 nearest_tokens: Vec::new(),
                 warnings: Vec::new(),
             });
         };
-        let name = &base.description.embedding_table;
-        let graph = base.model.graph.as_ref();
-        let table = graph.and_then(|graph| graph.initializer(name));
-        let table = table
-            .with_context(|| format!("the base has no embedding table {name}"))?
-            .floats(&base.folder)?;
-        let tokens = Tokens::read(&base.tokenizer)?;
+        let Vocabulary { table, tokens } = Vocabulary::of(base)?;
         let found = neighbours(&adapter.prompt, &table, usize::from(*hidden), SHOWN);
         let nearest: Vec<Neighbour> = found
             .iter()
@@ -123,6 +111,34 @@ impl Reading {
         for warning in &self.warnings {
             output.note(format_args!("preface: warning: {warning}"));
         }
+    }
+}
+
+/// A base's token embeddings `[tokens, hidden]`, and what the tokens are.
+struct Vocabulary {
+    table: Vec<f32>,
+    tokens: Tokens,
+}
+
+impl Vocabulary {
+    /// That of a base folder or a base image.
+    fn of(base: &Path) -> anyhow::Result<Self> {
+        if !base.is_dir() {
+            let image = crate::image::open(base)?;
+            return Ok(Self {
+                table: image.embeddings(),
+                tokens: Tokens::read(image.tokenizer())?,
+            });
+        }
+        let base = Base::open(base)?;
+        let name = &base.description.embedding_table;
+        let graph = base.model.graph.as_ref();
+        let table = graph.and_then(|graph| graph.initializer(name));
+        let table = table.with_context(|| format!("the base has no embedding table {name}"))?;
+        Ok(Self {
+            table: table.floats(&base.folder)?,
+            tokens: Tokens::read(&base.tokenizer)?,
+        })
     }
 }
 

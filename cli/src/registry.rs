@@ -6,7 +6,14 @@
 mod answer;
 mod content;
 
-use std::{env, fs, future::Future, path::PathBuf, time::Duration};
+use std::{
+    env, fs,
+    future::Future,
+    io::{BufRead, BufReader, Read},
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
@@ -20,6 +27,7 @@ use oci_client::{
 use preface_packager::read_private;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::runtime::Runtime;
+use zeroize::Zeroizing;
 
 pub(crate) use content::{Blob, Kind, Listed, chosen};
 
@@ -30,6 +38,8 @@ use self::{
 
 /// Most bytes of a manifest.
 const MAX_MANIFEST_BYTES: usize = 256 << 10;
+/// Tokens of cloud registries have some thousand.
+const MAX_PASSWORD_BYTES: usize = 16 << 10;
 const CONNECT: Duration = Duration::from_secs(15);
 /// Between two reads of an answer.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -42,12 +52,15 @@ pub(crate) struct Access {
     /// Speak HTTP without TLS: for a registry on this machine, or in a network of your own
     #[arg(long)]
     plain_http: bool,
-    /// Who to log in as; without, docker's configuration says, or nobody logs in
-    #[arg(long, value_name = "USER", requires = "password_file")]
+    /// Who to log in as; without, docker's configuration and its credential helpers say, or nobody logs in
+    #[arg(long, value_name = "USER", requires = "password")]
     username: Option<String>,
     /// Read the password or token from the one line of this file, which nobody else may read
-    #[arg(long, value_name = "FILE", requires = "username")]
+    #[arg(long, value_name = "FILE", requires = "username", group = "password")]
     password_file: Option<PathBuf>,
+    /// Read the password or token from the one line on stdin, as docker login does
+    #[arg(long, requires = "username", group = "password")]
+    password_stdin: bool,
     /// Believe registries too whose certificate one of this file's vouches for (PEM): of an authority of your own
     #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
     ca: Option<PathBuf>,
@@ -76,10 +89,8 @@ impl Access {
     }
 
     fn auth(&self, host: &str) -> anyhow::Result<RegistryAuth> {
-        if let (Some(username), Some(file)) = (&self.username, &self.password_file) {
-            let password = read_private(file)?;
-            let password = password.trim_end_matches(['\r', '\n']).to_owned();
-            return Ok(RegistryAuth::Basic(username.clone(), password));
+        if let Some(username) = &self.username {
+            return Ok(RegistryAuth::Basic(username.clone(), self.password()?));
         }
         if !has_docker_config() {
             return Ok(RegistryAuth::Anonymous);
@@ -90,21 +101,67 @@ impl Access {
             host => host,
         };
         match docker_credential::get_credential(server) {
+            Ok(DockerCredential::UsernamePassword(..)) if self.plain_http && !is_here(host) => {
+                bail!(
+                    "with --plain-http docker's password for {host} would be read by everybody on the way; leave it out, or {NAME_ONE}"
+                )
+            }
             Ok(DockerCredential::UsernamePassword(name, password)) => {
                 Ok(RegistryAuth::Basic(name, password))
             }
             Ok(DockerCredential::IdentityToken(_)) => bail!(
-                "docker's configuration has an identity token for {host}, which is not understood here; give --username and --password-file"
+                "docker's configuration has an identity token for {host}, which is not understood here; {NAME_ONE}"
             ),
             Err(
                 CredentialRetrievalError::NoCredentialConfigured
                 | CredentialRetrievalError::ConfigNotFound,
             ) => Ok(RegistryAuth::Anonymous),
+            // What a helper prints may be a secret, so that it is not said.
+            Err(CredentialRetrievalError::HelperFailure { stdout, .. })
+                if stdout.contains(NOT_LOGGED_IN) =>
+            {
+                Ok(RegistryAuth::Anonymous)
+            }
+            Err(CredentialRetrievalError::HelperFailure { helper, .. }) => {
+                bail!(
+                    "{helper}, which docker's configuration names, has no credentials for {host}: {NAME_ONE}"
+                )
+            }
             Err(error) => Err(anyhow!(error).context(format!(
-                "cannot read the credentials for {host} from docker's configuration; give --username and --password-file"
+                "cannot read the credentials for {host} from docker's configuration; {NAME_ONE}"
             ))),
         }
     }
+
+    /// The password of `--username`.
+    fn password(&self) -> anyhow::Result<String> {
+        let text = match &self.password_file {
+            Some(file) => read_private(file)?,
+            None => {
+                let mut text = Zeroizing::new(String::with_capacity(MAX_PASSWORD_BYTES));
+                let stdin = std::io::stdin().take(MAX_PASSWORD_BYTES as u64);
+                let read = BufReader::new(stdin).read_line(&mut text);
+                read.context("cannot read the password from stdin")?;
+                text
+            }
+        };
+        match text.trim_end_matches(['\r', '\n']) {
+            "" => bail!("the password is empty; {NAME_ONE}"),
+            password => Ok(password.to_owned()),
+        }
+    }
+}
+
+/// The way out where docker's configuration does not help.
+const NAME_ONE: &str = "give --username with --password-file or --password-stdin";
+/// What docker's helpers print for a registry that nobody logged in to.
+const NOT_LOGGED_IN: &str = "credentials not found in native keychain";
+
+/// Whether a registry is on this machine.
+fn is_here(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    let address = name.trim_matches(['[', ']']).parse::<IpAddr>();
+    address.map_or(name == "localhost", |address| address.is_loopback())
 }
 
 /// Whether there is a file in which docker would keep credentials.
@@ -328,6 +385,26 @@ mod tests {
                 reference(&format!("registry.example/a@{digest}")).is_err(),
                 "{digest}"
             );
+        }
+    }
+
+    #[test]
+    fn this_machine_is_told_from_others() {
+        for here in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:5000",
+            "[::1]:5000",
+        ] {
+            assert!(is_here(here), "{here}");
+        }
+        for other in [
+            "localhost.example",
+            "127.0.0.1.example:5000",
+            "10.0.0.1",
+            "[::2]:1",
+        ] {
+            assert!(!is_here(other), "{other}");
         }
     }
 

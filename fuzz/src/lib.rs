@@ -35,6 +35,9 @@ pub fn read_manifest(manifest: &Manifest<'_>) {
     );
     for probe in manifest.probes.iter() {
         assert!(probe.ids().count() > 0);
+        let first = probe.labels().next();
+        assert!(first.is_none_or(|first| first == probe.label));
+        assert!(probe.labels().all(|label| label < manifest.head.classes));
     }
     if let Some(verbaliser) = &manifest.verbaliser {
         assert_eq!(verbaliser.iter().count(), verbaliser.len());

@@ -402,6 +402,8 @@ mod tests {
                 "probes",
                 json!([{"ids": [1], "label": 0, "text": "\u{1b}"}]),
             ),
+            // Its task answers one label.
+            ("probes", json!([{"ids": [1], "label": 0, "labels": [0]}])),
             ("metrics", json!({"Dev Accuracy": 1})),
         ];
         let folder = tempfile::tempdir().expect("a folder");
@@ -433,6 +435,29 @@ mod tests {
         }
         write(folder.path(), &description, &all);
         Adapter::open(folder.path())
+    }
+
+    #[test]
+    fn probes_of_several_labels_have_them_in_order_from_their_own_on() {
+        let with = |probes: Value, kind: &str| {
+            let answer = json!({"kind": kind, "threshold": null});
+            let changes = json!({"probes": probes, "answer": answer});
+            opened(changes, &[(WEIGHT, &[2, 4]), (BIAS, &[2])])
+        };
+        let probe =
+            |label: u16, labels: &[u16]| json!({"ids": [1], "label": label, "labels": labels});
+        let good = json!([probe(0, &[0, 1]), probe(1, &[1])]);
+        assert!(with(good.clone(), "labels").is_ok());
+        assert!(with(good, "label").is_err());
+        for bad in [
+            json!([probe(0, &[1])]),
+            json!([probe(1, &[1, 0])]),
+            json!([probe(0, &[0, 2])]),
+            json!([probe(0, &[0, 0])]),
+            json!([probe(0, &[0]), probe(1, &[])]),
+        ] {
+            assert!(with(bad.clone(), "labels").is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -163,6 +163,9 @@ pub struct Probe {
     /// For each word that is tagged the place of its first token id, ascending, and the number of its label.
     #[serde(default)]
     pub tags: Vec<(u16, u16)>,
+    /// All labels that the adapter gives, by their numbers, ascending, of a task that answers several.
+    #[serde(default)]
+    pub labels: Vec<u16>,
     /// The text that the adapter makes, without the white space around it.
     #[serde(default)]
     pub text: String,
@@ -183,6 +186,9 @@ impl Probe {
                 .iter()
                 .all(|&(place, label)| inside(place) && label < classes)
             && self.tags.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && self.labels.windows(2).all(|pair| pair[0] < pair[1])
+            && self.labels.first().is_none_or(|first| *first == self.label)
+            && self.labels.last().is_none_or(|last| *last < classes)
             && !self.text.chars().any(is_strange)
     }
 }
@@ -465,9 +471,17 @@ impl Description {
             if !probe.is_sound(classes) {
                 return refuse(
                     "probes",
-                    "a probe has a place that is none of its ids, or places not in order, or control characters",
+                    "a probe has a place that is none of its ids, or places or labels not in order, or control characters",
                 );
             }
+        }
+        let several = |probe: &Probe| !probe.labels.is_empty();
+        let some = self.probes.iter().any(several);
+        if some && (self.answer().kind != AnswerKind::Labels || !self.probes.iter().all(several)) {
+            return refuse(
+                "probes",
+                "a task that answers several labels has them for each of its probes or for none, other tasks have none",
+            );
         }
         Ok(())
     }

@@ -149,6 +149,7 @@ impl Fields<'_> {
             ),
             (tlv::RECEIPT, "receipt", self.receipt.as_bytes().to_vec()),
             (tlv::PROBE_ANSWERS, "probes", self.probe_answers()),
+            (tlv::PROBE_LABELS, "probes", self.probe_labels()),
             (tlv::TENSORS, "tensors", self.tensors.clone()),
             (tlv::LABELS, "labels", self.labels()),
             (tlv::HEAD, "head", self.head()),
@@ -253,6 +254,18 @@ impl Fields<'_> {
             out.extend(text.as_bytes());
         }
         out
+    }
+
+    /// Nothing where no probe has several labels.
+    fn probe_labels(&self) -> Vec<u8> {
+        if self.probes.iter().all(|probe| probe.labels.is_empty()) {
+            return vec![];
+        }
+        let sets = self
+            .probes
+            .iter()
+            .flat_map(|Probe { labels, .. }| [&[u16_of(labels.len())], &labels[..]].concat());
+        sets.flat_map(u16::to_le_bytes).collect()
     }
 
     fn metrics(&self) -> Vec<u8> {

@@ -154,7 +154,9 @@ class Session:
         """Loads what a store has active, as `preface install` left it, verified against a trust store.
 
         At first every task, with later calls those that changed since; returns them. Call it between two requests: where
-        nothing changed it costs two look-ups of files. A task that may not be served any more stays loaded.
+        nothing changed, in the trust store neither, it costs three look-ups of files. A task that may not be served any
+        more, because its bundles are revoked or changed, answers nothing until another is installed: asking it is an
+        error.
         """
     def answer(self, task: str, text: str, second: str | None = None) -> Answer:
         """Answers a text, or with `second` a pair."""

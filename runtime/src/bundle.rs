@@ -134,30 +134,25 @@ pub fn read_trust(path: &Path) -> Result<String, ReadError> {
             owner,
         });
     }
-    check_folders(path)?;
+    let open = open_folder(path).map_err(|source| io_error(path, source))?;
+    if let Some((path, mode)) = open {
+        return Err(ReadError::WritableByOthers { path, mode });
+    }
     let bytes = read_capped(&file, path, MAX_TRUST_BYTES)?;
     String::from_utf8(bytes).map_err(|_| ReadError::NotText { path: path.into() })
 }
 
-/// Whoever can write a folder on the way to a file can put another file in its place, but for folders like `/tmp`,
-/// where everybody removes only what is his own.
-fn check_folders(path: &Path) -> Result<(), ReadError> {
-    let real = path
-        .canonicalize()
-        .map_err(|source| io_error(path, source))?;
+/// The folder on the way to a file or folder that everybody can write, with its mode. Whoever can do that can put
+/// another in the place of what is in it, but for folders like `/tmp`, where everybody removes only what is his own.
+pub(crate) fn open_folder(path: &Path) -> io::Result<Option<(PathBuf, u32)>> {
+    let real = path.canonicalize()?;
     for folder in real.ancestors().skip(1) {
-        let metadata = folder
-            .metadata()
-            .map_err(|source| io_error(folder, source))?;
-        let mode = metadata.mode() & 0o7777;
+        let mode = folder.metadata()?.mode() & 0o7777;
         if mode & 0o002 != 0 && mode & 0o1000 == 0 {
-            return Err(ReadError::WritableByOthers {
-                path: folder.into(),
-                mode,
-            });
+            return Ok(Some((folder.into(), mode)));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Decodes the payload of an admitted bundle, for [`Admitted::open`]; one that is stored as it is is not copied.

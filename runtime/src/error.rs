@@ -132,6 +132,12 @@ pub enum Error {
     /// No task is active.
     #[error("no task is active; load a bundle and activate it")]
     NoTask,
+    /// The store has no bundle any more that the task may answer by.
+    #[error("task {task} is withdrawn: its bundles may not be used any more; install one for it")]
+    Withdrawn {
+        /// The task.
+        task: String,
+    },
     /// A text has more tokens than the base or the session takes.
     #[error(
         "the text has {tokens} tokens, at most {limit} fit; shorten it{}",

@@ -96,6 +96,10 @@ impl Trust {
     /// When it cannot be read, others could have written it, or it is not valid.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
         let text = bundle::read_trust(path).map_err(LoadError::ReadTrust)?;
+        Self::of(path, text)
+    }
+
+    fn of(path: &Path, text: String) -> Result<Self, LoadError> {
         let mut trust = Self {
             path: path.to_owned(),
             text,
@@ -108,6 +112,15 @@ impl Trust {
             .collect();
         trust.admitted = keys;
         Ok(trust)
+    }
+
+    /// The trust store that its file holds now; `None` where that is the same.
+    pub(crate) fn renewed(&self) -> Result<Option<Self>, LoadError> {
+        let text = bundle::read_trust(&self.path).map_err(LoadError::ReadTrust)?;
+        match text == self.text {
+            true => Ok(None),
+            false => Self::of(&self.path, text).map(Some),
+        }
     }
 
     /// Its file.

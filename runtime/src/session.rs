@@ -108,6 +108,8 @@ pub struct Session {
 struct Loaded {
     task: Task,
     past: Past,
+    /// Whether its bundle may not be used any more.
+    withdrawn: bool,
     /// What its texts may say, where that is not anything.
     guide: Option<Guide>,
 }
@@ -208,11 +210,20 @@ impl Session {
     /// Makes `task` the one that answers.
     ///
     /// # Errors
-    /// When the handle comes from another session.
+    /// When the handle comes from another session, or the task is withdrawn.
     pub fn activate(&mut self, task: TaskHandle) -> Result<(), Error> {
-        self.tasks.get(task.0).ok_or(Error::NoTask)?;
+        self.loaded(task)?;
         self.active = Some(task);
         Ok(())
+    }
+
+    /// Answers nothing more by the task of that name, the active one too, until another bundle of it is loaded. It keeps
+    /// its handle.
+    pub(crate) fn withdraw(&mut self, name: &str) {
+        let mut tasks = self.tasks.iter_mut();
+        if let Some(loaded) = tasks.find(|loaded| loaded.task.id == name) {
+            loaded.withdrawn = true;
+        }
     }
 
     /// A text, or for a task that reads pairs two of them, as the active task reads it, made to fit as the options say.
@@ -452,8 +463,15 @@ impl Session {
         self.loaded(self.active.ok_or(Error::NoTask)?)
     }
 
+    /// The task, which may answer.
     fn loaded(&self, task: TaskHandle) -> Result<&Loaded, Error> {
-        self.tasks.get(task.0).ok_or(Error::NoTask)
+        let loaded = self.tasks.get(task.0).ok_or(Error::NoTask)?;
+        match loaded.withdrawn {
+            true => Err(Error::Withdrawn {
+                task: loaded.task.id.clone(),
+            }),
+            false => Ok(loaded),
+        }
     }
 
     /// Tokens of a text that fit beside the prompt of `task`.

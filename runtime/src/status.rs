@@ -131,7 +131,7 @@ impl Status {
             Error::Damaged { .. } => Self::Changed,
             Error::Unfit { .. } | Error::NoEngine { .. } => Self::Unfit,
             Error::Task { .. } | Error::NoPast | Error::NoLogits => Self::Unsupported,
-            Error::NoTask => Self::NoTask,
+            Error::NoTask | Error::Withdrawn { .. } => Self::NoTask,
             Error::Sampling { .. } | Error::EmptyStop | Error::Constraint { .. } => {
                 Self::InvalidArgument
             }

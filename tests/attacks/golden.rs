@@ -76,9 +76,8 @@ fn every_golden_bundle_is_read_with_the_same_ids_reports_and_values() {
             .admit(&Policy::for_base(base, tokenizer))
             .unwrap();
         let decoded = preface_runtime::bundle::decode(&admitted).unwrap();
-        let digests: Vec<_> = admitted
-            .open(&decoded)
-            .unwrap()
+        let opened = admitted.open(&decoded).unwrap();
+        let digests: Vec<_> = opened
             .tensors()
             .map(|tensor| values_digest(&tensor))
             .collect();
@@ -87,7 +86,12 @@ fn every_golden_bundle_is_read_with_the_same_ids_reports_and_values() {
             expected["values_sha256"],
             "{name}"
         );
+        if let Some(expected) = expected.get("probe_labels") {
+            let probes = opened.manifest().probes.iter();
+            let labels: Vec<Vec<u16>> = probes.map(|probe| probe.labels().collect()).collect();
+            assert_eq!(&serde_json::json!(labels), expected, "{name}");
+        }
         read += 1;
     }
-    assert_eq!(read, 9, "none was lost");
+    assert_eq!(read, 10, "none was lost");
 }

@@ -172,6 +172,33 @@ fn time_never_goes_back_behind_a_trust_store_and_no_clock_moves_it() {
     assert_eq!(scene.state().time_floor, floor);
 }
 
+/// Without that a typing error of the roots would lock a fleet out for ever.
+#[test]
+fn a_floor_that_was_set_too_high_is_lowered_by_the_next_version_of_the_trust_store() {
+    let scene = Scene::new();
+    scene.installed("old");
+    let trust = fs::read_to_string(scene.at("trust")).unwrap();
+    let version = |version: u32, more: &str| {
+        let next = trust.replace("version 1", &format!("version {version}"));
+        fs::write(scene.at("trust"), next + more).unwrap();
+    };
+    version(2, "min-security 4000000000\ndated 2999-01-01T00:00:00Z\n");
+    assert!(scene.store().remember(&scene.trust()).unwrap());
+    assert_eq!(code(&scene, "new"), is(15, "insecure-version"));
+    assert_eq!(scene.run().0, 2, "what it served is below the floor too");
+    version(3, "min-security 0\ndated 2026-01-01T00:00:00Z\n");
+    let (code_of_run, answer, said) = scene.run();
+    assert!(code_of_run == 0 && answer.starts_with("1-"), "{said}");
+    scene.installed("new");
+    let state = scene.state();
+    assert_eq!((state.trust_version, state.min_security), (3, 0));
+    assert_eq!(state.time_floor, 1_767_225_600);
+    // A later version that says nothing of the time leaves it.
+    version(4, "");
+    assert!(scene.store().remember(&scene.trust()).unwrap());
+    assert_eq!(scene.state().time_floor, 1_767_225_600);
+}
+
 #[test]
 fn an_expired_bundle_goes_on_serving_and_is_not_installed() {
     let scene = Scene::new();

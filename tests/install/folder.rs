@@ -314,6 +314,31 @@ fn a_store_that_others_can_write_is_refused() {
     scene.installed("new");
 }
 
+/// Who moves a store away leaves a device that has never seen a bundle, and takes the first of all again.
+#[test]
+fn a_store_that_others_can_move_away_is_refused() {
+    let scene = Scene::new();
+    let shared = scene.at("shared");
+    fs::create_dir(&shared).unwrap();
+    let store = shared.join("store");
+    let install = |name| {
+        let mut arguments = scene.install_arguments(name, &[]);
+        let place = arguments.iter().position(|one| one == "--store").unwrap();
+        arguments[place + 1] = store.to_str().unwrap().to_owned();
+        Command::new(PROGRAM).args(arguments).output().unwrap()
+    };
+    assert_eq!(install("new").status.code(), Some(0));
+    fs::set_permissions(&shared, Permissions::from_mode(0o777)).unwrap();
+    fs::rename(&store, shared.join("away")).unwrap();
+    let output = install("old");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(21), "{said}");
+    assert!(said.contains("shared") && said.contains("777"), "{said}");
+    assert_eq!(fs::read_dir(store.join("bundles")).unwrap().count(), 0);
+    fs::set_permissions(&shared, Permissions::from_mode(0o1777)).unwrap();
+    assert_eq!(install("old").status.code(), Some(0));
+}
+
 #[test]
 fn what_a_killed_install_left_half_written_is_removed_by_the_next() {
     let scene = Scene::new();

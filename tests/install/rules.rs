@@ -1,11 +1,11 @@
 //! Which bundles are taken in, which are left again, and which are gone back to.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use preface_runtime::store::StoreError;
 use serde_json::Value;
 
-use crate::scene::{Design, Probe, Scene, TASK, code, floor, good, id_of, is};
+use crate::scene::{Design, PROGRAM, Probe, Scene, TASK, code, floor, good, id_of, is, reported};
 
 #[test]
 fn a_bundle_is_installed_confirmed_and_answers() {
@@ -348,4 +348,27 @@ fn a_library_is_told_what_is_wrong() {
         !Path::new(&scene.text("store")).exists(),
         "asking makes no store"
     );
+}
+
+/// An image has digests of itself, and nobody has signed them.
+#[test]
+fn an_image_in_the_place_of_a_bundle_is_neither_verified_nor_installed() {
+    let scene = Scene::new();
+    fs::copy(scene.at("x.base"), scene.at("image")).unwrap();
+    let image = scene.text("image");
+    let verify = |more: &[&str]| {
+        let arguments = [&["verify", &image, "--json"], more].concat();
+        let output = Command::new(PROGRAM).args(arguments).output().unwrap();
+        reported(&output)
+    };
+    assert_eq!(verify(&[]).0, 0, "it is a whole image");
+    let trust = scene.text("trust");
+    for more in [
+        &["--trust", &trust][..],
+        &["--trust", &trust, "--namespace", "default"],
+    ] {
+        let (code, report) = verify(more);
+        assert_eq!((code, &report["verified"]), (10, &false.into()), "{report}");
+    }
+    assert_eq!(code(&scene, "image").0, 10);
 }

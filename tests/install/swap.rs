@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, Permissions},
     io::{BufRead, BufReader, Lines, Write},
+    os::unix::fs::PermissionsExt,
     process::{Child, ChildStdout, Command, Stdio},
     sync::{
         Mutex,
@@ -13,10 +14,10 @@ use std::{
     thread,
 };
 
-use preface_runtime::store::Follower;
+use preface_runtime::{Encoded, Error, store::Follower};
 use serde_json::Value;
 
-use crate::scene::{PROGRAM, Scene, TEXT, good, id_of, reported, said};
+use crate::scene::{IDS, PROGRAM, Scene, TEXT, good, id_of, reported, said};
 
 #[test]
 fn two_installs_at_once_come_one_after_the_other() {
@@ -226,9 +227,9 @@ fn a_program_that_waits_goes_on_where_the_new_bundle_was_changed_and_ends_where_
     assert!(said.contains("gone or damaged"), "{said}");
 }
 
-/// A trust store that was renewed counts from the next change of the store on, also for the bundles that stay.
+/// Nobody installs anything: a revocation must not wait for the next bundle, which may never come.
 #[test]
-fn a_session_that_follows_a_store_reads_the_trust_store_again() {
+fn a_bundle_that_is_revoked_while_a_program_serves_it_answers_nothing_more() {
     let scene = Scene::new();
     scene.installed("old");
     let mut session = scene.session();
@@ -240,7 +241,6 @@ fn a_session_that_follows_a_store_reads_the_trust_store_again() {
     assert_eq!(served[0].loaded.unwrap().1.to_string(), revoked);
     let trust = scene.text("trust");
     good(&["trust", "revoke", &trust, "--bundle", &revoked]);
-    assert!(scene.store().remember(&scene.trust()).unwrap());
     let served = follower.follow(&mut session).unwrap();
     let (handle, id) = served[0].loaded.unwrap();
     assert_eq!(id, id_of(&scene.at("old")));
@@ -250,4 +250,46 @@ fn a_session_that_follows_a_store_reads_the_trust_store_again() {
     );
     session.activate(handle).unwrap();
     assert_eq!(said(&mut session), scene.answer_of("old"));
+    assert!(follower.follow(&mut session).unwrap().is_empty());
+    // The session itself gives no answer by a task of which no bundle is left, whoever asks it.
+    let last = id_of(&scene.at("old")).to_string();
+    good(&["trust", "revoke", &trust, "--bundle", &last]);
+    let served = follower.follow(&mut session).unwrap();
+    assert!(served[0].loaded.is_none(), "{served:?}");
+    let asked = session.answer_encoded(&Encoded::of_ids(&IDS)).map(|_| ());
+    let again = session.activate(handle);
+    for refused in [asked, again] {
+        assert!(
+            matches!(refused, Err(Error::Withdrawn { .. })),
+            "{refused:?}"
+        );
+    }
+    scene.pack(4, 4, "third");
+    scene.installed("third");
+    let served = follower.follow(&mut session).unwrap();
+    assert_eq!(served[0].loaded.unwrap().0, handle);
+    assert_eq!(said(&mut session), scene.answer_of("third"));
+    // A trust store that everybody can write is none.
+    let open = |mode| fs::set_permissions(&trust, Permissions::from_mode(mode)).unwrap();
+    open(0o666);
+    assert!(follower.follow(&mut session).is_err());
+    open(0o644);
+    assert!(follower.follow(&mut session).unwrap().is_empty());
+}
+
+#[test]
+fn a_program_that_waits_ends_where_all_of_its_bundles_are_revoked() {
+    let scene = Scene::new();
+    scene.installed("old");
+    let mut program = Answering::start(&scene, &[]);
+    assert_eq!(program.answer(), scene.answer_of("old"));
+    let (trust, id) = (scene.text("trust"), id_of(&scene.at("old")).to_string());
+    good(&["trust", "revoke", &trust, "--bundle", &id]);
+    program.ask();
+    let (code, said) = program.end();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(
+        said.contains("no task of") && said.contains("revoked"),
+        "{said}"
+    );
 }

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use preface_graph::{Description, LayerGeometry};
+use preface_graph::{Description, Kind, LayerGeometry};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -31,9 +31,6 @@ const GATE: &str = "preface.gate";
 pub(crate) const FORMAT: u32 = 2;
 /// Formats that are read: the first had single labels, linear heads and prefixes at every layer alone.
 const READ: [u32; 2] = [1, FORMAT];
-/// What PEFT trains otherwise than this trainer.
-const ON_IMAGES: &str =
-    "runs on base images alone; pack it, and measure the bundle: preface eval --bundle";
 
 /// What `preface.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -141,6 +138,9 @@ pub struct Probe {
     /// For each word that is tagged the place of its first token, and the index of its label.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<(usize, usize)>,
+    /// The indices of all labels that are given, ascending, where an answer has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<usize>,
     /// The text that is made, without the white space around it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub text: String,
@@ -267,11 +267,7 @@ impl Adapter {
         };
         let card = read(&path)?;
         let parsed = |error: serde_json::Error| wrong(error.to_string());
-        let written: serde_json::Value = serde_json::from_slice(&card).map_err(parsed)?;
-        if written["head"]["kind"] == "tanh-linear" {
-            return Err(wrong(format!("a classifier behind a pooler {ON_IMAGES}")));
-        }
-        let mut card: Card = serde_json::from_value(written).map_err(parsed)?;
+        let mut card: Card = serde_json::from_slice(&card).map_err(parsed)?;
         if !READ.contains(&card.format) {
             return Err(wrong(format!(
                 "format {} is not known; this program reads {FORMAT}",
@@ -357,19 +353,40 @@ impl Adapter {
                 });
             }
         }
-        if self.card.positions != self.prompt.form.positions(base) {
-            let reason = match (&self.card.form, self.card.positions) {
-                (Form::KeyValues { .. }, PositionPlan::AfterPrompt) => {
-                    format!("a prefix that moves the text's positions {ON_IMAGES}")
-                }
-                (_, positions) => format!("positions {positions:?} are not those of this base"),
-            };
-            return Err(Error::Adapter {
+        let refuse = |reason| {
+            Err(Error::Adapter {
                 path: folder.into(),
                 reason,
-            });
+            })
+        };
+        let form = self.form_on(base);
+        let positions = self.card.positions;
+        if positions != form.positions(base) {
+            return refuse(format!(
+                "positions {positions:?} are not those of this base; pack it, and measure the bundle: preface eval --bundle"
+            ));
+        }
+        let rows_before = matches!(
+            form,
+            Form::Embeddings {
+                place: Place::Before,
+                ..
+            }
+        );
+        if self.card.pooling == Pooling::Prompt && !(rows_before && base.kind == Kind::Encoder) {
+            return refuse("only a prompt before the text of an encoder can be read".into());
         }
         Ok(())
+    }
+
+    /// The form as a base takes it: a prefix whose positions an encoder does not count moves the text.
+    pub fn form_on(&self, base: &Description) -> Form {
+        let mut form = self.prompt.form.clone();
+        let counted = form.positions(base) == self.card.positions;
+        if let Form::KeyValues { moves, .. } = &mut form {
+            *moves = !counted && base.kind == Kind::Encoder && base.inputs.mask.is_some();
+        }
+        form
     }
 
     fn tensors(&self) -> Result<Vec<u8>, Error> {
@@ -552,6 +569,7 @@ mod tests {
                 label: 1,
                 second: 1,
                 tags: vec![(0, 1)],
+                labels: Vec::new(),
                 text: "a".into(),
             }],
             metrics: BTreeMap::from([("dev_accuracy".into(), 0.5)]),
@@ -589,6 +607,7 @@ mod tests {
             first_layer,
             layers: vec![layer; 2],
             gated,
+            moves: false,
         };
         let table = [
             (embeddings(Place::Before), "prompt-tuning", "linear", None),

@@ -81,6 +81,7 @@ impl Sheet<'_> {
     fn texts(&mut self) {
         let Layout { base, form, .. } = self.layout;
         let (slots, inputs) = (form.slots(), &base.inputs);
+        let hidden = if form.moves() { slots } else { 0 };
         let padding = i64::from(base.padding.unwrap_or(0));
         let placeholder = i64::from(base.placeholder);
         let id = |row: &Encoded, at: usize| match index_at(form, row, at) {
@@ -101,7 +102,7 @@ impl Sheet<'_> {
         self.ints(inputs.mask.as_deref(), past + self.width, |row, at| {
             let taken = match at.checked_sub(past) {
                 None => at < row.past.ids.len(),
-                Some(at) => at < slots + row.ids.len(),
+                Some(at) => (hidden..slots + row.ids.len()).contains(&at),
             };
             i64::from(taken)
         });
@@ -297,6 +298,7 @@ impl Sheet<'_> {
             }
             Pooling::Last => only(text.saturating_sub(1)),
             Pooling::Mask => only(row.mask.unwrap_or(0)),
+            Pooling::Prompt => vec![(0, 1.0)],
         }
     }
 }

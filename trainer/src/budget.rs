@@ -189,6 +189,7 @@ mod tests {
                 2
             ],
             gated: false,
+            moves: false,
         };
         assert_eq!(
             budget.costs(&prefix, rates)[0].multiply_adds,

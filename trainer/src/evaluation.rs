@@ -9,6 +9,7 @@ use crate::{
     data::{AnswerKind, Dataset},
     encode::{Encoded, Encoder, Overlength, Rows, Truth, Wording},
     engine::{Array, Library, Session},
+    form::PositionPlan,
     given::{Given, fed},
     heads::{Pooling, head},
     methods::{self, Method, Sizes},
@@ -181,6 +182,10 @@ pub fn encode(
     overlength: Overlength,
     outside: Option<&str>,
 ) -> Result<Rows, Error> {
+    let taken = match card.positions {
+        PositionPlan::AfterPrompt => card.form.tokens(),
+        PositionPlan::TextFromZero => card.form.taken(base),
+    };
     let wording = Wording {
         template: card.template.clone(),
         kind: card.answer.kind,
@@ -188,7 +193,7 @@ pub fn encode(
         pooling: card.pooling,
         room: base
             .max_positions
-            .map(|positions| positions.saturating_sub(card.form.taken(base))),
+            .map(|positions| positions.saturating_sub(taken)),
         overlength,
     };
     Encoder::new(tokens, base, &wording, &card.labels, outside)?.encode(data)
@@ -233,7 +238,7 @@ pub fn evaluate(
         pooling: card.pooling,
         given: &given,
     };
-    let form = adapter.prompt.form.clone();
+    let form = adapter.form_on(&base.description);
     let method = methods::stored(&form);
     let sizes = Sizes::of(form, base.description.hidden);
     let mut evaluator = Evaluator::new(

@@ -29,6 +29,10 @@ pub enum Form {
         /// Whether a number is added to the attention scores of each layer's prefix.
         #[serde(default)]
         gated: bool,
+        /// Whether the text's positions begin behind the prefix on a base that does not count it: as many places that
+        /// nobody attends to stand before the text. The position plan of an adapter says it.
+        #[serde(skip)]
+        moves: bool,
     },
 }
 
@@ -57,6 +61,7 @@ impl Form {
                 first_layer: 0,
                 layers: base.layers.clone(),
                 gated: false,
+                moves: false,
             },
         }
     }
@@ -67,12 +72,17 @@ impl Form {
         *tokens
     }
 
-    /// Places that the prompt takes in the sequence: key-values take none.
+    /// Places that the prompt takes in the sequence: key-values take none, unless they move the text.
     pub fn slots(&self) -> usize {
         match self {
-            Self::Embeddings { tokens, .. } => *tokens,
-            Self::KeyValues { .. } => 0,
+            Self::KeyValues { moves: false, .. } => 0,
+            _ => self.tokens(),
         }
+    }
+
+    /// Whether it is a prefix that moves the text by places that nobody attends to.
+    pub fn moves(&self) -> bool {
+        matches!(self, Self::KeyValues { moves: true, .. })
     }
 
     /// Where those places are.
@@ -116,6 +126,7 @@ impl Form {
                 Place::Before => PositionPlan::AfterPrompt,
                 Place::After => PositionPlan::TextFromZero,
             },
+            Self::KeyValues { moves: true, .. } => PositionPlan::AfterPrompt,
             Self::KeyValues { layers, .. } if counted && layers.len() == base.layers.len() => {
                 PositionPlan::AfterPrompt
             }
@@ -208,6 +219,7 @@ mod tests {
             first_layer: 0,
             layers,
             gated: false,
+            moves: false,
         };
         let tensors = vec![vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]];
         let rows = rows_by_token(&form, &tensors);

@@ -4,6 +4,7 @@ mod factored_linear;
 mod generation;
 mod label_text;
 mod linear;
+mod tanh_linear;
 mod verbaliser;
 
 use preface_graph::{Description, builder::Builder};
@@ -83,7 +84,7 @@ pub struct Head {
     pub given: fn(HeadSize) -> Given,
     /// Writes the subgraph from rows `[readings, width]` to logits `[readings, classes]`; the names are those of the
     /// parameters, then of what it is given.
-    pub subgraph: fn(&mut Builder, &str, &[String]) -> String,
+    pub subgraph: fn(&mut Builder, HeadSize, &str, &[String]) -> String,
     /// Its parameters from those `[classes, width]` and `[classes]` of a linear head that was fitted before; `None`
     /// where it cannot start from one.
     pub from_linear: Option<fn(HeadSize, Tensors) -> Tensors>,
@@ -131,6 +132,7 @@ const NOTHING: fn(HeadSize) -> Given = |_| Vec::new();
 const ONE_OR_MORE_LABELS: &[AnswerKind] = &[AnswerKind::Label, AnswerKind::Labels];
 const WEIGHT: &str = "base_model.classifier.weight";
 const BIAS: &str = "base_model.classifier.bias";
+const FACTORS: [&str; 2] = ["preface.head.factor.0", "preface.head.factor.1"];
 
 /// Every head, sorted by name.
 pub const HEADS: &[Head] = &[
@@ -138,6 +140,7 @@ pub const HEADS: &[Head] = &[
     generation::HEAD,
     label_text::HEAD,
     linear::HEAD,
+    tanh_linear::HEAD,
     linear::TOKEN_HEAD,
     verbaliser::HEAD,
 ];
@@ -178,6 +181,8 @@ pub enum Pooling {
     Last,
     /// The mask token that the template puts beside the text.
     Mask,
+    /// The first row of a prompt before the text, on an encoder.
+    Prompt,
 }
 
 #[cfg(test)]

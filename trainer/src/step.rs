@@ -482,7 +482,7 @@ impl<'a> Assembly<'a> {
         for (candidate, features) in parts.iter().enumerate() {
             let mut names = self.learn(candidate, "head.", (head.parameters)(size));
             names.extend(self.given.iter().map(|(name, _)| name.clone()));
-            logits.push((head.subgraph)(&mut self.builder, features, &names));
+            logits.push((head.subgraph)(&mut self.builder, size, features, &names));
         }
         self.flush();
         Ok(logits)

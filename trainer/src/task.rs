@@ -270,6 +270,7 @@ pub(crate) fn form(method: &Method, options: &Options, base: &Description) -> Re
                 first_layer,
                 layers: layers[first_layer..end].to_vec(),
                 gated: method.gated,
+                moves: false,
             })
         }
     }

@@ -159,7 +159,9 @@ async fn success(answer: Response) -> anyhow::Result<Answer> {
 /// What to do about a status.
 fn hint(status: u16) -> &'static str {
     match status {
-        401 | 403 => "log in with --username and --password-file, or with docker login",
+        401 | 403 => {
+            "log in with --username and --password-file or --password-stdin, or with docker login"
+        }
         404 => "look the name, the tag and the digest up, or push it first",
         429 => "wait a while",
         _ => "ask whoever runs it",

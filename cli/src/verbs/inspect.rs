@@ -25,7 +25,7 @@ Example:
 pub struct Arguments {
     /// The bundle, base image or adapter folder
     file: PathBuf,
-    /// The base folder of an adapter, in whose vocabulary its prompt is read
+    /// The base of an adapter, a folder or an image, in whose vocabulary its prompt is read
     #[cfg(feature = "host")]
     #[arg(long, value_name = "BASE")]
     base: Option<PathBuf>,
@@ -74,7 +74,7 @@ fn inspect_adapter(arguments: &Arguments, output: &Output) -> anyhow::Result<Exi
             let (base_id, tokenizer_id) =
                 super::verify::ids_of(base).with_context(|| base.display().to_string())?;
             adapter.check_base(base_id, tokenizer_id)?;
-            arguments.leak.reading(&adapter, base, output)?
+            Some(arguments.leak.reading(&adapter, base, output)?)
         }
         None => None,
     };
@@ -104,10 +104,31 @@ fn say(report: &Value, title: &str, output: &Output) {
         {
             Some(items) => items
                 .iter()
-                .for_each(|item| output.say(format_args!("{field:>16}  {item}"))),
-            None => output.say(format_args!("{field:>16}  {value}")),
+                .for_each(|item| output.say(format_args!("{field:>16}  {}", visible(item)))),
+            None => output.say(format_args!("{field:>16}  {}", visible(value))),
         }
     }
+}
+
+/// A value whose marks without width are written as JSON can: some turn around what stands beside them, so that a signer
+/// would read another label than the one that is signed.
+fn visible(value: &Value) -> String {
+    let hides = |character: char| {
+        matches!(character, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+    };
+    let mut units = [0; 2];
+    let mut text = String::new();
+    for character in value.to_string().chars() {
+        match hides(character) {
+            true => {
+                let units = character.encode_utf16(&mut units).iter();
+                text.extend(units.map(|unit| format!("\\u{unit:04x}")));
+            }
+            false => text.push(character),
+        }
+    }
+    text
 }
 
 fn describe_image(path: &Path) -> anyhow::Result<Value> {
@@ -208,4 +229,23 @@ fn tensors(manifest: &Manifest<'_>) -> Vec<Value> {
         })
     });
     entries.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_that_turn_a_line_around_are_shown() {
+        let shown = visible(&json!([
+            "un\u{202e}kcol",
+            "a\u{200b}b",
+            "\u{e0041}",
+            "größer \u{5d0}"
+        ]));
+        assert_eq!(
+            shown,
+            r#"["un\u202ekcol","a\u200bb","\udb40\udc41","größer א"]"#
+        );
+    }
 }

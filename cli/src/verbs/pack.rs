@@ -30,7 +30,7 @@ With --max-loss, prompt and head are tried in i4, i8, f16 and f32 with every kin
 is signed with a key that is thrown away, and verified and run on the base image; a base folder is compiled for that. The \
 first that loses no more is taken, and the manifest carries the figures.
 
-With a base folder, the tokens nearest to each vector of the prompt are shown, and a warning says what they spell of the \
+With --base, the tokens nearest to each vector of the prompt are shown, and a warning says what they spell of the \
 training file. Keys and values have no such reading.
 
 Exit: 0 written; 2 not written; 21 others can read the secret key or the passphrase.
@@ -128,7 +128,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     let (base, dtype) = (arguments.base.as_deref(), arguments.dtype.into());
     let reading = base.map(|base| arguments.leak.reading(&adapter, base, output));
-    let reading = reading.transpose()?.flatten();
+    let reading = reading.transpose()?;
     let mut options = Options {
         encoding: Encoding {
             head: arguments.head_dtype.map_or(dtype, Dtype::from),

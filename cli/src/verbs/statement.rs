@@ -1,12 +1,16 @@
 //! `preface statement`: what exactly is signed?
 
 use std::{
+    fmt::Display,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
+use anyhow::bail;
 use clap::Args;
-use preface_bundle::{Id, Index, KeyRole, Manifest, Stores, TrustStatement, TrustStore, UtcTime};
+use preface_bundle::{
+    Id, Index, KeyRole, Manifest, Stores, TrustStatement, TrustStore, TrustedKey, UtcTime,
+};
 use preface_packager::{Access, Signing, write_file};
 use preface_runtime::bundle::read;
 use serde_json::{Value, json};
@@ -34,6 +38,7 @@ Example:
   preface pack out/intent --task intent --sequence 1 --unsigned -o intent.unsigned
   preface statement intent.unsigned -o intent.statement
   openssl pkeyutl -sign -rawin -inkey key.pem -in intent.statement -out intent.sig
+  pkcs11-tool --module TOKEN.so --login --sign --mechanism EDDSA --id 01 -i intent.statement -o intent.sig
   preface attach intent.unsigned --signature intent.sig --trust release.trust -o intent.preface")]
 pub struct Arguments {
     /// The bundle or the index, signed or not, or the trust store
@@ -46,6 +51,12 @@ pub struct Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let path = &arguments.file;
+    if path.is_dir() {
+        bail!(
+            "{} is a folder; of an adapter, make the bundle first and sign that: preface pack --unsigned",
+            path.display()
+        );
+    }
     if begins(path, b"preface-trust ")? {
         return of_trust(arguments, output);
     }
@@ -153,15 +164,24 @@ pub(crate) fn say_trust(
         return Err(Refused::at(path, error.exit_code(), &error));
     }
     let names = |role| {
-        let keys = store.keys_for(role);
-        let names: Vec<_> = keys
-            .map(|key| key.name.map_or(key.id.to_string(), str::to_owned))
-            .collect();
-        names.join(" and ")
+        let name = |key: &TrustedKey<'_>| {
+            let name = key.name.map_or(key.id.to_string(), str::to_owned);
+            match key.role {
+                KeyRole::Release => format!("{name} (tasks {})", key.tasks),
+                _ => name,
+            }
+        };
+        listed(store.keys_for(role).map(name))
     };
+    let dated = store.dated().map_or_else(String::new, |dated| {
+        format!(", and it is not earlier than {}", UtcTime(dated))
+    });
     output.note(format_args!(
         "Whoever signs this trust store says that version {} takes the place of version {} on devices of namespace {}.\n\
-         From then on {} of these keys sign bundles: {}; and {} of these roots sign the next store: {}.",
+         From then on {} of these keys sign bundles: {}; {} of these roots sign the next store: {}; and these keys sign \
+         indexes: {}.\n\
+         Bundles have security version {} at least{dated}. Revoked keys: {}. Revoked bundles: {}.\n\
+         Whatever the store before said beyond that, a revocation too, holds no longer.",
         store.version(),
         store.version() - 1,
         store.namespace_name(),
@@ -169,8 +189,20 @@ pub(crate) fn say_trust(
         names(KeyRole::Release),
         store.root_threshold(),
         names(KeyRole::Root),
+        names(KeyRole::Timestamp),
+        store.min_security(),
+        listed(store.revoked_keys()),
+        listed(store.revoked_bundles()),
     ));
     Ok(())
+}
+
+fn listed(items: impl Iterator<Item: Display>) -> String {
+    let items: Vec<_> = items.map(|item| item.to_string()).collect();
+    match items.is_empty() {
+        true => "none".to_owned(),
+        false => items.join(" and "),
+    }
 }
 
 /// Says in words what a signer vouches for.

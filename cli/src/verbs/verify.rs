@@ -30,7 +30,7 @@ namespace or runtime; 15 older than allowed; 16 expired; 17 revoked; 18 trust st
 invalid; 20 the bundle or the base cannot be read; 21 others can write the trust store; \
 2 wrong usage.
 
-A base image is compared with its own digests and needs no trust store: 0, 10, 13 or 20.
+A base image is compared with its own digests, without a trust store: 0, 10, 13 or 20. With --trust it is no bundle: 10.
 
 Example:
   preface verify intent.preface --trust release.trust --base minilm
@@ -69,7 +69,8 @@ fn name(text: &str) -> Result<String, String> {
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
-    let report = match Image::is_at(&arguments.file) {
+    // With a trust store it is a bundle that is asked for: who can put an image in its place can digest it too.
+    let report = match arguments.trust.is_none() && Image::is_at(&arguments.file) {
         true => image::report(&arguments)?,
         false => bundle_report(&arguments)?,
     };

@@ -189,8 +189,9 @@ typedef void (*preface_hear_served)(void *context, const preface_served *served)
 /*
  * Loads what the store in folder `store` has active, as `preface install` left it, verified against the trust store file:
  * at first every task, and with later calls those that changed since, of which `hear` is told; it may be null, `context`
- * too. A program calls it between two requests: where nothing changed it costs two look-ups of files. A task keeps its
- * number. The active task stays the active one, and one that may not be served any more stays loaded.
+ * too. A program calls it between two requests: where nothing changed, in the trust store neither, it costs three look-ups
+ * of files. A task keeps its number, and the active task stays the active one; one that may not be served any more, because
+ * its bundles are revoked or changed, answers nothing until another is installed: PREFACE_NO_TASK.
  */
 int32_t preface_session_follow(preface_session *session, const char *store, const char *trust,
                                preface_hear_served hear, void *context);

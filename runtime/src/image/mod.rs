@@ -188,6 +188,16 @@ impl Image {
         Ok(())
     }
 
+    /// The embeddings of all tokens as the base reads them, `[vocabulary, hidden]`, copied into f32.
+    pub fn embeddings(&self) -> Vec<f32> {
+        let ((weights, rows), hidden) = (self.table(), self.description().hidden);
+        let mut table = vec![0.0; rows.len() * hidden];
+        for (stored, row) in rows.zip(table.chunks_mut(hidden.max(1))) {
+            weights.expand(stored, 1, 0, row);
+        }
+        table
+    }
+
     /// Copies the embedding row of token `id` into `row` (`[hidden]`).
     pub(crate) fn embedding(&self, id: u32, row: &mut [f32]) -> Result<(), Error> {
         let (weights, mut rows) = self.table();

@@ -67,6 +67,7 @@ impl Session {
         let loaded = Loaded {
             task,
             past,
+            withdrawn: false,
             guide: None,
         };
         match place {

@@ -14,7 +14,7 @@ use super::{
     StoreError,
     state::{MAX_STATE_BYTES, State},
 };
-use crate::bundle::{ReadError, read_file};
+use crate::bundle::{ReadError, open_folder, read_file};
 
 const COPIES: [&str; 2] = ["state.0", "state.1"];
 const BUNDLES: &str = "bundles";
@@ -46,8 +46,14 @@ pub(super) enum Found {
     Damaged,
 }
 
-/// Which files hold the state: it changes with them.
-pub(super) type Stamp = [Option<(u64, i64, i64)>; 2];
+/// Which file is at a path, and when it was last changed: its content, its name or its mode.
+pub(super) type FileStamp = Option<(u64, i64, i64)>;
+
+/// The stamp of a file; none where there is no file.
+pub(super) fn stamp_of(path: &Path) -> FileStamp {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.ino(), found.ctime(), found.ctime_nsec()))
+}
 
 impl Disk {
     pub fn new(folder: &Path) -> Self {
@@ -123,7 +129,11 @@ impl Disk {
                 return Err(StoreError::OtherOwner { path, owner });
             }
         }
-        Ok(())
+        // Whoever can move the folder away brings back a device that remembers no floors.
+        let open = open_folder(&self.folder).map_err(failed("read", &self.folder))?;
+        open.map_or(Ok(()), |(path, mode)| {
+            Err(StoreError::WritableByOthers { path, mode })
+        })
     }
 
     /// Reads both copies of the state; the later one counts.
@@ -153,11 +163,8 @@ impl Disk {
     }
 
     /// What tells whether the state may have changed.
-    pub fn stamp(&self) -> Stamp {
-        self.copies().map(|path| {
-            let found = fs::symlink_metadata(path).ok()?;
-            Some((found.ino(), found.mtime(), found.mtime_nsec()))
-        })
+    pub fn stamp(&self) -> [FileStamp; 2] {
+        self.copies().map(|path| stamp_of(&path))
     }
 
     /// Writes both copies of the state: all of it, or when something fails what was there before.

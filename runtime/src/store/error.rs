@@ -183,7 +183,10 @@ pub enum StoreError {
         owner: u32,
     },
     /// The store has as many tasks as it can.
-    #[error("the store has {} tasks, which is all that it holds", MAX_TASKS)]
+    #[error(
+        "the store has {} tasks, which is all that it holds; preface install --reprovision begins anew, without them and their floors",
+        MAX_TASKS
+    )]
     Full,
     /// The store does not have the task.
     #[error("the store has no task {task}; see `preface list`")]

@@ -110,7 +110,7 @@ impl Store {
             bytes: &bytes,
         };
         file.verified(request.trust, policy, |bundle, _| {
-            check_security(bundle, &state, path)?;
+            check_security(bundle, &next, path)?;
             newest.map_or(Ok(()), |index| index::check_newest(bundle, &index))?;
             let stored = with_signers_alone(&bytes, bundle);
             self.take_in(image, request, (bundle, &stored), &state, next.clone())
@@ -238,7 +238,7 @@ fn check_rival(known: &TaskState, release: &Release) -> Result<(), StoreError> {
     })
 }
 
-/// Refuses a bundle below the security version that any trust store here ever demanded.
+/// Refuses a bundle below the security version that the latest trust store here demanded.
 pub(super) fn check_security(
     bundle: &VerifiedBundle<'_>,
     state: &State,

@@ -211,8 +211,8 @@ impl Store {
         }
     }
 
-    /// Raises the floors to those of a trust store that is in force now, as an install with it would; whether that
-    /// changed anything.
+    /// Takes over the floors of a trust store that is in force now, as an install with it would; whether that changed
+    /// anything.
     ///
     /// # Errors
     /// When it is another fleet's or older than one used before, or what stands in the way of writing it down.
@@ -266,9 +266,16 @@ pub struct Switched {
 }
 
 impl State {
-    /// Raises the floors to those of a trust store that is used.
+    /// Sets the floors to those of a trust store that is used: of a later version as it says, for roots have the last
+    /// word, and a floor that they set too high by mistake must not stay for ever; of the same version the greater ones.
+    /// A later version without a date leaves the time as it is.
     fn rise(&mut self, trust: &TrustStore<'_>) {
-        self.trust_version = self.trust_version.max(trust.version());
+        if trust.version() > self.trust_version {
+            self.trust_version = trust.version();
+            self.min_security = trust.min_security();
+            self.time_floor = trust.dated().unwrap_or(self.time_floor);
+            return;
+        }
         self.min_security = self.min_security.max(trust.min_security());
         self.time_floor = self.time_floor.max(trust.dated().unwrap_or(0));
     }

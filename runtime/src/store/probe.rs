@@ -8,7 +8,7 @@ use crate::{Answer, Encoded, Session, TaskHandle};
 /// Lets a loaded bundle answer its probes; how many it answered as its maker says.
 ///
 /// What a bundle's maker has not said is not asked: where a base tells the texts of a pair by their types, where the
-/// second begins; the tags of words; the text that is made.
+/// second begins; the tags of words; the text that is made; the labels beside the first.
 ///
 /// # Errors
 /// [`StoreError::Probe`], [`StoreError::ProbeFailed`].
@@ -81,6 +81,7 @@ fn expected(kind: AnswerKind, probe: &Probe<'_>, labels: &[&str]) -> String {
     match kind {
         AnswerKind::Tags => joined(probe.tags().map(|(_, label)| name(label))),
         AnswerKind::Text => probe.text.to_owned(),
+        AnswerKind::Labels if probe.labels().len() > 0 => joined(probe.labels().map(name)),
         _ => name(probe.label).to_owned(),
     }
 }
@@ -95,9 +96,12 @@ fn another(answer: &Answer<'_>, probe: &Probe<'_>) -> Option<String> {
     match answer {
         Answer::Label { best, .. } => (best.class != label).then(|| best.label.to_owned()),
         Answer::Labels(choices) => {
-            let mut found = choices.iter().flatten();
-            (!found.any(|choice| choice.class == label))
-                .then(|| joined(choices.iter().flatten().map(|choice| choice.label)))
+            let mut found = choices.iter().flatten().map(|choice| choice.class);
+            let right = match probe.labels().len() {
+                0 => found.any(|class| class == label),
+                _ => found.eq(probe.labels().map(usize::from)),
+            };
+            (!right).then(|| joined(choices.iter().flatten().map(|choice| choice.label)))
         }
         Answer::Tags(words) => {
             let found = words.iter().map(|word| word.map(|choice| choice.class));

@@ -9,7 +9,9 @@ use std::{
 use preface_bundle::{Expiry, Id, Policy};
 
 use super::{
-    MAX_STARTS, State, Store, StoreError, TaskState, disk::Stamp, install::check_security,
+    MAX_STARTS, State, Store, StoreError, TaskState,
+    disk::{FileStamp, stamp_of},
+    install::check_security,
 };
 use crate::{LoadError, Session, TaskHandle, Trust, bundle, load::Candidate};
 
@@ -80,7 +82,8 @@ impl fmt::Display for Note {
 pub struct Follower {
     store: Store,
     trust: Trust,
-    seen: Option<Stamp>,
+    /// The files of state and trust store as they were the last time.
+    seen: Option<[FileStamp; 3]>,
     /// The active bundle of each task as it was when it was loaded.
     active: BTreeMap<String, Option<Id>>,
 }
@@ -106,31 +109,31 @@ impl Follower {
         self.store.folder() == store && self.trust.path() == trust
     }
 
-    /// Loads every task whose active bundle is another than the last time, at first all of them. Where nothing was
-    /// written to the store it costs two look-ups of files; else the trust store is read again, and where it is another,
-    /// every task is verified and loaded again. A task that is served no longer stays loaded.
+    /// Loads every task whose active bundle is another than the last time, at first all of them. Where neither store nor
+    /// trust store was written it costs three look-ups of files; where the trust store is another, every task is verified
+    /// and loaded again. A task that is served no longer answers nothing more, the active one too.
     ///
     /// An expired bundle goes on serving; one that is revoked or changed does not, and the bundle before it serves.
     ///
     /// # Errors
     /// When the state cannot be believed, or the trust store is older than one used before.
     pub fn follow(&mut self, session: &mut Session) -> Result<Vec<Served>, StoreError> {
-        // Taken before the state is read: what changes later is seen the next time.
-        let stamp = self.store.disk.stamp();
-        if self.seen == Some(stamp) {
+        // Taken before the files are read: what changes later is seen the next time.
+        let [first, second] = self.store.disk.stamp();
+        let stamps = [first, second, stamp_of(self.trust.path())];
+        if self.seen == Some(stamps) {
             return Ok(Vec::new());
         }
-        let state = self.store.state()?;
-        if self.seen.is_some() {
-            let trust = Trust::read(self.trust.path())?;
-            if trust != self.trust {
-                self.active.clear();
-                self.trust = trust;
-            }
+        let mut state = self.store.state()?;
+        if let Some(trust) = self.trust.renewed()? {
+            self.active.clear();
+            self.trust = trust;
         }
-        self.store.check_trust(&state, &self.trust.store()?)?;
+        let trust = self.trust.store()?;
+        self.store.check_trust(&state, &trust)?;
+        state.rise(&trust);
         let served = self.changed(&state, session);
-        self.seen = Some(stamp);
+        self.seen = Some(stamps);
         Ok(served)
     }
 
@@ -143,6 +146,9 @@ impl Follower {
             let mut notes = Vec::new();
             let (active, bundles) = self.started(task, &mut notes);
             let loaded = self.load(state, &task.task, bundles, session, &mut notes);
+            if loaded.is_none() {
+                session.withdraw(&task.task);
+            }
             self.active.insert(task.task.clone(), active);
             all.push(Served {
                 task: task.task.clone(),

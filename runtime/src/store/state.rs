@@ -282,9 +282,9 @@ pub struct State {
     pub namespace: Namespace,
     /// The greatest version of a trust store that was used.
     pub trust_version: u32,
-    /// The greatest `min-security` of those.
+    /// The `min-security` of that trust store.
     pub min_security: u32,
-    /// The latest `dated` of those, unix seconds: it is not earlier now.
+    /// The `dated` of that trust store, or of the last one that had any, unix seconds: it is not earlier now.
     pub time_floor: u64,
     /// The last index of the fleet that was accepted: no older one is.
     pub index: Option<IndexFloor>,

@@ -148,6 +148,8 @@ def fields(task, tensors):
     if "probes" in task:
         out[0x0001] = struct.pack("<H", len(task["probes"]))
         out[0x0001] += b"".join(struct.pack("<H", label) + ids(probe) for label, probe in task["probes"])
+    if "probe_labels" in task:
+        out[0x0007] = b"".join(struct.pack(f"<{1 + len(labels)}H", len(labels), *labels) for labels in task["probe_labels"])
     if "metrics" in task:
         out[0x0002] = b"".join(bytes([len(name)]) + name.encode() + struct.pack("<f", value)
                                for name, value in sorted(task["metrics"].items()))
@@ -215,6 +217,8 @@ def bundle(name, task):
         },
         "values_sha256": [one["values_sha256"] for one in tensors],
     }
+    if "probe_labels" in task:
+        report["probe_labels"] = task["probe_labels"]
     return file, report
 
 
@@ -275,6 +279,13 @@ def bundles():
         "head": "generation", "hidden": 0, "positions": 2,
         "tensors": [tensor("key-values", "f16", [2, 2, 2, 8, 8], 16), tensor("gate", "bf16", [2], 17)],
         "decode": {"most_tokens": 64, "stop_ids": [0, 2]}, "template": "Q: {text}\nA:", "probes": [(198, [1, 5])],
+    }
+    yield "embeddings-f32-stored-linear-several-labels", {
+        "task": "rooms", "form": embeddings(1, 4), "head": "linear", "hidden": 4, "positions": 2,
+        "tensors": [tensor("embeddings", "f32", [1, 4], 26), tensor("head-weight", "f32", [3, 4], 27)],
+        "labels": ["hall", "bath", "attic"], "pooling": "mean",
+        "answer": {"kind": "labels", "inputs": "one", "threshold": 0.5},
+        "probes": [(0, [101, 7, 102]), (1, [101, 9, 102])], "probe_labels": [[0, 2], [1]],
     }
     yield "signatures-of-three-keys", {
         "task": "acme.door", "form": embeddings(1, 4), "level": 1, "head": "linear", "hidden": 4, "positions": 1,

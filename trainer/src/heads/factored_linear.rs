@@ -1,6 +1,8 @@
 //! A linear head of low rank: `A (B h) + b`, few bytes where there are many labels.
 
-use super::{BIAS, Head, HeadSize, NOTHING, ONE_OR_MORE_LABELS, Reads, linear::against_rows};
+use super::{
+    BIAS, FACTORS, Head, HeadSize, NOTHING, ONE_OR_MORE_LABELS, Reads, linear::against_rows,
+};
 use crate::methods::Parameter;
 
 pub(super) const HEAD: Head = Head {
@@ -15,14 +17,14 @@ pub(super) const HEAD: Head = Head {
         ]
     },
     given: NOTHING,
-    subgraph: |builder, rows, parameters| {
+    subgraph: |builder, _, rows, parameters| {
         let inner = against_rows(builder, rows, &parameters[1]);
         let product = against_rows(builder, &inner, &parameters[0]);
         builder.apply("Add", &[&product, &parameters[2]], &[])
     },
     from_linear: Some(factor),
     random: &[1],
-    stored: &["preface.head.factor.0", "preface.head.factor.1", BIAS],
+    stored: &[FACTORS[0], FACTORS[1], BIAS],
 };
 
 /// Rounds of the power iteration: enough where the spectrum falls off at all.

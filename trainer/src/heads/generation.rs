@@ -9,7 +9,7 @@ pub(super) const HEAD: Head = Head {
     answers: &[AnswerKind::Text],
     parameters: |_| Vec::new(),
     given: NOTHING,
-    subgraph: |_, rows, _| rows.to_owned(),
+    subgraph: |_, _, rows, _| rows.to_owned(),
     from_linear: None,
     random: &[],
     stored: &[],

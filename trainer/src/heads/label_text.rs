@@ -19,7 +19,7 @@ pub(super) const HEAD: Head = Head {
     answers: ONE_OR_MORE_LABELS,
     parameters: |size| vec![Parameter::new("bias", &[size.classes])],
     given: |size| vec![("prototypes", vec![size.classes, size.width])],
-    subgraph: |builder, rows, names| {
+    subgraph: |builder, _, rows, names| {
         let (rows, prototypes) = (unit(builder, rows), unit(builder, &names[1]));
         let cosine = against_rows(builder, &rows, &prototypes);
         let scale = builder.scalar(data_type::FLOAT, SCALE);

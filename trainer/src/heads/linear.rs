@@ -30,7 +30,7 @@ fn parameters(size: HeadSize) -> Vec<Parameter> {
     ]
 }
 
-fn subgraph(builder: &mut Builder, rows: &str, parameters: &[String]) -> String {
+fn subgraph(builder: &mut Builder, _: HeadSize, rows: &str, parameters: &[String]) -> String {
     let product = against_rows(builder, rows, &parameters[0]);
     builder.apply("Add", &[&product, &parameters[1]], &[])
 }

@@ -15,7 +15,7 @@ pub(super) const HEAD: Head = Head {
             ("bias", vec![size.classes]),
         ]
     },
-    subgraph: |builder, rows, given| {
+    subgraph: |builder, _, rows, given| {
         let product = against_rows(builder, rows, &given[0]);
         builder.apply("Add", &[&product, &given[1]], &[])
     },

@@ -110,6 +110,7 @@ impl Assembly<'_> {
             first_layer,
             layers,
             gated,
+            ..
         } = self.sizes.form.clone()
         else {
             return Ok(());

@@ -21,8 +21,10 @@ use crate::{
 const PROBE_IDS: usize = 256;
 /// Examples that a bundle carries to prove itself on a device.
 const PROBES: usize = 4;
-/// The least probability of every tag and every token of an example that proves a bundle.
-const SURE: f32 = 0.9;
+/// The least probability of every label, tag and token of an example that proves a bundle: all others together have a
+/// third of it, so that it takes ln 3 in their logits to turn the answer, far more than rounding and numbers in fewer bits
+/// move them.
+const SURE: f32 = 0.75;
 
 impl Run<'_> {
     pub(super) fn outcome(
@@ -165,7 +167,8 @@ impl Run<'_> {
             let Some(probe) = self.probe(row, &tokens)? else {
                 continue;
             };
-            let takes = probe.ids.len() + probe.tags.len() + probe.text.len() / 4;
+            let takes =
+                probe.ids.len() + probe.tags.len() + probe.labels.len() / 2 + probe.text.len() / 4;
             let new = probes
                 .iter()
                 .all(|known| answer_of(known) != answer_of(&probe));
@@ -190,10 +193,18 @@ impl Run<'_> {
             label: 0,
             second,
             tags: Vec::new(),
+            labels: Vec::new(),
             text: String::new(),
         };
         match (&row.truth, self.task.wording.kind) {
             (Truth::Class(class), _) => probe.label = *class,
+            (Truth::Classes(classes), _) => {
+                // A bundle has no words for none of the labels.
+                let Some(first) = classes.first() else {
+                    return Ok(None);
+                };
+                (probe.label, probe.labels) = (*first, classes.clone());
+            }
             (Truth::Places(places), AnswerKind::Tags) if !places.is_empty() => {
                 let before = row.past.ids.len();
                 probe.tags = places.iter().map(|&(at, tag)| (before + at, tag)).collect();
@@ -246,7 +257,7 @@ impl Run<'_> {
 }
 
 /// What a probe answers: examples of different answers prove more.
-fn answer_of(probe: &Probe) -> (usize, Vec<usize>, &str) {
+fn answer_of(probe: &Probe) -> (usize, &[usize], Vec<usize>, &str) {
     let tags = probe.tags.iter().map(|&(_, label)| label).collect();
-    (probe.label, tags, &probe.text)
+    (probe.label, &probe.labels, tags, &probe.text)
 }

@@ -40,7 +40,7 @@ Methods:
   keys and values at --layers
     prefix-tuning (p-tuning-v2), prefix-tuning-mlp, gated-prefix-tuning, hidden-prompts
 Heads:
-  linear, factored-linear, label-text, verbaliser       one label or several
+  linear, factored-linear, tanh-linear, label-text, verbaliser      one label or several
   token-linear                                          tags
   generation                                            texts
 
