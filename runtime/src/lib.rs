@@ -31,6 +31,7 @@ mod task;
 #[cfg(all(test, feature = "compile"))]
 mod testing;
 mod text;
+mod tokenizer;
 mod trust_file;
 mod weights;
 

@@ -2,7 +2,7 @@
 
 use tokenizers::{EncodeInput, Encoding, InputSequence, Tokenizer};
 
-use crate::{Error, Image, generation::pieces::Pieces};
+use crate::{Error, Image, generation::pieces::Pieces, tokenizer};
 
 /// What happens to a text that does not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Encoder {
             action: "reading tokenizer.json",
             source,
         };
-        let mut tokenizer = Tokenizer::from_bytes(image.tokenizer()).map_err(failed)?;
+        let mut tokenizer = tokenizer::read(image.tokenizer()).map_err(failed)?;
         tokenizer
             .with_padding(None)
             .with_truncation(None)
