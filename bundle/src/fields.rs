@@ -622,6 +622,7 @@ pub struct Probes<'a> {
 impl<'a> Probes<'a> {
     /// `u16` count, then for each probe `u16` label, `u16` id count, `u32` ids.
     pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, Rule> {
+        const FILLED: Rule = "one or more probes fill the field";
         let mut cursor = Cursor::new(bytes);
         let probes = Self {
             count: cursor.u16().ok_or("the count is missing")?,
@@ -630,25 +631,26 @@ impl<'a> Probes<'a> {
         };
         let mut unread = probes.unread();
         for _ in 0..probes.count {
-            let probe = unread.probe().ok_or("the probes end early")?;
+            let probe = unread.probe().ok_or(FILLED)?;
             if probe.ids.is_empty() {
                 return Err("a probe has no token id");
             }
         }
         (probes.count > 0 && unread.probes.is_empty())
             .then_some(probes)
-            .ok_or("one or more probes fill the field")
+            .ok_or(FILLED)
     }
 
     /// The same probes with, for each, `u16` place of the second text, `u16` number of tags, for each of those `u16`
     /// place and `u16` label, then `u16` length and UTF-8 of the text.
     pub(crate) fn answered(self, answers: &'a [u8]) -> Result<Self, Rule> {
+        const FILLED: Rule = "an answer for each probe fills the field";
         let answered = Self { answers, ..self };
         let mut unread = answered.unread();
         for _ in 0..self.count {
             let early = unread.answers.is_empty();
             let probe = unread.probe().filter(|_| !early);
-            let probe = probe.ok_or("the answers of probes end early")?;
+            let probe = probe.ok_or(FILLED)?;
             if !probe.is_sound() {
                 return Err("the answer of a probe has a place that is none of its ids");
             }
@@ -658,7 +660,7 @@ impl<'a> Probes<'a> {
         }
         (self.count > 0 && unread.answers.is_empty())
             .then_some(answered)
-            .ok_or("an answer for each probe fills the field")
+            .ok_or(FILLED)
     }
 
     /// The same probes with, for each, `u16` number of labels and those, `u16` each: the probe's own first.
@@ -674,7 +676,7 @@ impl<'a> Probes<'a> {
         }
         (sound && unread.sets.is_empty())
             .then_some(labelled)
-            .ok_or("labels of each probe, ascending from its own on, fill the field")
+            .ok_or("labels of each probe, from its own on, fill the field")
     }
 
     /// The probes in order.

@@ -286,7 +286,7 @@ impl<'a> Manifest<'a> {
                         && probe.labels().all(|label| label < classes)
                         && (!several || self.answer.kind == AnswerKind::Labels)
                 }),
-                "probes of its own labels, of several where it answers several",
+                "probes of its own labels",
             ),
         ];
         let broken = rules.into_iter().find(|(holds, _)| !holds);
