@@ -622,31 +622,35 @@ pub struct Probes<'a> {
 impl<'a> Probes<'a> {
     /// `u16` count, then for each probe `u16` label, `u16` id count, `u32` ids.
     pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, Rule> {
+        const FILLED: Rule = "one or more probes fill the field";
         let mut cursor = Cursor::new(bytes);
-        let count = cursor.u16().ok_or("the count is missing")?;
         let probes = Self {
-            count,
+            count: cursor.u16().ok_or("the count is missing")?,
             bytes: cursor.rest(),
-            answers: &[],
-            sets: &[],
+            ..Self::default()
         };
-        for _ in 0..count {
-            let probe = probe(&mut cursor).ok_or("the probes end early")?;
+        let mut unread = probes.unread();
+        for _ in 0..probes.count {
+            let probe = unread.probe().ok_or(FILLED)?;
             if probe.ids.is_empty() {
                 return Err("a probe has no token id");
             }
         }
-        (count > 0 && cursor.is_empty())
+        (probes.count > 0 && unread.probes.is_empty())
             .then_some(probes)
-            .ok_or("one or more probes fill the field")
+            .ok_or(FILLED)
     }
 
     /// The same probes with, for each, `u16` place of the second text, `u16` number of tags, for each of those `u16`
     /// place and `u16` label, then `u16` length and UTF-8 of the text.
     pub(crate) fn answered(self, answers: &'a [u8]) -> Result<Self, Rule> {
-        let mut cursor = Cursor::new(answers);
-        for probe in self.iter() {
-            let probe = answer(&mut cursor, probe).ok_or("the answers of probes end early")?;
+        const FILLED: Rule = "an answer for each probe fills the field";
+        let answered = Self { answers, ..self };
+        let mut unread = answered.unread();
+        for _ in 0..self.count {
+            let early = unread.answers.is_empty();
+            let probe = unread.probe().filter(|_| !early);
+            let probe = probe.ok_or(FILLED)?;
             if !probe.is_sound() {
                 return Err("the answer of a probe has a place that is none of its ids");
             }
@@ -654,78 +658,74 @@ impl<'a> Probes<'a> {
                 return Err("the text of a probe has control characters");
             }
         }
-        (self.count > 0 && cursor.is_empty())
-            .then_some(Self { answers, ..self })
-            .ok_or("an answer for each probe fills the field")
+        (self.count > 0 && unread.answers.is_empty())
+            .then_some(answered)
+            .ok_or(FILLED)
     }
 
     /// The same probes with, for each, `u16` number of labels and those, `u16` each: the probe's own first.
     pub(crate) fn labelled(self, sets: &'a [u8]) -> Result<Self, Rule> {
-        let mut cursor = Cursor::new(sets);
-        for probe in self.iter() {
-            let probe = set(&mut cursor, probe).ok_or("the labels of probes end early")?;
-            if probe.labels().next() != Some(probe.label)
-                || !probe.labels().is_sorted_by(|a, b| a < b)
-            {
-                return Err("the labels of a probe do not ascend from its own");
-            }
+        let labelled = Self { sets, ..self };
+        let mut unread = labelled.unread();
+        let mut sound = self.count > 0;
+        for _ in 0..self.count {
+            sound &= unread.probe().is_some_and(|probe| {
+                let first = probe.labels().next() == Some(probe.label);
+                first && probe.labels().is_sorted_by(|a, b| a < b)
+            });
         }
-        (self.count > 0 && cursor.is_empty())
-            .then_some(Self { sets, ..self })
-            .ok_or("labels for each probe fill the field")
+        (sound && unread.sets.is_empty())
+            .then_some(labelled)
+            .ok_or("labels of each probe, from its own on, fill the field")
     }
 
     /// The probes in order.
     pub fn iter(&self) -> impl Iterator<Item = Probe<'a>> + use<'a> {
-        let mut cursor = Cursor::new(self.bytes);
-        let mut answers = Cursor::new(self.answers);
-        let mut sets = Cursor::new(self.sets);
-        let next = move || {
-            let probe = probe(&mut cursor)?;
-            let probe = match answers.is_empty() {
-                true => probe,
-                false => answer(&mut answers, probe)?,
-            };
-            match sets.is_empty() {
-                true => Some(probe),
-                false => set(&mut sets, probe),
-            }
-        };
-        iter::from_fn(next).take(usize::from(self.count))
+        let mut unread = self.unread();
+        iter::from_fn(move || unread.probe()).take(usize::from(self.count))
+    }
+
+    fn unread(&self) -> Unread<'a> {
+        Unread {
+            probes: Cursor::new(self.bytes),
+            answers: Cursor::new(self.answers),
+            sets: Cursor::new(self.sets),
+        }
     }
 }
 
-fn probe<'a>(cursor: &mut Cursor<'a>) -> Option<Probe<'a>> {
-    Some(Probe {
-        label: cursor.u16()?,
-        ids: counted_ids(cursor)?,
-        second: 0,
-        tags: &[],
-        labels: &[],
-        text: "",
-    })
+/// What of the fields of probes was not read yet.
+struct Unread<'a> {
+    probes: Cursor<'a>,
+    answers: Cursor<'a>,
+    sets: Cursor<'a>,
 }
 
-/// A probe with its answer.
-fn answer<'a>(cursor: &mut Cursor<'a>, probe: Probe<'a>) -> Option<Probe<'a>> {
-    let second = cursor.u16()?;
-    let tags = counted_ids(cursor)?;
-    let length = cursor.u16()?;
-    Some(Probe {
-        second,
-        tags,
-        text: cursor.str(length.into())?,
-        ..probe
-    })
-}
-
-/// A probe with all its labels.
-fn set<'a>(cursor: &mut Cursor<'a>, probe: Probe<'a>) -> Option<Probe<'a>> {
-    let count = cursor.u16()?;
-    Some(Probe {
-        labels: cursor.u16s(count.into())?,
-        ..probe
-    })
+impl<'a> Unread<'a> {
+    /// The next probe, with what there is of its answer.
+    // One copy of it: the reader's flash is counted.
+    #[inline(never)]
+    fn probe(&mut self) -> Option<Probe<'a>> {
+        let mut probe = Probe {
+            label: self.probes.u16()?,
+            ids: counted_ids(&mut self.probes)?,
+            second: 0,
+            tags: &[],
+            labels: &[],
+            text: "",
+        };
+        if !self.answers.is_empty() {
+            probe.second = self.answers.u16()?;
+            probe.tags = counted_ids(&mut self.answers)?;
+            let length = self.answers.u16()?;
+            probe.text = self.answers.str(length.into())?;
+        }
+        if !self.sets.is_empty() {
+            let count = self.sets.u16()?;
+            probe.labels = self.sets.u16s(count.into())?;
+        }
+        Some(probe)
+    }
 }
 
 /// Names and numbers that the trainer measured.

@@ -280,16 +280,13 @@ impl<'a> Manifest<'a> {
             ),
             (
                 probes.all(|probe| {
+                    let several = probe.labels().len() > 0;
                     (generates || probe.label < classes)
                         && probe.tags().all(|(_, label)| label < classes)
                         && probe.labels().all(|label| label < classes)
+                        && (!several || self.answer.kind == AnswerKind::Labels)
                 }),
                 "probes of its own labels",
-            ),
-            (
-                self.answer.kind == AnswerKind::Labels
-                    || self.probes.iter().all(|probe| probe.labels().len() == 0),
-                "an answer of labels where a probe has several",
             ),
         ];
         let broken = rules.into_iter().find(|(holds, _)| !holds);

@@ -33,6 +33,9 @@ fn fields(bundle: &VerifiedBundle<'_>) {
         probe.ids().for_each(|id| {
             black_box((probe.label, probe.text, id));
         });
+        probe.labels().for_each(|label| {
+            black_box(label);
+        });
         probe.tags().for_each(|tag| {
             black_box(tag);
         });
