@@ -41,7 +41,7 @@ mkdir -p "$state" "$prefix/bin" "$prefix/lib"
 # --- packages of the host ---
 
 host_packages=(
-  gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user patchelf gcc libc6-dev ca-certificates
+  gcc-aarch64-linux-gnu libc6-dev-arm64-cross lld-19 qemu-user patchelf gcc libc6-dev ca-certificates
   # shared libraries of rustc and cargo
   libcurl4 libedit2 libffi8 libgssapi-krb5-2 libpcre2-8-0 libsqlite3-0 libssh2-1 libssl3 libstdc++6
   libxml2 libz3-4 libzstd1 zlib1g
@@ -142,6 +142,9 @@ install_source() {
   touch "$state/source"
 }
 
+# The compiler looks for this linker under the name of its target.
+link_linker() { ln -sfn "$(command -v ld.lld-19)" "$prefix/bin/aarch64-linux-gnu-ld.lld"; }
+
 # --- boards and the emulator ---
 
 install_emulator() {
@@ -182,6 +185,7 @@ END
 install_host_packages
 install_toolchain
 [ $bare = no ] || install_source
+link_linker
 install_emulator
 write_env
 smoke_test

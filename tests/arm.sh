@@ -6,8 +6,9 @@
 # Cross-builds the program, checks that it needs no newer glibc than the boards in targets/boards have, and then, as
 # each board in BOARDS (default "rpi3 rpi4") under qemu: compiles the base image for that CPU, verifies the bundle of
 # every task in demo/tasks, refuses altered copies with the right exit code, and compares the labels of a dozen test
-# sentences of each task with those of the x86-64 program. The bundles are those of out/demo, which is made first where
-# it is missing. Leaves its files in out/arm.
+# sentences of each task with those of the x86-64 program. The smallest program for boards is built too, stays below its
+# size, and answers the same. The bundles are those of out/demo, which is made first where it is missing. Leaves its
+# files in out/arm.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,6 +19,7 @@ boards=${BOARDS:-rpi3 rpi4}
 triple=aarch64-unknown-linux-gnu
 out=out/arm
 sentences_per_task=12
+most_device_bytes=5000000
 tasks=()
 for folder in demo/tasks/*/; do tasks+=("$(basename "$folder")"); done
 
@@ -51,6 +53,18 @@ build_arm() (
   say "stripped: $(stat -c %s "$out/preface") bytes"
 )
 
+build_device() (
+  local bytes
+  say "building the smallest program for boards"
+  . "$prefix/env"
+  cargo --config targets/cargo-aarch64.toml --config targets/cargo-device.toml build --profile device --target "$triple" \
+    --target-dir target/arm -p preface --no-default-features --features device
+  cp "target/arm/$triple/device/preface" "$out/preface-device"
+  bytes=$(stat -c %s "$out/preface-device")
+  say "the smallest: $bytes bytes"
+  [ "$bytes" -le "$most_device_bytes" ] || fail "the smallest program takes $bytes bytes, at most $most_device_bytes are allowed"
+)
+
 # The C program with the shared library beside it, and with the static one in it.
 build_c() {
   say "building tests/c/answer.c for $triple"
@@ -61,10 +75,10 @@ build_c() {
   "${compile[@]}" "$libraries/libpreface.a" -lpthread -ldl -lm -lgcc_s -Wl,-z,noexecstack -o "$out/answer-static"
 }
 
-# The newest glibc symbol version that the program needs is in the oldest glibc of the boards.
+# The newest glibc symbol version that the programs need is in the oldest glibc of the boards.
 check_glibc() {
   local needed allowed
-  needed=$(aarch64-linux-gnu-objdump -T "$out/preface" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//' | sort -uV | tail -n 1)
+  needed=$(aarch64-linux-gnu-objdump -T "$out/preface" "$out/preface-device" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//' | sort -uV | tail -n 1)
   allowed=$(sed -n 's/^glibc_max = "\(.*\)"/\1/p' targets/boards/*.toml | sort -V | head -n 1)
   [ -n "$needed" ] && [ -n "$allowed" ] || fail "no glibc version in the program or in the board profiles"
   [ "$(printf '%s\n' "$needed" "$allowed" | sort -V | tail -n 1)" = "$allowed" ] ||
@@ -126,12 +140,14 @@ END
 labels() { python3 -c 'import json, sys; [print(json.loads(line)["label"]) for line in sys.stdin]'; }
 
 check_labels() { # BOARD BUNDLE TASK
-  local arguments=(run --json --bundle "$2" --trust out/demo/trust)
+  local arguments=(run --json --bundle "$2" --trust out/demo/trust) program
   sentences "$3" >"$out/$3.txt"
   "$native" "${arguments[@]}" --base out/demo/base.base <"$out/$3.txt" | labels >"$out/$3.x86-64.labels"
-  on "$1" "${arguments[@]}" --base "$out/$1.base" <"$out/$3.txt" | labels >"$out/$3.$1.labels"
-  [ "$(wc -l <"$out/$3.$1.labels")" = "$sentences_per_task" ] || fail "$1: $3 did not answer every sentence"
-  diff -u "$out/$3.x86-64.labels" "$out/$3.$1.labels" || fail "$1: $3 answers otherwise than on x86-64"
+  for program in preface preface-device; do
+    emulate "$1" "$out/$program" "${arguments[@]}" --base "$out/$1.base" <"$out/$3.txt" | labels >"$out/$3.$1.labels"
+    [ "$(wc -l <"$out/$3.$1.labels")" = "$sentences_per_task" ] || fail "$1: $3 did not answer every sentence"
+    diff -u "$out/$3.x86-64.labels" "$out/$3.$1.labels" || fail "$1: $3 answers otherwise than on x86-64"
+  done
 }
 
 # Emulation starts no second process of the program, so `bench` leaves the cold start out.
@@ -163,6 +179,7 @@ check_c() { # BOARD
 build_native
 make_demo
 build_arm
+build_device
 build_c
 check_glibc
 for board in $boards; do
