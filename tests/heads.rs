@@ -18,7 +18,7 @@ use preface_trainer::{
     options::{Candidate, ClassWeights, HeadStart, Options},
     progress::Silent,
     step::{Extent, Purpose, Step},
-    task::Task,
+    task::{Task, refuse_unmeasurable},
     tokens::Tokens,
     training::{self, Outcome},
 };
@@ -471,11 +471,35 @@ fn what_does_not_fit_is_named() {
             },
             "words for the labels are for the verbaliser",
         ),
+        (
+            Options {
+                clip: 0.0,
+                ..options()
+            },
+            "the clip is above 0",
+        ),
+        (
+            Options {
+                warm_up: 1.5,
+                ..options()
+            },
+            "the warm-up is a part of the steps",
+        ),
     ];
     for (options, part) in cases {
         let error = refusal(&scene.base, &data, &options);
         assert!(error.contains(part), "{error}");
+        let before = refuse_unmeasurable(&scene.base, &data.0, &data.1, &options).unwrap_err();
+        assert_eq!(before.to_string(), error);
     }
+    let tagged = json!({"tokens": ["w5", "w6"], "tags": ["O", "B-a"]});
+    let tagged = scene.pair(vec![tagged.clone()], vec![tagged]);
+    let template = Options {
+        template: "w7 {text}".into(),
+        ..options()
+    };
+    let error = refusal(&scene.base, &tagged, &template);
+    assert!(error.contains("leave --template"), "{error}");
 }
 
 #[test]

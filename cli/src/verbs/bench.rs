@@ -1,24 +1,29 @@
 //! `preface bench`: what running tasks on a base image costs here.
 
+mod other;
+mod report;
+
 use std::{
     fs,
     hint::black_box,
-    io::{BufRead, BufReader, Read, stdin},
+    io::{Read, stdin},
     mem,
     path::PathBuf,
-    process::{Child, Command, ExitCode, Stdio},
+    process::ExitCode,
     time::Instant,
 };
 
 use anyhow::{Context, ensure};
 use preface_bundle::Inputs;
 use preface_runtime::{
-    Encoded, Error, Part, Request, Sampling, Session, TaskHandle, TokenizerUse, Trust, Weights,
-    unix_now,
+    Encoded, Error, Part, Request, Sampling, Session, TaskHandle, TokenizerUse, Trust, unix_now,
 };
 use rustix::time::{ClockId, clock_gettime};
-use serde::Serialize;
 
+use self::{
+    other::{Other, READY},
+    report::{Report, percentiles, say},
+};
 use crate::{
     allocations,
     memory::Memory,
@@ -26,8 +31,6 @@ use crate::{
     tasks::{Files, Tasks, Text, count},
 };
 
-/// What a child says once it has answered.
-const READY: &str = "ready";
 /// Processes started to take the median cold start of.
 const COLD_STARTS: usize = 5;
 const WARM_UPS: usize = 3;
@@ -72,36 +75,6 @@ pub struct Arguments {
     /// Answer once, say so, and wait until standard input closes.
     #[arg(long, hide = true)]
     hold: bool,
-}
-
-#[derive(Serialize)]
-struct Percentiles {
-    p50: f64,
-    p95: f64,
-}
-
-#[derive(Serialize)]
-struct Report {
-    engine: String,
-    weights: Weights,
-    tokens: f64,
-    latency_ms: Percentiles,
-    cpu_ms: Percentiles,
-    text_latency_ms: Option<Percentiles>,
-    tokens_per_second: f64,
-    cpu_ms_per_token: Option<f64>,
-    allocations_per_run: f64,
-    allocations_per_text: Option<f64>,
-    cold_start_ms: Option<f64>,
-    load_us: f64,
-    swap_us: f64,
-    arena_bytes: usize,
-    ceiling_bytes: Option<usize>,
-    private_bytes: u64,
-    shared_bytes: u64,
-    processes: usize,
-    image_bytes: usize,
-    image: Memory,
 }
 
 /// Measures everything and prints it.
@@ -185,71 +158,6 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     say(&report, output);
     output.json(&report)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn say(report: &Report, output: &Output) {
-    let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    let Report {
-        latency_ms,
-        cpu_ms,
-        text_latency_ms,
-        image,
-        ..
-    } = report;
-    output.say(format_args!(
-        "engine            {}, weights in {}",
-        report.engine, report.weights
-    ));
-    output.say(format_args!(
-        "latency           p50 {:.2} ms, p95 {:.2} ms at {:.0} tokens",
-        latency_ms.p50, latency_ms.p95, report.tokens
-    ));
-    output.say(format_args!(
-        "  processor time  p50 {:.2} ms, p95 {:.2} ms, of all threads",
-        cpu_ms.p50, cpu_ms.p95
-    ));
-    if let Some(latency_ms) = text_latency_ms {
-        output.say(format_args!(
-            "  from text       p50 {:.2} ms, p95 {:.2} ms",
-            latency_ms.p50, latency_ms.p95
-        ));
-    }
-    output.say(format_args!(
-        "tokens per second {:.0}",
-        report.tokens_per_second
-    ));
-    if let Some(cpu_ms) = report.cpu_ms_per_token {
-        output.say(format_args!(
-            "  processor time  {cpu_ms:.2} ms a generated token, of all threads"
-        ));
-    }
-    let per_text = report.allocations_per_text;
-    output.say(format_args!(
-        "allocations       {:.0} a run{}",
-        report.allocations_per_run,
-        per_text.map_or_else(String::new, |calls| format!(", {calls:.0} a text"))
-    ));
-    output.say(format_args!(
-        "memory            {:.1} MiB private, {:.1} MiB shared, with {} processes",
-        mebibytes(report.private_bytes),
-        mebibytes(report.shared_bytes),
-        report.processes
-    ));
-    output.say(format_args!(
-        "  the image       {:.1} MiB resident, {:.1} MiB shared, {:.1} MiB written",
-        mebibytes(image.resident_bytes),
-        mebibytes(image.shared_bytes),
-        mebibytes(image.private_dirty_bytes)
-    ));
-    output.say(format_args!(
-        "arena             {:.1} MiB",
-        mebibytes(report.arena_bytes as u64)
-    ));
-    if let Some(time_ms) = report.cold_start_ms {
-        output.say(format_args!("cold start        {time_ms:.1} ms"));
-    }
-    output.say(format_args!("load a bundle     {:.0} us", report.load_us));
-    output.say(format_args!("swap              {:.3} us", report.swap_us));
 }
 
 impl Arguments {
@@ -496,63 +404,5 @@ impl Bench {
             .read_to_end(&mut Vec::new())
             .context("cannot wait for the parent")?;
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Another process of this program with the same arguments, which has answered once.
-struct Other(Child);
-
-impl Other {
-    fn start() -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program")?;
-        let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).arg("--hold");
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().context("cannot start another process")?;
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.as_mut() {
-            BufReader::new(stdout)
-                .read_line(&mut line)
-                .context("cannot hear the other process")?;
-        }
-        ensure!(line.trim() == READY, "the other process could not answer");
-        Ok(Self(child))
-    }
-
-    fn end(mut self) -> anyhow::Result<()> {
-        drop(self.0.stdin.take());
-        self.0.wait().context("cannot wait for the other process")?;
-        Ok(())
-    }
-}
-
-/// The nearest-rank percentiles of `times`, of which there is at least one.
-fn percentiles(mut times: Vec<f64>) -> Percentiles {
-    times.sort_by(f64::total_cmp);
-    let at =
-        |part: f64| times[((times.len() as f64 * part).ceil() as usize).clamp(1, times.len()) - 1];
-    Percentiles {
-        p50: at(0.5),
-        p95: at(0.95),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn percentiles_are_measured_values() {
-        let table = [
-            (1, 1.0, 1.0),
-            (2, 1.0, 2.0),
-            (20, 10.0, 19.0),
-            (100, 50.0, 95.0),
-        ];
-        for (count, p50, p95) in table {
-            let times = (1..=count).rev().map(f64::from).collect();
-            let found = percentiles(times);
-            assert_eq!((found.p50, found.p95), (p50, p95), "{count}");
-        }
     }
 }

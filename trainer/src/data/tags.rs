@@ -71,7 +71,7 @@ mod tests {
             line,
         };
         let bio = example(1, &["O", "B-a", "I-a"]);
-        assert_eq!(refuse_mixed(&[bio.clone()]), Ok(()));
+        assert_eq!(refuse_mixed(std::slice::from_ref(&bio)), Ok(()));
         assert_eq!(refuse_mixed(&[example(1, &["NOUN", "X-a", "O"])]), Ok(()));
         for name in ["a", "B-", "b-a", "E-a", "B"] {
             let (line, reason) = refuse_mixed(&[bio.clone(), example(2, &[name])]).unwrap_err();

@@ -398,3 +398,40 @@ pub fn spelled(target: &Target) -> String {
         Target::Text(text) => text.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Arguments,
+    }
+
+    #[test]
+    fn options_without_use_are_refused() {
+        let table: [(&str, Option<&str>); 6] = [
+            ("--layers top:2", Some("--method prefix-tuning")),
+            ("--layers top:2 --method p-tuning-v2", None),
+            ("--layers top:2 --budget 8KiB", None),
+            ("--head-rank 4", Some("--head factored-linear")),
+            ("--head-rank 4 --head factored-linear", None),
+            ("--head-rank 4 --budget 8KiB", None),
+        ];
+        for (options, expected) in table {
+            let line = format!("x --base b --train t --dev d -o o {options}");
+            let line = Line::parse_from(line.split(' '));
+            let found = line
+                .arguments
+                .refuse_idle()
+                .map_err(|error| error.to_string());
+            match expected {
+                None => assert_eq!(found, Ok(()), "{options}"),
+                Some(part) => assert!(found.unwrap_err().contains(part), "{options}"),
+            }
+        }
+    }
+}
