@@ -197,6 +197,33 @@ fn models_written_by_hand_give_the_same_scores_on_both_engines() {
 }
 
 #[test]
+fn texts_that_would_be_rounded_together_are_evaluated_as_alone() {
+    let models = fused::models();
+    let mut models = models.iter();
+    let (_, model) = models
+        .find(|(name, _)| *name == "products of integers")
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fused::write(model, folder.path());
+    let base = Base::open(folder.path()).unwrap();
+    let adapter = &linear(&base)[0];
+    let tokens = Tokens::read(&base.tokenizer).unwrap();
+    let rows = texts("").iter().flat_map(|text| {
+        let data = dataset(&adapter.card, text);
+        let (card, described) = (&adapter.card, &base.description);
+        let encoded = encode(card, described, &tokens, &data, Overlength::Refuse, None);
+        encoded.unwrap().rows
+    });
+    let rows: Vec<_> = rows.collect();
+    let scores = |rows| {
+        let found = evaluate(adapter, &base, library(), rows, 1, |_| ()).unwrap();
+        found.iter().map(|found| found.score).collect::<Vec<_>>()
+    };
+    let alone: Vec<f32> = rows.chunks(1).flat_map(scores).collect();
+    assert_eq!(scores(&rows[..]), alone);
+}
+
+#[test]
 fn every_export_with_logits_gives_the_same_words() {
     let Some(exports) = exports() else {
         return skip("the exports of ../shared");

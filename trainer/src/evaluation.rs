@@ -101,8 +101,9 @@ impl<'a> Evaluator<'a> {
         };
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|&index| rows[index].length());
+        let at_once = if rounds_together(self.base) { 1 } else { ROWS };
         let mut predictions = vec![None; rows.len()];
-        for (done, chunk) in order.chunks(ROWS).enumerate() {
+        for (done, chunk) in order.chunks(at_once).enumerate() {
             let batch: Vec<&Encoded> = chunk.iter().map(|&index| &rows[index]).collect();
             let arrays = Batch::of(std::slice::from_ref(&batch), layout, &self.step);
             let outputs = self.session.run(&arrays.with(&named))?;
@@ -110,10 +111,17 @@ impl<'a> Evaluator<'a> {
             for (answer, &index) in answers.into_iter().zip(chunk) {
                 predictions[index] = Some(answer);
             }
-            after(done * ROWS + chunk.len());
+            after(done * at_once + chunk.len());
         }
         Ok(predictions.into_iter().flatten().collect())
     }
+}
+
+/// Whether activations are rounded by the range of a whole batch, so that a text has other answers beside others than
+/// alone, as it stands on a device.
+fn rounds_together(base: &Base) -> bool {
+    let mut nodes = base.model.graph.iter().flat_map(|graph| &graph.node);
+    nodes.any(|node| node.op_type() == "DynamicQuantizeLinear")
 }
 
 /// One answer for each row, from the arrays of [`Purpose::Answers`].
