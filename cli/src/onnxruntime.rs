@@ -9,6 +9,8 @@ use std::{
 
 use preface_trainer::engine::{Device, Library};
 
+use crate::tasks::count;
+
 /// Variable that names the library.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
 /// What the system's loader is asked for when nothing names the library.
@@ -23,7 +25,7 @@ pub struct OnnxRuntime {
     #[arg(long, value_name = "FILE")]
     onnxruntime: Option<PathBuf>,
     /// Threads of ONNX Runtime; without it, one for each processor.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count(1024))]
     threads: Option<usize>,
     /// Where graphs run: cpu, cuda, cuda:N, or auto, which takes the CPU where CUDA cannot start. CUDA wants the PyPI
     /// package onnxruntime-gpu; how fast it is was not measured.

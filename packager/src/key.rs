@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::Read,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
@@ -103,8 +103,12 @@ impl SecretKey {
         let text = Zeroizing::new(format!("{FIRST_LINE}\n{}\n", *line));
         write_file(&files.secret, text.as_bytes(), Access::OwnerOnly)?;
         let line = format!("key {} name={name}\n", self.public());
-        write_file(&files.public, line.as_bytes(), Access::Everyone)?;
-        Ok(files)
+        let written = write_file(&files.public, line.as_bytes(), Access::Everyone);
+        if written.is_err() {
+            // A key whose public half nobody has signs nothing, and keeps its name from the next try.
+            let _ = fs::remove_file(&files.secret);
+        }
+        written.map(|()| files)
     }
 
     /// Reads a key file that has no passphrase; see [`KeyFile::read`].
@@ -138,7 +142,15 @@ impl KeyFile {
     /// # Errors
     /// [`Error::Read`], [`Error::KeyPermissions`], [`Error::KeyOwner`], [`Error::KeyFile`].
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = read_private(path)?;
+        let text = read_private(path).map_err(|error| match error {
+            Error::KeyPermissions { path, .. } if path.extension() == Some("pub".as_ref()) => {
+                Error::KeyFile {
+                    path,
+                    problem: "it is named as a public key; the one that signs is NAME.key",
+                }
+            }
+            error => error,
+        })?;
         let mut lines = text.lines();
         if lines.next() != Some(FIRST_LINE) {
             return Err(Error::KeyFile {
@@ -247,13 +259,23 @@ impl fmt::Debug for SecretKey {
 #[cfg(test)]
 mod tests {
     use std::{
-        fs::{self, Permissions},
+        fs::Permissions,
         os::unix::fs::{PermissionsExt, symlink},
     };
 
     use preface_bundle::TrustedKey;
 
     use super::*;
+
+    #[test]
+    fn a_public_key_does_not_pass_for_one_with_lax_permissions() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = SecretKey::generate().expect("random bytes");
+        let files = key.save(folder.path(), "release", Protection::ModeOnly);
+        let error = SecretKey::open(&files.expect("written").public).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains("NAME.key"), "{message}");
+    }
 
     #[test]
     fn a_saved_key_is_the_same_key() {
