@@ -3,6 +3,8 @@
 //! They are not understood but computed, at a few sizes, and compared: what a table of rows, or a band of visible
 //! tokens, explains at all of them is stored as that.
 
+mod compute;
+
 use std::{
     collections::{HashMap, HashSet},
     panic::catch_unwind,
@@ -13,16 +15,14 @@ use preface_graph::{
     attention::{Direction, Layout as JointLayout},
     facts::Facts,
     inputs::Size,
-    onnx::{
-        AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type,
-    },
+    onnx::{GraphProto, ModelProto, ValueInfoProto},
     wiring::Wiring,
 };
-use prost::Message;
-use tract_onnx::prelude::{Framework, InferenceModelExt, tract_itertools::Itertools, *};
+use tract_onnx::prelude::{tract_itertools::Itertools, *};
 
 use super::Refused;
 use crate::engine::executor::program::Mask;
+use compute::{computed, in_floats, scalars, tensor};
 
 /// Rows of tables of positions where the base has no fewer positions.
 const MOST_ROWS: usize = 2048;
@@ -433,75 +433,6 @@ pub(super) fn shapes(
         }
     }
     shapes
-}
-
-fn tensor(name: &str, data_type: i32, dims: &[i64], numbers: &[f64]) -> TensorProto {
-    let bytes = numbers.iter().flat_map(|&number| match data_type {
-        data_type::BOOL => vec![u8::from(number != 0.0)],
-        data_type::INT32 => (number as i32).to_le_bytes().to_vec(),
-        data_type::INT64 => (number as i64).to_le_bytes().to_vec(),
-        data_type::DOUBLE => number.to_le_bytes().to_vec(),
-        _ => (number as f32).to_le_bytes().to_vec(),
-    });
-    TensorProto::of_raw(name, data_type, dims, bytes.collect())
-}
-
-/// Gives a Range scalars where it reads lists of one number: tract takes only those.
-fn scalars(node: &mut NodeProto, part: &mut GraphProto) {
-    for input in &mut node.input {
-        let list = part.initializer(input).cloned();
-        if let Some(mut scalar) = list.filter(|list| list.dims == [1]) {
-            input.push_str(".scalar");
-            scalar.name = Some(input.clone());
-            scalar.dims.clear();
-            if part.initializer(input).is_none() {
-                part.initializer.push(scalar);
-            }
-        }
-    }
-}
-
-/// A CumSum that adds floats, between casts from and to `data_type`: of integers tract adds only symbols.
-fn in_floats(mut sums: NodeProto, data_type: i32) -> [NodeProto; 3] {
-    let cast = |input: &str, output: &str, to: i32| NodeProto {
-        op_type: Some("Cast".into()),
-        input: vec![input.to_owned()],
-        output: vec![output.to_owned()],
-        attribute: vec![AttributeProto {
-            name: Some("to".into()),
-            r#type: Some(INT_ATTRIBUTE),
-            i: Some(to.into()),
-            ..AttributeProto::default()
-        }],
-        ..NodeProto::default()
-    };
-    let [from, to] = [&sums.input[0], &sums.output[0]].map(|name| format!("{name}.floats"));
-    let before = cast(&sums.input[0], &from, data_type::FLOAT);
-    let after = cast(&to, &sums.output[0], data_type);
-    sums.input[0] = from;
-    sums.output[0] = to;
-    [before, sums, after]
-}
-
-/// `AttributeProto.AttributeType.INT`.
-const INT_ATTRIBUTE: i32 = 2;
-
-/// Runs a graph without inputs.
-fn computed(model: &ModelProto) -> TractResult<Numbers> {
-    let mut model = model.clone();
-    crate::engine::lower::spell_out_zeros(model.graph.get_or_insert_default());
-    let bytes = model.encode_to_vec();
-    let onnx = tract_onnx::onnx().proto_model_for_read(&mut &*bytes)?;
-    let plan = tract_onnx::onnx()
-        .model_for_proto_model(&onnx)?
-        .into_typed()?
-        .into_runnable()?;
-    let outputs = plan.run(tvec!())?;
-    let output = outputs[0].cast_to::<f32>()?;
-    Ok(Numbers {
-        shape: output.shape().to_vec(),
-        values: output.try_as_plain_ram()?.as_slice::<f32>()?.to_vec(),
-    })
 }
 
 /// The numbers at each place of `axis`, the others in their order.
