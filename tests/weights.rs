@@ -119,12 +119,7 @@ fn an_image_says_how_its_weights_are_stored_and_becomes_smaller() {
             (&inspected["weights"], &inspected["engine"]),
             (&json!(weights), &json!("executor"))
         );
-        done(&preface(&[
-            "verify",
-            &scene.at("x.base"),
-            "--trust",
-            &scene.at("trust"),
-        ]));
+        done(&preface(&["verify", &scene.at("x.base")]));
         sizes.push(compiled["bytes"].as_u64().unwrap() as f64);
     }
     for (bytes, most) in sizes.iter().zip([1.0, 0.52, 0.28, 0.28, 0.23]) {
