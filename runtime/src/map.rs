@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use memmap2::{Mmap, MmapMut, MmapOptions};
+use memmap2::Mmap;
 
 use crate::{Error, Image};
 
@@ -30,42 +30,22 @@ pub(crate) fn floats(bytes: &[u8]) -> &[f32] {
     unsafe { bytes.align_to::<f32>() }.1
 }
 
-/// Numbers in pages of their own. The system hands all of them out at once, which takes less time than one by one as they
-/// are touched.
-#[derive(Debug)]
-pub(crate) struct Pages(MmapMut);
-
-impl Pages {
-    /// `count` zeros.
-    ///
-    /// # Errors
-    /// [`Error::Memory`].
-    pub fn zeroed(count: usize) -> Result<Self, Error> {
-        let bytes = count.saturating_mul(size_of::<f32>());
-        let pages = MmapOptions::new().len(bytes.max(1)).populate().map_anon();
-        pages.map(Self).map_err(|_| Error::Memory { bytes })
-    }
-
-    /// The numbers, and zeros behind them.
-    pub fn numbers(&mut self) -> &mut [f32] {
-        // SAFETY: any four bytes are a 32-bit float.
-        unsafe { self.0.align_to_mut::<f32>() }.1
-    }
-}
-
-/// Some of the numbers of pages that are no longer written.
+/// Some of numbers that are no longer written.
+///
+/// They are of the heap, which keeps the pages of a prefix that was replaced for the next: the system takes longer to
+/// hand out new ones than it takes to fill them.
 #[derive(Clone, Debug)]
 pub(crate) struct Numbers {
-    pages: Arc<Pages>,
+    all: Arc<Vec<f32>>,
     range: Range<usize>,
 }
 
 impl Numbers {
     /// Those of `range`.
-    pub fn of(pages: &Arc<Pages>, range: Range<usize>) -> Self {
-        debug_assert!(range.end <= floats(&pages.0).len());
+    pub fn of(all: &Arc<Vec<f32>>, range: Range<usize>) -> Self {
+        debug_assert!(range.end <= all.len());
         Self {
-            pages: pages.clone(),
+            all: all.clone(),
             range,
         }
     }
@@ -74,9 +54,8 @@ impl Numbers {
 #[cfg(test)]
 impl From<Vec<f32>> for Numbers {
     fn from(numbers: Vec<f32>) -> Self {
-        let mut pages = Pages::zeroed(numbers.len()).unwrap();
-        pages.numbers()[..numbers.len()].copy_from_slice(&numbers);
-        Self::of(&Arc::new(pages), 0..numbers.len())
+        let range = 0..numbers.len();
+        Self::of(&Arc::new(numbers), range)
     }
 }
 
@@ -84,7 +63,7 @@ impl Deref for Numbers {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &floats(&self.pages.0)[self.range.clone()]
+        &self.all[self.range.clone()]
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     EngineKind, Error,
     engine::vectors::wide,
     image::{Description, Kind, Layer},
-    map::{Numbers, Pages},
+    map::Numbers,
     text::Template,
 };
 
@@ -455,15 +455,21 @@ fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
     };
     let half = shape.kv_heads * run.spec().dim(3) * shape.head_dim;
     let elements = run.spec().elements();
-    let mut pages = Pages::zeroed(elements).map_err(|error| error.to_string())?;
-    dequantise(run, &mut pages.numbers()[..elements])?;
-    let pages = Arc::new(pages);
+    let mut all = Vec::new();
+    let reserved = all.try_reserve_exact(elements);
+    reserved.map_err(|_| {
+        let bytes = elements.saturating_mul(size_of::<f32>());
+        Error::Memory { bytes }.to_string()
+    })?;
+    all.resize(elements, 0.0);
+    dequantise(run, &mut all)?;
+    let all = Arc::new(all);
     let layers = (0..run.spec().dim(0)).map(|layer| {
         let first = 2 * layer * half;
         LayerKeyValues {
             shape,
-            keys: Numbers::of(&pages, first..first + half),
-            values: Numbers::of(&pages, first + half..first + 2 * half),
+            keys: Numbers::of(&all, first..first + half),
+            values: Numbers::of(&all, first + half..first + 2 * half),
             gate: 0.0,
         }
     });
