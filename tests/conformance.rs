@@ -12,6 +12,7 @@ mod fused;
 use std::{fs, path::Path, process::Command};
 
 use preface_graph::{Base, Kind, onnx::ModelProto};
+use preface_runtime::Image;
 use preface_trainer::{
     adapter::{Adapter, Card},
     data::{Dataset, Example, Target},
@@ -193,6 +194,27 @@ fn models_written_by_hand_give_the_same_scores_on_both_engines() {
             let found = compare(folder.path(), Way::exact(engine), texts(""), linear);
             assert_eq!(found, Ok(()), "{name}, {engine}");
         }
+    }
+}
+
+#[test]
+fn an_image_gives_the_embeddings_of_its_base_in_their_own_width() {
+    let models = fused::models();
+    for name in ["narrow embeddings", "one key head"] {
+        let (_, model) = models.iter().find(|(other, _)| *other == name).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fused::write(model, folder.path());
+        let image = folder.path().join("x.base");
+        let [source, path] = [folder.path(), &image].map(|path| path.to_str().unwrap());
+        preface(&["compile", source, "-o", path]).unwrap();
+        // SAFETY: the test wrote the file and changes it no more.
+        #[allow(unsafe_code)]
+        let image = unsafe { Image::open(&image) }.unwrap();
+        let base = Base::open(folder.path()).unwrap();
+        let table = base.model.graph.as_ref().unwrap();
+        let table = table.initializer(&base.description.embedding_table);
+        let expected = table.unwrap().floats(&base.folder).unwrap();
+        assert!(image.embeddings() == expected, "{name}");
     }
 }
 

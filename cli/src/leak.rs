@@ -114,7 +114,7 @@ impl Reading {
     }
 }
 
-/// A base's token embeddings `[tokens, hidden]`, and what the tokens are.
+/// A base's token embeddings `[tokens, embedding width]`, and what the tokens are.
 struct Vocabulary {
     table: Vec<f32>,
     tokens: Tokens,

@@ -188,11 +188,11 @@ impl Image {
         Ok(())
     }
 
-    /// The embeddings of all tokens as the base reads them, `[vocabulary, hidden]`, copied into f32.
+    /// The embeddings of all tokens as the base reads them, `[vocabulary, embedding width]`, copied into f32.
     pub fn embeddings(&self) -> Vec<f32> {
-        let ((weights, rows), hidden) = (self.table(), self.description().hidden);
-        let mut table = vec![0.0; rows.len() * hidden];
-        for (stored, row) in rows.zip(table.chunks_mut(hidden.max(1))) {
+        let ((weights, rows), width) = (self.table(), self.description().embedding_width());
+        let mut table = vec![0.0; rows.len() * width];
+        for (stored, row) in rows.zip(table.chunks_mut(width.max(1))) {
             weights.expand(stored, 1, 0, row);
         }
         table
