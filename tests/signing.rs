@@ -180,17 +180,17 @@ fn whatever_the_umask_secrets_are_private_and_an_old_file_is_never_written_into(
     }
 }
 
+/// Writes `two`, a trust store that asks for both keys of `scene`.
+fn trust_two_keys(scene: &Scene) {
+    let keys = ["--key", "keys/release.pub", "--key", "keys/other.pub"];
+    let new = ["trust", "new", "-o", "two", "--threshold", "2"];
+    scene.good(&[&new[..], &keys[..]].concat());
+}
+
 #[test]
 fn a_threshold_takes_as_many_keys_in_any_order() {
     let scene = Scene::new();
-    let keys = ["--key", "keys/release.pub", "--key", "keys/other.pub"];
-    scene.good(
-        &[
-            &["trust", "new", "-o", "two", "--threshold", "2"],
-            &keys[..],
-        ]
-        .concat(),
-    );
+    trust_two_keys(&scene);
     let verify = |name| {
         let (code, report) = scene.verify_with(&["verify", name, "--trust", "two"]);
         (code, report["reason"].as_str().unwrap().to_owned())

@@ -7,7 +7,7 @@ use curve25519_dalek::{EdwardsPoint, Scalar, scalar::clamp_integer};
 use preface_bundle::Frame;
 use sha2::{Digest, Sha512};
 
-use crate::{PACK, SEED, bundles::Scene, write_known_key};
+use crate::{PACK, SEED, bundles::Scene, trust_two_keys, write_known_key};
 
 /// Order of the base point, little-endian (RFC 8032, section 5.1).
 const ORDER: [u8; 32] = [
@@ -129,14 +129,7 @@ fn forged_signature_blocks_are_refused() {
 #[test]
 fn signatures_of_one_key_never_count_twice() {
     let scene = Scene::new();
-    let keys = ["--key", "keys/release.pub", "--key", "keys/other.pub"];
-    scene.good(
-        &[
-            &["trust", "new", "-o", "two", "--threshold", "2"],
-            &keys[..],
-        ]
-        .concat(),
-    );
+    trust_two_keys(&scene);
     scene.good(&["sign", "a.preface", "--key", "keys/other.key", "-o", "both"]);
     let (one, both) = (scene.bundle(), fs::read(scene.at("both")).unwrap());
     let verify = |trust: &str, file: &[u8]| {
