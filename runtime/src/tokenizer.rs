@@ -12,7 +12,7 @@ use tokenizers::{
 /// What `bytes` describe, as [`Tokenizer::from_bytes`] reads them.
 ///
 /// That reads a model, and with it the whole vocabulary, into a tree, whose kind it then asks for. Here the kind is looked
-/// up first and the model read as what it is, which takes less than half of the time and leaves fewer holes in the heap.
+/// up first and the model read as what it is, which takes a third off the time from start to the first text.
 ///
 /// # Errors
 /// When they are no tokenizer.
