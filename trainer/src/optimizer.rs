@@ -155,7 +155,8 @@ fn adafactor(
         *column = keep * *column + (1.0 - keep) * sum / rows.len() as f32;
     }
     let mean = rows.iter().sum::<f32>() / rows.len() as f32;
-    let estimate = |at: usize| (rows[at / width] * columns[at % width] / mean).sqrt();
+    // In this order, as the product of two of the smallest means is no number any more.
+    let estimate = |at: usize| (rows[at / width] / mean * columns[at % width]).sqrt();
     let steps: Vec<f32> = gradients
         .iter()
         .enumerate()
@@ -276,6 +277,18 @@ mod tests {
                 (value + 0.1 * step / size.max(1.0)).abs() < 1e-6,
                 "{value} {step}"
             );
+        }
+    }
+
+    #[test]
+    fn what_has_no_gradient_stays() {
+        for rule in [Rule::AdamW, Rule::Adafactor] {
+            let mut optimizer = Optimizer::new(rule, vec![group(&[2, 2], 0.0)]);
+            let mut values = vec![vec![1.0, -2.0, 3.0, -4.0]];
+            for _ in 0..2 {
+                optimizer.update(&mut values, &[vec![0.0; 4]], 1.0);
+            }
+            assert_eq!(values[0], [1.0, -2.0, 3.0, -4.0], "{rule:?}");
         }
     }
 
