@@ -15,7 +15,7 @@ use preface_trainer::{
     evaluation::{Evaluator, encode, evaluate},
     heads::{HEADS, Head, Pooling, Reads},
     metrics::{Evaluation, Found, rejection_threshold},
-    options::{Candidate, ClassWeights, HeadStart, Options},
+    options::{Candidate, ClassWeights, Options},
     progress::Silent,
     step::{Extent, Purpose, Step},
     task::{Task, refuse_unmeasurable},
@@ -123,7 +123,6 @@ fn every_head_learns_and_answers_the_same_from_its_folder() {
         let options = Options {
             head: Some(head.name.into()),
             head_rank: 2,
-            head_start: HeadStart::Zero,
             template: if masked { "{text} {mask}" } else { "{text}" }.into(),
             candidates: vec![Candidate {
                 head_learning_rate: 3e-2,
@@ -317,7 +316,6 @@ fn pairs_are_two_segments() {
     };
     let data = scene.pair(lines(48, 1), lines(24, 2));
     let options = Options {
-        head_start: HeadStart::Zero,
         candidates: vec![Candidate {
             head_learning_rate: 1e-1,
             ..Candidate::default()

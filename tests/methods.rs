@@ -18,7 +18,7 @@ use preface_trainer::{
     form::{Form, Place, Prompt},
     heads::{Pooling, Reads},
     methods::{METHODS, Method},
-    options::{Candidate, HeadStart, Layers, Options},
+    options::{Candidate, Layers, Options},
     progress::Silent,
     seedbed::{Init, Seedbed},
     step::{Extent, Purpose, Reading, Step},
@@ -33,6 +33,8 @@ const GPT2: &str = "gpt2.sdpa.legacy.op17.onnx";
 const LLAMA: &str = "llama.sdpa.legacy.op17.onnx";
 /// A learning rate that moves nothing.
 const STILL: f32 = 1e-30;
+/// A head that speaks before it learned anything.
+const SPEAKING: &str = "label-text";
 
 fn options(method: &str) -> Options {
     Options {
@@ -96,6 +98,10 @@ impl Scene {
             skip("the exports of ../shared");
             return None;
         };
+        // The labels get words that the tiny exports know; a real tokenizer knows them.
+        if !name.starts_with("stories") {
+            export.rename(&[(60, "one"), (61, "two")]);
+        }
         let folder = tempfile::tempdir().unwrap();
         Some(Self {
             base: Base::open(export.folder()).unwrap(),
@@ -133,7 +139,6 @@ fn every_method_learns_a_small_task() {
     let majority = counts.max().unwrap() as f64 / data.1.examples.len() as f64;
     for method in METHODS {
         let options = Options {
-            head_start: HeadStart::Zero,
             threads: 2,
             epochs: 4,
             candidates: vec![Candidate {
@@ -248,6 +253,7 @@ fn every_row_of_a_prompt_and_the_head_move_and_the_prompt_alone_lowers_the_loss(
                 );
             }
             let alone = Options {
+                head: Some(SPEAKING.into()),
                 candidates: vec![Candidate {
                     head_learning_rate: STILL,
                     ..candidate(0)
@@ -257,8 +263,9 @@ fn every_row_of_a_prompt_and_the_head_move_and_the_prompt_alone_lowers_the_loss(
                 ..all
             };
             let (outcomes, told) = told(&scene.base, &scene.data, &alone);
-            assert_eq!(
-                outcomes[0].adapter.head, before.head,
+            let mut head = outcomes[0].adapter.head.iter().flatten();
+            assert!(
+                head.all(|bias| bias.abs() < 1e-20),
                 "{name} {}",
                 method.name
             );
@@ -606,8 +613,7 @@ fn cached_lower_layers_give_the_losses_of_all() {
 #[test]
 fn initialisations_are_what_they_say() {
     let Some(scene) = Scene::of(BERT) else { return };
-    scene._export.rename(&[(60, "one"), (61, "two")]);
-    let base = Base::open(scene._export.folder()).unwrap();
+    let base = &scene.base;
     let hidden = base.description.hidden;
     let graph = base.model.graph.as_ref().unwrap();
     let table = graph
@@ -621,7 +627,7 @@ fn initialisations_are_what_they_say() {
             init,
             ..options(method)
         };
-        start(&base, &scene.data, &options).prompt
+        start(base, &scene.data, &options).prompt
     };
     let rows = |prompt: Prompt| {
         let rows = prompt.tensors[0].chunks(hidden);
@@ -679,7 +685,7 @@ fn initialisations_are_what_they_say() {
                 ..options(method.name)
             };
             let (train, dev) = &scene.data;
-            let found = training::train(&base, library(), train, dev, &options, None, &mut Silent);
+            let found = training::train(base, library(), train, dev, &options, None, &mut Silent);
             let error = found.unwrap_err().to_string();
             assert!(error.contains(part), "{}: {error}", method.name);
         }
@@ -714,6 +720,7 @@ fn a_prompt_behind_the_text_learns_and_padding_does_not_matter() {
             .filter(|method| method.form == FormKind::Embeddings)
         {
             let options = Options {
+                head: Some(SPEAKING.into()),
                 place: Place::After,
                 epochs: 12,
                 candidates: vec![Candidate {

@@ -26,7 +26,7 @@ DESIGNS = {
     "gated prefix top 2 x 4": ["--method", "gated-prefix-tuning", "--layers", "top:2", "--tokens", "4"],
     "prefix all x 2": ["--method", "prefix-tuning", "--tokens", "2"],
     "hidden prompts all x 2": ["--method", "hidden-prompts", "--tokens", "2"],
-    "prefix all x 8, rate 0.03": ["--method", "prefix-tuning", "--tokens", "8", "--learning-rate", "0.03"],
+    "prefix all x 8": ["--method", "prefix-tuning", "--tokens", "8"],
     "prefix top 2 x 2": ["--method", "prefix-tuning", "--layers", "top:2", "--tokens", "2"],
     "prompt 8": ["--method", "prompt-tuning", "--tokens", "8"],
     "prefix all x 4, head rank 64": ["--method", "prefix-tuning", "--tokens", "4", "--head", "factored-linear", "--head-rank", "64"],

@@ -10,7 +10,7 @@ mod verbaliser;
 use preface_graph::{Description, builder::Builder};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, data::AnswerKind, form::Tensors, methods::Parameter};
+use crate::{Error, data::AnswerKind, methods::Parameter};
 
 pub use label_text::SCALE as LABEL_TEXT_SCALE;
 
@@ -85,10 +85,7 @@ pub struct Head {
     /// Writes the subgraph from rows `[readings, width]` to logits `[readings, classes]`; the names are those of the
     /// parameters, then of what it is given.
     pub subgraph: fn(&mut Builder, HeadSize, &str, &[String]) -> String,
-    /// Its parameters from those `[classes, width]` and `[classes]` of a linear head that was fitted before; `None`
-    /// where it cannot start from one.
-    pub from_linear: Option<fn(HeadSize, Tensors) -> Tensors>,
-    /// Parameters that start from random numbers where no head was fitted, by their index; all others start from zeros.
+    /// Parameters that start from random numbers, by their index; all others start from zeros.
     pub random: &'static [usize],
     /// The tensors' names in an adapter folder, in the order of the parameters.
     pub stored: &'static [&'static str],

@@ -12,7 +12,6 @@ pub mod encode;
 pub mod engine;
 mod error;
 pub mod evaluation;
-mod fit;
 pub mod form;
 pub mod given;
 pub mod heads;

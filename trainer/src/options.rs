@@ -40,8 +40,6 @@ pub struct Options {
     pub words: Vec<String>,
     /// What the prompt starts from.
     pub init: Init,
-    /// What the head starts from.
-    pub head_start: HeadStart,
     /// Passes over the training data.
     pub epochs: usize,
     /// Epochs without a better one after which training stops; never where `None`.
@@ -99,7 +97,6 @@ impl Default for Options {
             examples: String::new(),
             words: Vec::new(),
             init: Init::Labels,
-            head_start: HeadStart::Fitted,
             epochs: 30,
             patience: Some(10),
             batch: 16,
@@ -179,17 +176,6 @@ impl Layers {
             ))),
         }
     }
-}
-
-/// What a head starts from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HeadStart {
-    /// Fitted to the features that the prompt gives at the start.
-    #[default]
-    Fitted,
-    /// Zeros.
-    Zero,
 }
 
 /// How classes count in the loss.

@@ -85,7 +85,7 @@ const TASKS: [Task; 2] = [
         method: "prefix-tuning",
         tokens: 1,
         epochs: 12,
-        learning_rate: 1e-2,
+        learning_rate: 3e-2,
         data: [
             include_str!("../../../demo/tasks/message_urgency/train.jsonl"),
             include_str!("../../../demo/tasks/message_urgency/dev.jsonl"),

@@ -10,7 +10,6 @@ pub(super) const HEAD: Head = Head {
     parameters: |_| Vec::new(),
     given: NOTHING,
     subgraph: |_, _, rows, _| rows.to_owned(),
-    from_linear: None,
     random: &[],
     stored: &[],
 };

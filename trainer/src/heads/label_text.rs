@@ -26,7 +26,6 @@ pub(super) const HEAD: Head = Head {
         let scaled = builder.apply("Mul", &[&cosine, &scale], &[]);
         builder.apply("Add", &[&scaled, &names[0]], &[])
     },
-    from_linear: None,
     random: &[],
     stored: &[BIAS],
 };

@@ -12,7 +12,6 @@ pub(super) const HEAD: Head = Head {
     parameters,
     given: NOTHING,
     subgraph,
-    from_linear: Some(|_, linear| linear),
     random: &[],
     stored: &[WEIGHT, BIAS],
 };

@@ -31,7 +31,6 @@ pub(super) const HEAD: Head = Head {
         let product = against_rows(builder, &pooled, &parameters[0]);
         builder.apply("Add", &[&product, &outer], &[])
     },
-    from_linear: None,
     random: &[0, 1],
     stored: &[FACTORS[0], FACTORS[1], BIAS],
 };

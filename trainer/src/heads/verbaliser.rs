@@ -19,7 +19,6 @@ pub(super) const HEAD: Head = Head {
         let product = against_rows(builder, rows, &given[0]);
         builder.apply("Add", &[&product, &given[1]], &[])
     },
-    from_linear: None,
     random: &[],
     stored: &[],
 };

@@ -9,7 +9,7 @@ pub(super) const METHOD: Method = Method {
     name: "prefix-tuning",
     form: FormKind::KeyValues,
     gated: false,
-    learning_rate: 1e-2,
+    learning_rate: 3e-2,
     parameters: |sizes| prefix_parameters(&sizes.form),
     initial: |sizes, seedbed| seedbed.key_values(&sizes.form),
     subgraph: |_, _, parameters| Ok(parameters.to_vec()),

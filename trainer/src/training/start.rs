@@ -1,23 +1,16 @@
 //! What a training starts from, and what its parameters amount to at the end.
 
-use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
-
 use crate::{
     Error,
-    batch::Batch,
-    encode::{Encoded, Truth},
-    engine::{Array, Library, Session},
-    fit,
+    encode::Encoded,
+    engine::{Array, Library},
     form::Tensors,
     methods::Parameter,
-    options::{Candidate, HeadStart},
-    seedbed::{Seedbed, shuffle},
-    step::{Purpose, Step},
+    options::Candidate,
+    seedbed::Seedbed,
+    step::Step,
     task::Task,
 };
-
-/// Rows to whose features a head is fitted.
-const FITTED_ROWS: usize = 8192;
 
 /// The values that the candidates start from: for each the method's, then the head's.
 pub(super) fn initial(task: &Task, library: &Library) -> Result<Tensors, Error> {
@@ -30,12 +23,6 @@ pub(super) fn initial(task: &Task, library: &Library) -> Result<Tensors, Error> 
         tokens,
         ..
     } = task;
-    let mut fitted = match (options.head_start, task.head.from_linear) {
-        (HeadStart::Fitted, Some(from_linear)) => {
-            Some((Features::open(task, library)?, from_linear))
-        }
-        _ => None,
-    };
     let vocabulary = vocabulary(task);
     let mut all = Vec::new();
     for &Candidate { seed, .. } in &options.candidates {
@@ -49,32 +36,16 @@ pub(super) fn initial(task: &Task, library: &Library) -> Result<Tensors, Error> 
             vocabulary,
             seed,
         )?;
-        let values = (method.initial)(sizes, &mut seedbed)?;
-        let head = match &mut fitted {
-            Some((features, from_linear)) => {
-                let reader = task.reader();
-                let (rows, classes) = features.of(&values, seed)?;
-                let examples = fit::Examples {
-                    features: &rows,
-                    width: reader.size.width,
-                    classes,
-                    weights: &task.class_weights,
-                };
-                from_linear(
-                    reader.size,
-                    fit::linear(&examples, labels.len(), reader.loss, seed),
-                )
-            }
-            None => unfitted(task, &mut seedbed),
-        };
-        all.extend(values);
-        all.extend(head);
+        all.extend((method.initial)(sizes, &mut seedbed)?);
+        all.extend(head(task, &mut seedbed));
     }
     Ok(all)
 }
 
-/// What a head that nothing was fitted to starts from.
-fn unfitted(task: &Task, seedbed: &mut Seedbed) -> Tensors {
+/// What the head starts from: zeros, but for the factor that would otherwise leave the other no gradient.
+///
+/// A head that was fitted to the base's rows before is sure of most of them and leaves the prompt little to learn.
+fn head(task: &Task, seedbed: &mut Seedbed) -> Tensors {
     let parameters = (task.head.parameters)(task.reader().size);
     let start = |(index, parameter): (usize, &Parameter)| {
         let columns = parameter.shape.last().copied().unwrap_or(1).max(1);
@@ -84,59 +55,6 @@ fn unfitted(task: &Task, seedbed: &mut Seedbed) -> Tensors {
         }
     };
     parameters.iter().enumerate().map(start).collect()
-}
-
-/// Runs prompts for the rows that the head reads of training examples.
-struct Features<'a> {
-    task: &'a Task<'a>,
-    step: Step,
-    session: Session,
-}
-
-impl<'a> Features<'a> {
-    fn open(task: &'a Task<'a>, library: &Library) -> Result<Self, Error> {
-        let reader = task.reader();
-        let purpose = Purpose::Features(reader.head.reads, reader.reading);
-        let extent = task.extent.of_one();
-        let step = Step::build(task.base, task.method, &task.sizes, extent, purpose)?;
-        let session = library.session(&step.model, &task.base.folder, task.options.threads)?;
-        Ok(Self {
-            task,
-            step,
-            session,
-        })
-    }
-
-    /// The rows under a prompt, and their classes.
-    fn of(&mut self, values: &[Vec<f32>], seed: u64) -> Result<(Vec<f32>, Vec<Vec<usize>>), Error> {
-        let Task { options, train, .. } = self.task;
-        let width = self.task.reader().size.width;
-        let parameters = self.step.feeds(values);
-        let mut order: Vec<usize> = (0..train.rows.len()).collect();
-        shuffle(&mut order, &mut ChaCha8Rng::seed_from_u64(seed));
-        order.truncate(FITTED_ROWS);
-        order.sort_by_key(|&row| train.rows[row].length());
-        let (mut features, mut classes) = (Vec::new(), Vec::new());
-        for chunk in order.chunks(2 * options.batch) {
-            let rows: Vec<&Encoded> = chunk.iter().map(|&row| &train.rows[row]).collect();
-            let arrays = Batch::of(std::slice::from_ref(&rows), self.task.layout(), &self.step);
-            let found = self.session.run(&arrays.with(&parameters))?;
-            let found = found.into_iter().next();
-            let found = found.ok_or_else(|| Error::Engine("features are missing".into()))?;
-            let found = found.into_floats()?;
-            for (row, found) in rows.iter().zip(found.chunks(found.len() / rows.len())) {
-                let truths: Vec<Vec<usize>> = match &row.truth {
-                    Truth::Class(class) => vec![vec![*class]],
-                    Truth::Classes(classes) => vec![classes.clone()],
-                    Truth::Places(places) => places.iter().map(|&(_, class)| vec![class]).collect(),
-                    Truth::Outside => Vec::new(),
-                };
-                features.extend_from_slice(&found[..truths.len() * width]);
-                classes.extend(truths);
-            }
-        }
-        Ok((features, classes))
-    }
 }
 
 /// The tensors of the form that a method's parameters amount to.

@@ -14,7 +14,7 @@ use preface_trainer::{
     heads::Pooling,
     methods::method,
     optimizer::{Decay, Rule},
-    options::{Candidate, ClassWeights, HeadStart, Layers, Options},
+    options::{Candidate, ClassWeights, Layers, Options},
     search::Given,
     seedbed::Init,
 };
@@ -104,9 +104,6 @@ pub struct Arguments {
     /// Rank of a factored head [default: 16]
     #[arg(long, value_name = "N")]
     pub head_rank: Option<usize>,
-    /// Let the head start from zeros instead of a fit to the base's features
-    #[arg(long)]
-    pub unfitted_head: bool,
     /// Rows that the head reads: mean, first, last or mask
     #[arg(long, value_parser = pooling)]
     pub pooling: Option<Pooling>,
@@ -249,11 +246,6 @@ impl Arguments {
             examples: String::new(),
             words: self.words(&inputs.train)?,
             init: self.init()?,
-            head_start: if self.unfitted_head {
-                HeadStart::Zero
-            } else {
-                HeadStart::Fitted
-            },
             epochs: self.epochs,
             patience: (self.patience > 0).then_some(self.patience),
             batch: self.batch,
