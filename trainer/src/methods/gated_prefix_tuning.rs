@@ -16,7 +16,7 @@ pub(super) const METHOD: Method = Method {
     name: "gated-prefix-tuning",
     form: FormKind::KeyValues,
     gated: true,
-    learning_rate: 1e-2,
+    learning_rate: 3e-2,
     parameters: |sizes| {
         let mut parameters = prefix_parameters(&sizes.form);
         let layers = parameters.len();

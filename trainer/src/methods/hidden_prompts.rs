@@ -10,7 +10,7 @@ pub(super) const METHOD: Method = Method {
     name: "hidden-prompts",
     form: FormKind::KeyValues,
     gated: false,
-    learning_rate: 1e-2,
+    learning_rate: 3e-2,
     parameters: |sizes| {
         let layers = sizes.form.shapes().len();
         let name = |layer| format!("hidden.{layer}");
