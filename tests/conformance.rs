@@ -18,7 +18,7 @@ use preface_trainer::{
     data::{Dataset, Example, Target},
     encode::Overlength,
     evaluation::{encode, evaluate},
-    form::{Form, Place},
+    form::{Form, Moves, Place},
     metrics::{Found, Prediction},
     tokens::Tokens,
 };
@@ -337,7 +337,7 @@ fn forms(base: &Base) -> Vec<Form> {
                     first_layer,
                     layers: layers[first_layer..].to_vec(),
                     gated: true,
-                    moves: false,
+                    moves: Moves::Nothing,
                 });
             }
         }

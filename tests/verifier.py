@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 CONTEXT = b"\x89PRF\r\n\x1a\nsoft-prompt-bundle-v001\n"
 MALFORMED, UNTRUSTED, BAD_SIGNATURE, DIGEST, OTHER, ROLLBACK, EXPIRED, REVOKED = 10, 11, 12, 13, 14, 15, 16, 17
-LEVEL = 3
+LEVEL = 4
 NOW = 4_000_000_000
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,46}\Z")
 WIDTHS = {1: 4, 2: 2, 3: 2}
@@ -280,7 +280,7 @@ def answer(data):
 
 FIELDS = {
     0x0001: probes, 0x0002: metrics, 0x0003: budget, 0x0004: receipt, 0x0006: probe_answers, 0x0007: probe_labels,
-    0x8001: lambda data: data, 0x8002: labels, 0x8003: head, 0x8004: template, 0x8005: lambda data: single(data, 1, 5), 0x8006: lambda data: single(data, 1, 2),
+    0x8001: lambda data: data, 0x8002: labels, 0x8003: head, 0x8004: template, 0x8005: lambda data: single(data, 1, 5), 0x8006: lambda data: single(data, 1, 3),
     0x8007: verbaliser, 0x8008: limits, 0x8009: answer,
 }
 
@@ -364,6 +364,7 @@ def manifest(data, payload):
     else:
         need(not of(1) and sum(one[0] for one in dims(2)) == width and all(one[3] == tokens for one in dims(2)))
         need(dims(6) in ([], [[width]]))
+    need(fields[0x8006] != 3 or form == 2 and all(one[2] + one[3][0] <= width for one in of(2)))
     kind, classes, hidden = fields[0x8003]
     need(len(fields.get(0x8002, [])) == classes and (kind == 6) == (classes == 0))
     need(dims(3) == ([[classes, hidden]] if kind in (1, 5) else []))

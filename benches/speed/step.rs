@@ -10,7 +10,7 @@ use preface_trainer::{
     batch::{Batch, Layout},
     encode::{Encoded, Truth},
     engine::{Array, Library},
-    form::Form,
+    form::{Form, Moves},
     heads::{Pooling, head},
     methods::{Sizes, stored},
     optimizer::{Group, Optimizer, Rule, clip},
@@ -156,7 +156,7 @@ fn form(base: &Base, tokens: usize) -> Result<Form, Box<dyn Error>> {
             first_layer: first,
             layers: layers[first..end].to_vec(),
             gated,
-            moves: false,
+            moves: Moves::Nothing,
         },
         rows => rows,
     })

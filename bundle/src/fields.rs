@@ -245,13 +245,17 @@ impl Pooling {
 }
 
 /// Positions of prompt and text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Positions {
     /// The text keeps the positions that it has without a prompt.
+    #[default]
     TextFromZero = 1,
     /// The prompt takes the first positions, the text follows.
     AfterPrompt = 2,
+    /// The prefix stands for tokens before the first of a decoder behind an encoder, at the decoder's own attentions
+    /// alone.
+    DecoderAfterPrompt = 3,
 }
 
 impl Positions {
@@ -260,6 +264,7 @@ impl Positions {
         match code(bytes) {
             Some(1) => Ok(Self::TextFromZero),
             Some(2) => Ok(Self::AfterPrompt),
+            Some(3) => Ok(Self::DecoderAfterPrompt),
             _ => Err("the position plan is unknown or not 4 bytes"),
         }
     }
@@ -269,6 +274,7 @@ impl Positions {
         match self {
             Self::TextFromZero => 1,
             Self::AfterPrompt => 2,
+            Self::DecoderAfterPrompt => 3,
         }
     }
 
@@ -277,6 +283,7 @@ impl Positions {
         match self {
             Self::TextFromZero => "text-from-zero",
             Self::AfterPrompt => "after-prompt",
+            Self::DecoderAfterPrompt => "decoder-after-prompt",
         }
     }
 }

@@ -91,4 +91,4 @@ pub const MAX_TRUST_BYTES: usize = 64 << 10;
 const _: () = assert!(usize::BITS >= 32);
 
 /// The feature level of this reader; a bundle that needs a higher one is refused.
-pub const RUNTIME_LEVEL: u32 = 3;
+pub const RUNTIME_LEVEL: u32 = 4;

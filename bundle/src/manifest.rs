@@ -171,6 +171,7 @@ impl<'a> Manifest<'a> {
         let written = fields.answer;
         let manifest = core.join(fields)?;
         manifest.check_form()?;
+        manifest.check_positions()?;
         manifest.check_gates()?;
         manifest.check_head()?;
         manifest.check_answer(written)?;
@@ -204,6 +205,21 @@ impl<'a> Manifest<'a> {
         };
         fits.then_some(())
             .ok_or(rule("the tensors do not make up the form"))
+    }
+
+    /// Tokens of a decoder have keys and values at each of its layers, counted from 0.
+    fn check_positions(&self) -> Result<(), Error> {
+        let mut runs = self.tensors.of(Role::KeyValues);
+        let fits = match (self.positions, self.form) {
+            (Positions::DecoderAfterPrompt, Form::KeyValues { layers, .. }) => {
+                runs.all(|run| usize::from(run.layer) + run.dim(0) <= usize::from(layers))
+            }
+            (Positions::DecoderAfterPrompt, Form::Embeddings { .. }) => false,
+            _ => true,
+        };
+        fits.then_some(()).ok_or(rule(
+            "a prefix before a decoder's tokens is key-values from layer 0 on without a gap",
+        ))
     }
 
     /// A gate is a number for each layer that has keys and values.
@@ -960,6 +976,20 @@ mod tests {
         let mut prefix = Sample::of_key_values(1);
         pooled(&mut prefix);
         assert_eq!(read_as(&prefix, [2, 2, 1]), refused, "a prefix");
+    }
+
+    #[test]
+    fn a_prefix_before_a_decoders_tokens_is_of_its_layers_from_the_first_on() {
+        let before = |s: &mut Sample| s.set(tlv::POSITIONS, &[3, 0, 0, 0]);
+        let refused = Err(rule(
+            "a prefix before a decoder's tokens is key-values from layer 0 on without a gap",
+        ));
+        assert_eq!(read(before), refused, "rows of embeddings");
+        let mut prefix = Sample::of_key_values(2);
+        before(&mut prefix);
+        assert_eq!(read_as(&prefix, [2, 2, 2]), Ok(()));
+        prefix.shift_layers(1);
+        assert_eq!(read_as(&prefix, [2, 2, 2]), refused, "from layer 1 on");
     }
 
     #[test]

@@ -2,14 +2,15 @@
 //!
 //! **Embeddings form.** The graph is fed ids whose first places are kept for the prompt, and those rows of the
 //! embedding Gather are replaced: every subgraph that counts positions or masks stays right untouched
-//! ([`cut_embedding`]). **Key-values form.** Keys, values and masks grow at every attention site ([`join_prefix`]);
+//! ([`cut_embedding`]). **Key-values form.** Keys, values and masks grow at every attention site ([`join_prefix`]), or the
+//! keys and values of tokens that stand before the text's are replaced ([`replace_first`]);
 //! prefix tuning, Li and Liang 2021, section 4.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{
     Description, Error,
-    attention::{Joint, Layout, Site},
+    attention::{Direction, Joint, Layout, Site},
     builder::{Attribute, Builder},
     facts::Facts,
     onnx::{GraphProto, NodeProto, ValueInfoProto},
@@ -68,27 +69,12 @@ pub fn join_prefix(
     facts: &Facts,
     prefixes: &[Option<Prefix>],
 ) -> Result<(), Error> {
-    let sites: Vec<&Site> = description.prefix_sites().collect();
-    if prefixes.len() != sites.len() {
-        return Err(Error::unusable(format!(
-            "{} prefixes for {} attention sites",
-            prefixes.len(),
-            sites.len()
-        )));
-    }
-    let Some(first) = prefixes.iter().flatten().next() else {
-        return Err(Error::unusable("no attention site is given a prefix"));
-    };
+    let (sites, first) = sites_of(description, prefixes)?;
     let cached =
         prefixes.iter().all(Option::is_some) && sites.iter().all(|site| site.past.is_some());
     let mut splice = Splice {
         counts: counts(graph, &sites),
-        builder: Builder::beside(graph, "prefix", opset),
-        inserted: Vec::new(),
-        renamed: HashMap::new(),
-        widened: HashMap::new(),
-        facts,
-        length_of: first.key.clone(),
+        ..Splice::of(graph, opset, facts, first)
     };
     for (site, prefix) in sites.iter().zip(prefixes) {
         let Some(prefix) = prefix else { continue };
@@ -116,12 +102,64 @@ pub fn join_prefix(
     Ok(())
 }
 
+/// Puts prefixes in the place of the first keys and values of their sites, in the order of [`join_prefix`]: those of as
+/// many tokens that the graph is fed before all others. Masks, positions and distances stay right untouched, and prefix
+/// rows are seen as those tokens would be.
+///
+/// # Errors
+/// As [`join_prefix`].
+pub fn replace_first(
+    graph: &mut GraphProto,
+    opset: i64,
+    description: &Description,
+    facts: &Facts,
+    prefixes: &[Option<Prefix>],
+) -> Result<(), Error> {
+    let (sites, first) = sites_of(description, prefixes)?;
+    let mut splice = Splice::of(graph, opset, facts, first);
+    for (site, prefix) in sites.iter().zip(prefixes) {
+        let Some(prefix) = prefix else { continue };
+        splice.replace(graph, &site.key, &prefix.key)?;
+        splice.replace(graph, &site.value, &prefix.value)?;
+        if let Some(gate) = &prefix.gate {
+            splice.gate(graph, site, gate, true)?;
+        }
+    }
+    splice.finish(graph);
+    Ok(())
+}
+
+/// The sites that take a prefix, and the first prefix.
+fn sites_of<'a>(
+    description: &'a Description,
+    prefixes: &'a [Option<Prefix>],
+) -> Result<(Vec<&'a Site>, &'a Prefix), Error> {
+    let sites: Vec<&Site> = description.prefix_sites().collect();
+    if prefixes.len() != sites.len() {
+        return Err(Error::unusable(format!(
+            "{} prefixes for {} attention sites",
+            prefixes.len(),
+            sites.len()
+        )));
+    }
+    let first = prefixes.iter().flatten().next();
+    let first = first.ok_or_else(|| Error::unusable("no attention site is given a prefix"))?;
+    Ok((sites, first))
+}
+
 impl Description {
     /// The sites that a prefix joins, in the order of the graph: every one. Of an encoder-decoder these are all three
     /// places of Li and Liang 2021, the encoder's tokens, the decoder's and the decoder's look at the encoder;
     /// [`Site::direction`] tells them apart.
     pub fn prefix_sites(&self) -> impl Iterator<Item = &Site> {
         self.sites.iter()
+    }
+
+    /// The places among those of the sites in which a decoder's tokens look at each other.
+    pub fn decoder_sites(&self) -> impl Iterator<Item = usize> {
+        let sites = self.sites.iter().enumerate();
+        let own = sites.filter(|(_, site)| site.direction == Direction::Decoder);
+        own.map(|(place, _)| place)
     }
 }
 
@@ -138,19 +176,67 @@ struct Splice<'a> {
     length_of: String,
 }
 
-impl Splice<'_> {
+impl<'a> Splice<'a> {
+    /// Nothing yet, for prefixes as long as `first`.
+    fn of(graph: &GraphProto, opset: i64, facts: &'a Facts, first: &Prefix) -> Self {
+        Self {
+            counts: Vec::new(),
+            builder: Builder::beside(graph, "prefix", opset),
+            inserted: Vec::new(),
+            renamed: HashMap::new(),
+            widened: HashMap::new(),
+            facts,
+            length_of: first.key.clone(),
+        }
+    }
+
     /// Gives those who read the value at `joint` a Concat of the prefix with it; as an output of the graph, a cache to
     /// come, it stays what it was.
     fn join(&mut self, graph: &mut GraphProto, joint: &Joint, prefix: &str) -> Result<(), Error> {
         let text = &joint.value;
         let place = position_of(graph, text)?;
-        let joined = self.builder.fresh();
+        let joined = self.renamed_for_readers(graph, text);
+        self.count_text_alone(graph, joint, text);
+        self.concat(joint, [prefix, text], &joined);
+        self.insert(Some(place));
+        Ok(())
+    }
+
+    /// Gives those who read the value at `joint` the prefix in place of its first rows.
+    fn replace(
+        &mut self,
+        graph: &mut GraphProto,
+        joint: &Joint,
+        prefix: &str,
+    ) -> Result<(), Error> {
+        let all = &joint.value;
+        let place = position_of(graph, all)?;
+        let joined = self.renamed_for_readers(graph, all);
+        let length = dimension(&mut self.builder, &self.length_of, 2);
+        let builder = &mut self.builder;
+        let (end, axis) = (
+            builder.ints(&[i64::MAX]),
+            builder.ints(&[joint.layout.token_axis()]),
+        );
+        let rest = builder.apply("Slice", &[all, &length, &end, &axis], &[]);
+        self.concat(joint, [prefix, &rest], &joined);
+        self.insert(Some(place));
+        Ok(())
+    }
+
+    /// The name by which all who read `value` know it from now on, for another maker.
+    fn renamed_for_readers(&mut self, graph: &mut GraphProto, value: &str) -> String {
+        let renamed = self.builder.fresh();
         for input in graph.node.iter_mut().flat_map(|node| &mut node.input) {
-            if input == text {
-                input.clone_from(&joined);
+            if input == value {
+                input.clone_from(&renamed);
             }
         }
-        self.count_text_alone(graph, joint, text);
+        renamed
+    }
+
+    /// Makes `joined` of the prefix and the rows behind it, laid out as the value at `joint` is.
+    fn concat(&mut self, joint: &Joint, [prefix, behind]: [&str; 2], joined: &str) {
         let prefix = match joint.layout {
             Layout::HeadsFirst => prefix.to_owned(),
             Layout::TokensFirst => {
@@ -161,9 +247,7 @@ impl Splice<'_> {
         };
         let axis = Attribute::Int(joint.layout.token_axis());
         self.builder
-            .write("Concat", &[&prefix, text], &[&joined], &[("axis", axis)]);
-        self.insert(Some(place));
-        Ok(())
+            .write("Concat", &[&prefix, behind], &[joined], &[("axis", axis)]);
     }
 
     /// Adds `[gate ...; 0 ...]` to what the Softmax of `site` reads, the gate in the columns of the prefix. The columns

@@ -367,6 +367,7 @@ mod tests {
             ("pooling", json!("mask")),
             ("pooling", json!("max")),
             ("positions", json!("before")),
+            ("positions", json!("decoder-after-prompt")),
             ("answer", json!({"kind": "tags"})),
             ("answer", json!({"kind": "text"})),
             ("answer", json!({"kind": "label", "threshold": 1.5})),

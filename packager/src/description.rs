@@ -37,7 +37,7 @@ pub struct Description {
     pub template: String,
     /// Which hidden states the head sees: `mean`, `first` or `last` of the text, or the first of the `prompt`.
     pub pooling: String,
-    /// Positions of prompt and text: `text-from-zero` or `after-prompt`.
+    /// Positions of prompt and text: `text-from-zero`, `after-prompt` or `decoder-after-prompt`.
     pub positions: String,
     /// What the task answers; `None` for the head's own answer.
     #[serde(default)]
@@ -233,7 +233,7 @@ named!(AnswerKind: Label, Labels, Tags, Text);
 named!(HeadKind: Linear, Verbaliser, FactoredLinear, LabelText, TokenLinear, Generation, TanhLinear);
 named!(Inputs: One, Pair);
 named!(Pooling: Mean, First, Last, Mask, Prompt);
-named!(Positions: TextFromZero, AfterPrompt);
+named!(Positions: TextFromZero, AfterPrompt, DecoderAfterPrompt);
 
 /// The choice of that name, or what there is to choose from.
 fn named<T: Named>(name: &str) -> Result<T, String> {
@@ -386,7 +386,12 @@ impl Description {
                 "\"mask\" reads the token that {mask} puts into the template",
             );
         }
-        self.positions().map_err(|problem| ("positions", problem))?;
+        let positions = self.positions().map_err(|problem| ("positions", problem))?;
+        let of_decoder = matches!(self.form, Form::KeyValues { first_layer: 0, .. });
+        if positions == Positions::DecoderAfterPrompt && !of_decoder {
+            let problem = "\"decoder-after-prompt\" is of key-values from layer 0 on";
+            return refuse("positions", problem);
+        }
         self.check_answer()?;
         for (field, id) in [
             ("base_id", &self.base_id),

@@ -2,7 +2,7 @@
 
 use preface_bundle::{
     AnswerPlan, Binding, Codec, Dtype, ENTRY_BYTES, Frame, HeadKind, Id, Namespace, Policy,
-    Pooling, Positions, RUNTIME_LEVEL, TensorSpec, TensorTable, is_name, is_task_id,
+    Pooling, Positions, TensorSpec, TensorTable, is_name, is_task_id,
 };
 
 use crate::{
@@ -261,7 +261,7 @@ fn form(form: &Form) -> preface_bundle::Form {
     }
 }
 
-/// Feature level that a runtime needs.
+/// Feature level that a runtime needs: the table of FORMAT.md, section 2.
 fn level(adapter: &Adapter) -> u32 {
     let Description {
         form,
@@ -280,8 +280,11 @@ fn level(adapter: &Adapter) -> u32 {
     let own = AnswerPlan::of_head(head.kind) == adapter.description.answer();
     let pooling = &adapter.description.pooling;
     let late = [Pooling::Mask, Pooling::Prompt].map(Pooling::name);
+    if *positions == Positions::DecoderAfterPrompt.name() {
+        return 4;
+    }
     if head.kind == HeadKind::TanhLinear || late.contains(&&**pooling) {
-        return RUNTIME_LEVEL;
+        return 3;
     }
     match first_form && head.kind == HeadKind::Linear && own {
         true => 1,

@@ -6,8 +6,8 @@
 use std::fs;
 
 use preface_bundle::{
-    AnswerKind, AnswerPlan, Dtype, Error, Frame, HEADER_BYTES, HeadKind, Id, Inputs, Policy, Role,
-    TrustStore, VerifiedBundle,
+    AnswerKind, AnswerPlan, Dtype, Error, Frame, HEADER_BYTES, HeadKind, Id, Inputs, Policy,
+    Positions, Role, TrustStore, VerifiedBundle,
 };
 use preface_packager::{Adapter, Encoding, Options, Packed, SecretKey, pack, packed_len};
 use proptest::{collection::vec, prelude::*};
@@ -500,6 +500,21 @@ fn a_gated_prefix_of_the_upper_layers_costs_nothing_for_the_lower_ones() {
     gated.gates.fill(0.0);
     let [idle, upper] = [&gated, &upper].map(|adapter| packed(adapter, Dtype::I8).bytes.len());
     assert_eq!(idle, upper, "gates of zero change nothing and are left out");
+}
+
+#[test]
+fn a_prefix_before_a_decoders_tokens_needs_a_runtime_that_knows_its_place() {
+    let shape = Shape {
+        layers: vec![(2, 4), (2, 4)],
+        ..plain()
+    };
+    let adapter = shape.adapter_with(json!({"positions": "decoder-after-prompt"}), &[]);
+    verify(&packed(&adapter, Dtype::F32).bytes, |bundle| {
+        let manifest = bundle.manifest();
+        let found = (manifest.positions, manifest.min_runtime);
+        assert_eq!(found, (Positions::DecoderAfterPrompt, 4));
+    })
+    .unwrap();
 }
 
 #[test]

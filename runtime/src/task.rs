@@ -1,8 +1,7 @@
 //! A task: what one verified bundle makes the base do.
 
+mod key_values;
 mod row_head;
-
-use std::{collections::BTreeMap, sync::Arc};
 
 use preface_bundle::{
     AnswerKind, AnswerPlan, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role,
@@ -12,11 +11,13 @@ use preface_bundle::{
 use crate::{
     EngineKind, Error,
     engine::vectors::wide,
-    image::{Description, Kind, Layer},
-    map::Numbers,
+    image::{Description, Kind},
     text::Template,
 };
 
+pub(crate) use key_values::KeyValues;
+#[cfg(test)]
+pub(crate) use key_values::LayerKeyValues;
 pub(crate) use row_head::{Measure, RowHead};
 
 /// A task as it is loaded: dequantised, and checked against the base.
@@ -54,26 +55,6 @@ pub(crate) enum Form {
 pub(crate) enum Place {
     BeforeText,
     AfterText,
-}
-
-/// Keys and values of a prefix.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct KeyValues {
-    pub tokens: usize,
-    /// Whether the text's positions begin behind the prefix, even where the base by itself counts the text alone.
-    pub counted: bool,
-    /// By the number of the base's layer; the others have none.
-    pub layers: BTreeMap<usize, LayerKeyValues>,
-}
-
-/// One layer's keys and values, each `[kv_heads, tokens, head_dim]`.
-#[derive(Clone, Debug)]
-pub(crate) struct LayerKeyValues {
-    pub shape: Layer,
-    pub keys: Numbers,
-    pub values: Numbers,
-    /// Added to the attention scores of the prefix.
-    pub gate: f32,
 }
 
 /// What turns the base's output into a logit for each label.
@@ -280,7 +261,7 @@ impl Task {
             Form::Embeddings { tokens, .. } | Form::Ran { tokens } => tokens,
             Form::KeyValues(KeyValues {
                 tokens,
-                counted: true,
+                positions: Positions::AfterPrompt,
                 ..
             }) => tokens,
             Form::KeyValues(_) => 0,
@@ -321,10 +302,11 @@ impl Task {
                 base.hidden
             ));
         }
-        if let Some(positions) = base
-            .max_positions
-            .filter(|&positions| self.prompt_positions() >= positions)
-        {
+        let taken = match &self.form {
+            Form::KeyValues(prefix) if prefix.is_of_decoder() => prefix.tokens,
+            _ => self.prompt_positions(),
+        };
+        if let Some(positions) = base.max_positions.filter(|&positions| taken >= positions) {
             return Some(format!(
                 "its prompt leaves no room in {positions} positions"
             ));
@@ -374,8 +356,8 @@ impl Form {
             }
             (BundleForm::KeyValues { tokens, .. }, positions) => Ok(Self::KeyValues(KeyValues {
                 tokens: tokens.into(),
-                counted: positions == Positions::AfterPrompt,
-                layers: layers_of_bundle(bundle)?,
+                positions,
+                layers: key_values::layers(bundle)?,
             })),
             (form, _) => Err(format!("its form {} is not supported", form.name())),
         }
@@ -395,85 +377,6 @@ impl Form {
             Self::KeyValues(prefix) => prefix.misfit(base, engine),
         }
     }
-}
-
-impl KeyValues {
-    fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
-        let fits = self.layers.iter().all(|(&index, layer)| {
-            let numbers = layer.shape.kv_heads * self.tokens * layer.shape.head_dim;
-            base.layers.get(index) == Some(&layer.shape)
-                && [&layer.keys, &layer.values].map(|half| half.len()) == [numbers; 2]
-        });
-        let partial = self.tokens > 0 && self.layers.len() < base.layers.len();
-        let gated = self.layers.values().any(|layer| layer.gate != 0.0);
-        let gates = base
-            .inputs
-            .prefixes
-            .iter()
-            .all(|layer| layer.gate.is_some());
-        if self.counted && base.inputs.partial && engine == EngineKind::Plan {
-            Some(
-                "its prefix takes the first positions, which this base's plan counts by the text alone; compile the base for the executor"
-                    .into(),
-            )
-        } else if !fits {
-            Some("its prefix has other layers or heads".into())
-        } else if (partial || gated) && !gates {
-            Some("its prefix is gated or of some layers only, and this image takes no gates; compile the base again".into())
-        } else if partial && !base.inputs.partial && engine == EngineKind::Plan {
-            Some("its prefix is of some layers only, and this base takes a prefix as its cache, which is of all layers".into())
-        } else {
-            None
-        }
-    }
-}
-
-/// The layers of all runs with their gates, by the number of the base's layer.
-fn layers_of_bundle(
-    bundle: &VerifiedBundle<'_>,
-) -> Result<BTreeMap<usize, LayerKeyValues>, String> {
-    let mut layers = BTreeMap::new();
-    for run in bundle.tensors_of(Role::KeyValues) {
-        let first = usize::from(run.spec().layer);
-        layers.extend((first..).zip(layers_of(&run)?));
-    }
-    if let Some(gates) = bundle.tensor(Role::Gate) {
-        let gates = numbers(&gates)?;
-        layers
-            .values_mut()
-            .zip(gates)
-            .for_each(|(layer, gate)| layer.gate = gate);
-    }
-    Ok(layers)
-}
-
-/// The layers of one run, `[layers, 2, kv_heads, tokens, head_dim]`.
-fn layers_of(run: &Tensor<'_>) -> Result<Vec<LayerKeyValues>, String> {
-    let shape = Layer {
-        kv_heads: run.spec().dim(2),
-        head_dim: run.spec().dim(4),
-    };
-    let half = shape.kv_heads * run.spec().dim(3) * shape.head_dim;
-    let elements = run.spec().elements();
-    let mut all = Vec::new();
-    let reserved = all.try_reserve_exact(elements);
-    reserved.map_err(|_| {
-        let bytes = elements.saturating_mul(size_of::<f32>());
-        Error::Memory { bytes }.to_string()
-    })?;
-    all.resize(elements, 0.0);
-    dequantise(run, &mut all)?;
-    let all = Arc::new(all);
-    let layers = (0..run.spec().dim(0)).map(|layer| {
-        let first = 2 * layer * half;
-        LayerKeyValues {
-            shape,
-            keys: Numbers::of(&all, first..first + half),
-            values: Numbers::of(&all, first + half..first + 2 * half),
-            gate: 0.0,
-        }
-    });
-    Ok(layers.collect())
 }
 
 fn numbers(tensor: &Tensor<'_>) -> Result<Vec<f32>, String> {

@@ -18,7 +18,7 @@ use crate::{
     Error,
     budget::TokenBudget,
     data::AnswerKind,
-    form::{Form, Place, PositionPlan, Prompt, Tensors, from_rows_by_token, rows_by_token},
+    form::{Form, Moves, Place, PositionPlan, Prompt, Tensors, from_rows_by_token, rows_by_token},
     heads::{Head, Pooling, head},
     methods::method,
 };
@@ -379,12 +379,26 @@ impl Adapter {
         Ok(())
     }
 
-    /// The form as a base takes it: a prefix whose positions an encoder does not count moves the text.
+    /// The form as a base takes it: a prefix whose positions an encoder does not count moves the text, one of all layers of
+    /// a decoder behind an encoder that decoder's tokens.
     pub fn form_on(&self, base: &Description) -> Form {
         let mut form = self.prompt.form.clone();
         let counted = form.positions(base) == self.card.positions;
-        if let Form::KeyValues { moves, .. } = &mut form {
-            *moves = !counted && base.kind == Kind::Encoder && base.inputs.mask.is_some();
+        if let Form::KeyValues { moves, layers, .. } = &mut form {
+            let own = base.decoder_sites().map(|site| base.layers[site]);
+            *moves = match (self.card.positions, base.kind) {
+                (PositionPlan::DecoderAfterPrompt, Kind::EncoderDecoder)
+                    if own.eq(layers.iter().copied()) =>
+                {
+                    Moves::Decoder
+                }
+                (PositionPlan::AfterPrompt, Kind::Encoder)
+                    if !counted && base.inputs.mask.is_some() =>
+                {
+                    Moves::Text
+                }
+                _ => Moves::Nothing,
+            };
         }
         form
     }
@@ -607,7 +621,7 @@ mod tests {
             first_layer,
             layers: vec![layer; 2],
             gated,
-            moves: false,
+            moves: Moves::Nothing,
         };
         let table = [
             (embeddings(Place::Before), "prompt-tuning", "linear", None),

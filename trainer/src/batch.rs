@@ -5,7 +5,7 @@ use preface_graph::{Description, Kind};
 use crate::{
     encode::{Encoded, Truth},
     engine::Array,
-    form::{Form, Place},
+    form::{Form, Moves, Place},
     heads::Pooling,
     step::{CHOICE, LABELS, LOWER, PLACES, Step, TARGETS, WEIGHTS},
 };
@@ -40,7 +40,9 @@ impl Batch {
         let mut sheet = Sheet {
             width,
             read_width: match layout.base.kind {
-                Kind::EncoderDecoder => longest(|row| row.decoder_ids.len()),
+                Kind::EncoderDecoder => {
+                    layout.form.decoder_slots() + longest(|row| row.decoder_ids.len())
+                }
                 _ => width,
             },
             layout,
@@ -81,7 +83,10 @@ impl Sheet<'_> {
     fn texts(&mut self) {
         let Layout { base, form, .. } = self.layout;
         let (slots, inputs) = (form.slots(), &base.inputs);
-        let hidden = if form.moves() { slots } else { 0 };
+        let hidden = match form.moves() {
+            Moves::Text => slots,
+            Moves::Nothing | Moves::Decoder => 0,
+        };
         let padding = i64::from(base.padding.unwrap_or(0));
         let placeholder = i64::from(base.placeholder);
         let id = |row: &Encoded, at: usize| match index_at(form, row, at) {
@@ -94,9 +99,15 @@ impl Sheet<'_> {
                 .unwrap_or(0)
         };
         self.ints(Some(&inputs.ids), self.width, id);
-        self.ints(inputs.decoder_ids.as_deref(), self.read_width, |row, at| {
-            row.decoder_ids.get(at).copied().unwrap_or(padding)
-        });
+        let before = form.decoder_slots();
+        self.ints(
+            inputs.decoder_ids.as_deref(),
+            self.read_width,
+            |row, at| match at.checked_sub(before) {
+                Some(index) => row.decoder_ids.get(index).copied().unwrap_or(padding),
+                None => placeholder,
+            },
+        );
         self.ints(inputs.token_types.as_deref(), self.width, segment);
         let past = self.past_width();
         self.ints(inputs.mask.as_deref(), past + self.width, |row, at| {
@@ -248,7 +259,7 @@ impl Sheet<'_> {
                 .iter()
                 .map(|&(at, class)| {
                     let at = match self.layout.base.kind {
-                        Kind::EncoderDecoder => at,
+                        Kind::EncoderDecoder => form.decoder_slots() + at,
                         _ => place_before_next(form, row, at),
                     };
                     Reading {
@@ -281,7 +292,7 @@ impl Sheet<'_> {
             ..
         } = self.layout;
         if base.kind == Kind::EncoderDecoder {
-            return vec![(0, 1.0)];
+            return vec![(form.decoder_slots(), 1.0)];
         }
         let text = row.text;
         let only = |index: usize| vec![(place_of(form, row, index), 1.0)];

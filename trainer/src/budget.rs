@@ -132,6 +132,7 @@ mod tests {
     use preface_graph::{builder::Builder, onnx::TensorProto};
 
     use super::*;
+    use crate::form::Moves;
 
     #[test]
     fn products_cost_their_weights_and_lookups_nothing() {
@@ -189,7 +190,7 @@ mod tests {
                 2
             ],
             gated: false,
-            moves: false,
+            moves: Moves::Nothing,
         };
         assert_eq!(
             budget.costs(&prefix, rates)[0].multiply_adds,

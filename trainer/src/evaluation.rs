@@ -193,6 +193,7 @@ pub fn encode(
     let taken = match card.positions {
         PositionPlan::AfterPrompt => card.form.tokens(),
         PositionPlan::TextFromZero => card.form.taken(base),
+        PositionPlan::DecoderAfterPrompt => 0,
     };
     let wording = Wording {
         template: card.template.clone(),

@@ -29,10 +29,9 @@ pub enum Form {
         /// Whether a number is added to the attention scores of each layer's prefix.
         #[serde(default)]
         gated: bool,
-        /// Whether the text's positions begin behind the prefix on a base that does not count it: as many places that
-        /// nobody attends to stand before the text. The position plan of an adapter says it.
+        /// What begins behind the prefix on a base that does not count it. The position plan of an adapter says it.
         #[serde(skip)]
-        moves: bool,
+        moves: Moves,
     },
 }
 
@@ -45,6 +44,18 @@ pub enum Place {
     Before,
     /// Behind the text and before what is generated.
     After,
+}
+
+/// What stands behind as many places as a prefix has tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Moves {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The text, behind places that nobody attends to.
+    Text,
+    /// The tokens of a decoder behind an encoder, behind places whose keys and values are the prefix's.
+    Decoder,
 }
 
 impl Form {
@@ -61,7 +72,7 @@ impl Form {
                 first_layer: 0,
                 layers: base.layers.clone(),
                 gated: false,
-                moves: false,
+                moves: Moves::Nothing,
             },
         }
     }
@@ -75,14 +86,26 @@ impl Form {
     /// Places that the prompt takes in the sequence: key-values take none, unless they move the text.
     pub fn slots(&self) -> usize {
         match self {
-            Self::KeyValues { moves: false, .. } => 0,
-            _ => self.tokens(),
+            Self::Embeddings { .. } => self.tokens(),
+            Self::KeyValues { .. } if self.moves() == Moves::Text => self.tokens(),
+            Self::KeyValues { .. } => 0,
         }
     }
 
-    /// Whether it is a prefix that moves the text by places that nobody attends to.
-    pub fn moves(&self) -> bool {
-        matches!(self, Self::KeyValues { moves: true, .. })
+    /// Places that the prompt takes before the tokens of a decoder behind an encoder.
+    pub fn decoder_slots(&self) -> usize {
+        match self.moves() {
+            Moves::Decoder => self.tokens(),
+            Moves::Nothing | Moves::Text => 0,
+        }
+    }
+
+    /// What a prefix moves.
+    pub fn moves(&self) -> Moves {
+        match self {
+            Self::KeyValues { moves, .. } => *moves,
+            Self::Embeddings { .. } => Moves::Nothing,
+        }
     }
 
     /// Where those places are.
@@ -126,7 +149,13 @@ impl Form {
                 Place::Before => PositionPlan::AfterPrompt,
                 Place::After => PositionPlan::TextFromZero,
             },
-            Self::KeyValues { moves: true, .. } => PositionPlan::AfterPrompt,
+            Self::KeyValues {
+                moves: Moves::Text, ..
+            } => PositionPlan::AfterPrompt,
+            Self::KeyValues {
+                moves: Moves::Decoder,
+                ..
+            } => PositionPlan::DecoderAfterPrompt,
             Self::KeyValues { layers, .. } if counted && layers.len() == base.layers.len() => {
                 PositionPlan::AfterPrompt
             }
@@ -152,6 +181,9 @@ pub enum PositionPlan {
     TextFromZero,
     /// The prompt has the first positions and the text those after it.
     AfterPrompt,
+    /// The prefix stands for tokens before the first of a decoder behind an encoder, at the decoder's own attentions
+    /// alone.
+    DecoderAfterPrompt,
 }
 
 /// The elements of several tensors, each row-major.
@@ -219,7 +251,7 @@ mod tests {
             first_layer: 0,
             layers,
             gated: false,
-            moves: false,
+            moves: Moves::Nothing,
         };
         let tensors = vec![vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]];
         let rows = rows_by_token(&form, &tensors);

@@ -535,12 +535,12 @@ impl<'a> Assembly<'a> {
         SIZES.map(|size| Size {
             batch: size.batch * self.extent.candidates as i64,
             sequence: size.sequence + self.sizes.form.slots() as i64,
+            decoder_sequence: size.decoder_sequence + self.sizes.form.decoder_slots() as i64,
             past: if self.extent.cached && self.after() {
                 size.past
             } else {
                 0
             },
-            ..size
         })
     }
 

@@ -12,7 +12,7 @@ use crate::{
     encode::{Encoded, Encoder, MASK, Rows, TEXT, Truth, Wording},
     engine::Library,
     evaluation::{Questions, reading},
-    form::{Form, Place, PositionPlan},
+    form::{Form, Moves, Place, PositionPlan},
     given::Given,
     heads::{Head, Pooling, Reads, head, usual},
     methods::{Method, Sizes, method},
@@ -270,7 +270,7 @@ pub(crate) fn form(method: &Method, options: &Options, base: &Description) -> Re
                 first_layer,
                 layers: layers[first_layer..end].to_vec(),
                 gated: method.gated,
-                moves: false,
+                moves: Moves::Nothing,
             })
         }
     }

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use preface_bundle::{
-    Form as BundleForm, HeadKind, Manifest, Positions, Role, Tensor, VerifiedBundle,
-};
+use preface_bundle::{Form as BundleForm, HeadKind, Manifest, Role, Tensor, VerifiedBundle};
 use serde_json::{Value, json};
 
 use super::foreign;
@@ -81,10 +79,7 @@ fn card(manifest: &Manifest<'_>, form: Value, rank: Option<usize>) -> Value {
         "labels": manifest.labels.iter().collect::<Vec<_>>(),
         "template": manifest.template,
         "pooling": manifest.pooling.map_or("last", |pooling| pooling.name()),
-        "positions": match manifest.positions {
-            Positions::TextFromZero => "text-from-zero",
-            _ => "after-prompt",
-        },
+        "positions": manifest.positions.name(),
         "base_id": manifest.base_id.to_string(),
         "tokenizer_id": manifest.tokenizer_id.to_string(),
     });

@@ -182,6 +182,16 @@ impl Engine {
         }
     }
 
+    /// The layers in which the tokens of a decoder behind an encoder look at each other, in their order; none where the base
+    /// has no such decoder, or this engine does not run it.
+    pub fn decoder_layers(&self) -> Vec<usize> {
+        match self {
+            Self::Executor(executor) => executor.decoder_layers(),
+            #[cfg(feature = "plan")]
+            Self::Plan(_) => Vec::new(),
+        }
+    }
+
     /// Lays a prefix out as this engine consumes it; that of a task without one has no layers.
     pub fn prepare(&self, prefix: KeyValues) -> Result<Past, Error> {
         match self {

@@ -23,6 +23,13 @@ impl Session {
     }
 
     pub(super) fn add(&mut self, mut task: Task) -> Result<TaskHandle, Error> {
+        if let Form::KeyValues(prefix) = &mut task.form {
+            let placed = prefix.take_places(&self.engine.decoder_layers());
+            placed.map_err(|reason| Error::Task {
+                task: task.id.clone(),
+                reason,
+            })?;
+        }
         task.check(self.image.description(), self.engine.kind())?;
         let past = match &mut task.form {
             Form::Embeddings { .. } => self.engine.prepare(KeyValues::default())?,

@@ -1,4 +1,4 @@
-use preface_bundle::{HeadKind, Id};
+use preface_bundle::{HeadKind, Id, Positions};
 
 use super::*;
 use crate::{
@@ -234,6 +234,20 @@ fn gates_weigh_the_prefix_of_their_layer() {
             assert!(near(partial, whole), "{upper}: {partial} {whole}");
             assert!(!near(partial, open) && !near(partial, shut));
         }
+    });
+}
+
+#[test]
+fn a_prefix_before_a_decoders_tokens_is_refused_where_no_encoder_stands_before_them() {
+    with_session(Options::default(), |_, mut session| {
+        let base = session.description().clone();
+        let form = Form::KeyValues(KeyValues {
+            tokens: 3,
+            positions: Positions::DecoderAfterPrompt,
+            layers: [(0, layer(80, 3, 0.0)), (1, layer(90, 3, 0.0))].into(),
+        });
+        let refused = session.add(task("t", form, &base)).unwrap_err().to_string();
+        assert!(refused.contains("a decoder behind an encoder"), "{refused}");
     });
 }
 

@@ -208,7 +208,7 @@ def bundle(name, task):
             "head": {"kind": task["head"], "classes": len(task.get("labels", [])), "hidden": task["hidden"]},
             "labels": task.get("labels", []), "template": task.get("template", "{text}"),
             "pooling": task.get("pooling"),
-            "positions": ["", "text-from-zero", "after-prompt"][task["positions"]],
+            "positions": ["", "text-from-zero", "after-prompt", "decoder-after-prompt"][task["positions"]],
             "answer": task.get("answer", {"kind": own, "inputs": "one", "threshold": None}),
             "verbaliser": task.get("verbaliser"), "decode": task.get("decode"),
             "probes": len(task.get("probes", [])), "metrics": task.get("metrics", {}),
@@ -279,6 +279,13 @@ def bundles():
         "head": "generation", "hidden": 0, "positions": 2,
         "tensors": [tensor("key-values", "f16", [2, 2, 2, 8, 8], 16), tensor("gate", "bf16", [2], 17)],
         "decode": {"most_tokens": 64, "stop_ids": [0, 2]}, "template": "Q: {text}\nA:", "probes": [(198, [1, 5])],
+    }
+    yield "key-values-i8-stored-decoder-generation", {
+        "task": "rewrite", "form": {"kind": "key-values", "tokens": 2, "layers": 3}, "level": 4, "head": "generation",
+        "hidden": 0, "positions": 3,
+        "tensors": [tensor("key-values", "i8", [2, 2, 2, 2, 4], 28, group=8),
+                    tensor("key-values", "f16", [1, 2, 1, 2, 4], 29, layer=2)],
+        "decode": {"most_tokens": 16, "stop_ids": [1]}, "probes": [(40, [7, 9, 1])],
     }
     yield "embeddings-f32-stored-linear-several-labels", {
         "task": "rooms", "form": embeddings(1, 4), "head": "linear", "hidden": 4, "positions": 2,

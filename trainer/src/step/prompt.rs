@@ -1,13 +1,22 @@
 //! Prompts of all candidates in the graph.
 
 use preface_graph::{
+    Description, Error as GraphError,
     builder::Attribute,
-    onnx::data_type,
+    facts::Facts,
+    onnx::{GraphProto, data_type},
     splice::{self, Prefix},
 };
 
 use super::{Assembly, PLACES};
-use crate::{Error, form::Form};
+use crate::{
+    Error,
+    form::{Form, Moves},
+};
+
+/// How prefixes are put into a graph.
+type Splice =
+    fn(&mut GraphProto, i64, &Description, &Facts, &[Option<Prefix>]) -> Result<(), GraphError>;
 
 const FIRST: (&str, Attribute) = ("axis", Attribute::Int(0));
 
@@ -103,20 +112,29 @@ impl Assembly<'_> {
         builder.write("Add", &[&text, &prompt], &[rows], &[]);
     }
 
-    /// Joins the tensors of each layer to its keys and values; layers below the first get none.
+    /// Joins the tensors of each layer to its keys and values, or puts them in the place of a decoder's first; layers below
+    /// the first get none.
     fn prefix(&mut self, candidates: &[Vec<String>]) -> Result<(), Error> {
         let Form::KeyValues {
             tokens,
             first_layer,
             layers,
             gated,
-            ..
+            moves,
         } = self.sizes.form.clone()
         else {
             return Ok(());
         };
-        let mut prefixes: Vec<Option<Prefix>> = vec![None; self.base.description.layers.len()];
-        for (index, layer) in layers.iter().enumerate() {
+        let description = &self.base.description;
+        let mut prefixes: Vec<Option<Prefix>> = vec![None; description.layers.len()];
+        let (sites, splice): (Vec<usize>, Splice) = match moves {
+            Moves::Decoder => (description.decoder_sites().collect(), splice::replace_first),
+            _ => (
+                (first_layer..).take(layers.len()).collect(),
+                splice::join_prefix,
+            ),
+        };
+        for (index, (layer, site)) in layers.iter().zip(sites).enumerate() {
             let dims = [layer.kv_heads as i64, tokens as i64, layer.head_dim as i64];
             let [key, value] = [0, 1].map(|half| {
                 let halves: Vec<String> = candidates
@@ -127,11 +145,11 @@ impl Assembly<'_> {
                 self.for_every_row(&halves, &dims)
             });
             let gate = gated.then(|| self.gate(candidates, layers.len(), index));
-            prefixes[first_layer + index] = Some(Prefix { key, value, gate });
+            prefixes[site] = Some(Prefix { key, value, gate });
         }
         let opset = self.model.opset();
         let graph = self.model.graph.get_or_insert_default();
-        splice::join_prefix(
+        splice(
             graph,
             opset,
             &self.base.description,

@@ -32,7 +32,7 @@ use std::{mem, ops::Range};
 use tract_data::internal::{Tensor, format_err};
 
 use super::{Input, failed, panels::MappedPanels};
-use crate::{Error, Image, engine, task::KeyValues};
+use crate::{Error, Image, engine, image::Kind, task::KeyValues};
 use arena::Arena;
 use attend::Attention;
 use dots::Rounded;
@@ -226,6 +226,13 @@ impl Executor {
     /// Whether tokens see only those before them, so that keys and values may be kept.
     fn goes_on(&self) -> bool {
         self.growing().all(|attend| attend.mask.after == Some(0))
+    }
+
+    /// See [`engine::Engine::decoder_layers`].
+    pub fn decoder_layers(&self) -> Vec<usize> {
+        let encodes = self.image.description().kind == Kind::EncoderDecoder;
+        let growing = self.growing().filter(|_| encodes);
+        growing.map(|attend| attend.layer).collect()
     }
 
     /// Lays out a prefix by layer.

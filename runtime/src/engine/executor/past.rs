@@ -1,5 +1,7 @@
 //! Keys and values of the tokens before those of a run.
 
+use preface_bundle::Positions;
+
 use crate::{Error, image::Layer as Shape, map::Numbers, task::KeyValues};
 
 /// Keys and values that stand before a text's own: those of a prefix, and behind them those of tokens that were run
@@ -44,15 +46,16 @@ pub(crate) enum Half {
 
 impl Past {
     /// A prefix by layer. Where the base counts, or the prefix asks for it, positions go on behind one of all layers, which
-    /// is the base's cache where it `caches`.
+    /// is the base's cache where it `caches`. Behind one of a decoder's own layers both are so of themselves.
     pub fn of_prefix(
         mut prefix: KeyValues,
         layers: &[Shape],
         (counts, caches): (bool, bool),
     ) -> Self {
         let (tokens, whole) = (prefix.tokens, prefix.layers.len() == layers.len());
-        let cached = caches && whole;
-        let counts = counts || prefix.counted;
+        let cached = prefix.is_of_decoder() || caches && whole;
+        let counts = counts || prefix.positions == Positions::AfterPrompt;
+        let counted = prefix.is_of_decoder() || counts && whole;
         let layer = |(index, &shape)| match prefix.layers.remove(&index) {
             Some(layer) if tokens > 0 => Layer {
                 shape,
@@ -70,7 +73,7 @@ impl Past {
             _ => Layer::empty(shape, 0),
         };
         Self {
-            position: if counts && whole { tokens } else { 0 },
+            position: if counted { tokens } else { 0 },
             layers: layers.iter().enumerate().map(layer).collect(),
         }
     }
@@ -283,7 +286,7 @@ mod tests {
         };
         KeyValues {
             tokens,
-            counted: true,
+            positions: Positions::AfterPrompt,
             layers: [(1, layer)].into(),
         }
     }
@@ -339,10 +342,19 @@ mod tests {
             0
         );
         let asks = KeyValues {
-            counted: true,
+            positions: Positions::AfterPrompt,
             ..whole
         };
         assert_eq!(Past::of_prefix(asks, &[], (false, true)).position(), 2);
+        let of_decoder = KeyValues {
+            positions: Positions::DecoderAfterPrompt,
+            ..prefix_of(2)
+        };
+        let past = Past::of_prefix(of_decoder, &[SHAPE; 2], (false, false));
+        assert_eq!(
+            (past.position(), past.layer(1).unwrap().always_seen()),
+            (2, 0)
+        );
     }
 
     #[test]
