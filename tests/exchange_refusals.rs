@@ -51,11 +51,6 @@ fn what_is_no_prompt_or_has_no_equal_is_refused_by_name() {
             "\"ADALORA\" changes the weights",
             "preface train",
         ),
-        (
-            "t5-prefix",
-            "decoder's self-attention alone",
-            "PROMPT_TUNING",
-        ),
     ];
     for (name, reason, way_out) in table {
         let case = case(name);
@@ -367,6 +362,46 @@ fn a_classifier_behind_a_pooler_needs_the_pooler() {
     let error = scene.refused(&[&import[..], &["--pooler", other.to_str().unwrap()]].concat());
     assert!(
         error.contains("pooler.dense.weight") && error.contains("model.safetensors"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_prefix_of_a_decoder_behind_an_encoder_goes_where_peft_puts_it_or_nowhere() {
+    let scene = Scene::new();
+    let case = case("t5-prefix");
+    let base = case.base_folder();
+    let folder = scene.copy(&case);
+    let path = Path::new(&folder).join("adapter_config.json");
+    let config = fs::read_to_string(&path).unwrap();
+    for (one, other) in [
+        ("_submodules\": 2", "_submodules\": 1"),
+        ("SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"),
+    ] {
+        fs::write(&path, config.replace(one, other)).unwrap();
+        let output = scene.at("x");
+        let import = ["import", "peft", &folder, "--base", &base, "-o", &output];
+        let error = scene.refused(&import);
+        assert!(error.contains("num_transformer_submodules is 2"), "{error}");
+    }
+    let adapter = scene.imported(&case, 0);
+    let refused = |format| {
+        let output = scene.at("out");
+        scene.refused(&["export", format, &adapter, "--base", &base, "-o", &output])
+    };
+    let error = refused("ort-adapter");
+    assert!(error.contains("export peft"), "{error}");
+    let path = Path::new(&adapter).join("adapter_model.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.last_chunk_mut::<4>().unwrap();
+    *last = 0.25f32.to_le_bytes();
+    fs::write(&path, bytes).unwrap();
+    let error = refused("peft");
+    assert!(error.contains("layers 0 and 1"), "{error}");
+    scene.change(&adapter, |card| card["positions"] = json!("after-prompt"));
+    let error = refused("peft");
+    assert!(
+        error.contains("its decoder's own attentions alone"),
         "{error}"
     );
 }

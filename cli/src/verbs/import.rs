@@ -171,12 +171,17 @@ pub(super) fn target(folder: &Path) -> anyhow::Result<Target> {
         u16::try_from(number)
             .with_context(|| format!("the base has a width of {number}, a bundle at most 65535"))
     };
-    let layers = description.layers.iter().map(|layer| {
+    let layer = |kv_heads, head_dim| {
         Ok(Layer {
-            kv_heads: small(layer.kv_heads)?,
-            head_dim: small(layer.head_dim)?,
+            kv_heads: small(kv_heads)?,
+            head_dim: small(head_dim)?,
         })
-    });
+    };
+    let layers = description.layers.iter();
+    let layers = layers.map(|one| layer(one.kv_heads, one.head_dim));
+    let own = description.decoder_sites();
+    let own = own.filter_map(|site| description.layers.get(site));
+    let decoder_layers = own.map(|one| layer(one.kv_heads, one.head_dim));
     let id = |hex: &str| Id::from_hex(hex).context("the base's id is not hex");
     Ok(Target {
         kind: match description.kind {
@@ -187,6 +192,7 @@ pub(super) fn target(folder: &Path) -> anyhow::Result<Target> {
         hidden: small(description.hidden)?,
         embedding_width: small(description.embedding_width)?,
         layers: layers.collect::<anyhow::Result<_>>()?,
+        decoder_layers: decoder_layers.collect::<anyhow::Result<_>>()?,
         writes: description.logits.is_some(),
         end_token: description.end_token,
         base_id: id(&description.base_id)?,

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use preface_bundle::HeadKind;
+use preface_bundle::{HeadKind, Positions};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -19,6 +19,7 @@ pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) struct Parts<'a> {
     pub method: &'a str,
     pub form: Value,
+    pub positions: Positions,
     pub head: HeadKind,
     pub classes: usize,
     pub rank: Option<usize>,
@@ -44,7 +45,7 @@ pub(super) fn card(
         "labels": parts.labels,
         "template": wishes.template,
         "pooling": parts.pooling,
-        "positions": "after-prompt",
+        "positions": parts.positions.name(),
         "answer": {"kind": match parts.head {
             HeadKind::Generation => "text",
             HeadKind::TokenLinear => "tags",

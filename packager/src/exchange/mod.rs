@@ -62,6 +62,8 @@ pub struct Target {
     pub embedding_width: u16,
     /// Keys and values of each layer.
     pub layers: Vec<Layer>,
+    /// Those of them in which a decoder's tokens look at each other.
+    pub decoder_layers: Vec<Layer>,
     /// Whether it gives scores over its vocabulary.
     pub writes: bool,
     /// The token that ends a text.

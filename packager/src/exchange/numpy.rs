@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use preface_bundle::Positions;
 use serde_json::json;
 
 use super::{
@@ -46,6 +47,7 @@ pub fn import_numpy(path: &Path, target: &Target, wishes: &Wishes) -> Result<Imp
     let parts = Parts {
         method: "prompt-tuning",
         form: json!({"kind": "embeddings", "tokens": tokens, "hidden": hidden}),
+        positions: Positions::AfterPrompt,
         head: head.kind,
         classes: head.classes,
         rank: None,

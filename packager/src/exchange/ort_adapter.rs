@@ -9,6 +9,7 @@ mod reader;
 use std::path::Path;
 
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
+use preface_bundle::Positions;
 use serde_json::json;
 
 use self::reader::{Parameter, parameters};
@@ -39,8 +40,13 @@ const fn field(place: u16) -> u16 {
 /// Writes an `.onnx_adapter` file.
 ///
 /// # Errors
-/// [`Error::Foreign`] for a gated prefix; [`Error::Write`] and its neighbours.
+/// [`Error::Foreign`] for a gated prefix, and for one before a decoder's tokens; [`Error::Write`] and its neighbours.
 pub fn export_ort_adapter(adapter: &Adapter, path: &Path) -> Result<Vec<String>, Error> {
+    if adapter.description.positions == Positions::DecoderAfterPrompt.name() {
+        let problem = "not written: the prefix is of the decoder of an encoder-decoder, whose cache has other names with each exporter; \
+                       export peft";
+        return Err(foreign(path, problem));
+    }
     let named = match &adapter.description.form {
         Form::Embeddings { tokens, hidden } => {
             let shape = vec![i64::from(*tokens), i64::from(*hidden)];
@@ -154,6 +160,7 @@ pub fn import_ort_adapter(
             "prefix-tuning"
         },
         form,
+        positions: Positions::AfterPrompt,
         head: head.kind,
         classes: head.classes,
         rank: None,

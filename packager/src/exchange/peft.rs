@@ -4,10 +4,12 @@
 //! the tensor itself. A prefix is stored as it lies in the cache, keys before values in each layer.
 
 mod config;
+pub(super) mod decoder;
 pub(super) mod head;
 
 use std::{fs, path::Path};
 
+use preface_bundle::Positions;
 use serde_json::{Value, json};
 
 use self::{
@@ -48,12 +50,17 @@ pub fn import_peft(folder: &Path, target: &Target, wishes: &Wishes) -> Result<Im
     let mut notes = Vec::new();
     let (form, prompt) = match config.kind {
         Kind::Embeddings | Kind::Tasks => file.rows(&mut notes)?,
-        Kind::KeyValues => file.prefix()?,
+        Kind::KeyValues => file.prefix(&mut notes)?,
+    };
+    let positions = match (config.kind, target.kind) {
+        (Kind::KeyValues, BaseKind::EncoderDecoder) => Positions::DecoderAfterPrompt,
+        _ => Positions::AfterPrompt,
     };
     let head = PeftHead::of(&file, &mut notes)?;
     let parts = Parts {
         method: config.method(),
         form,
+        positions,
         head: head.kind,
         classes: head.classes,
         rank: head.rank(),
@@ -222,24 +229,35 @@ impl File<'_> {
     }
 
     /// Keys and values: form and values. The base says how many heads there are, grouped or not.
-    fn prefix(&self) -> Result<(Value, Vec<f32>), Error> {
-        if self.target.kind == BaseKind::EncoderDecoder {
+    fn prefix(&self, notes: &mut Vec<String>) -> Result<(Value, Vec<f32>), Error> {
+        let tokens = self.config.tokens;
+        let of_decoder = self.target.kind == BaseKind::EncoderDecoder;
+        if of_decoder && (self.config.task_type(), self.config.halves()?) != ("SEQ_2_SEQ_LM", 2) {
             return Err(self.refuse(
-                "PEFT gives the prefix of an encoder-decoder to its decoder's self-attention alone, with scores that the base's \
-                 table of distances moves for each token that asks, which no form of a prompt can stand for; train a prompt \
-                 for the encoder with PROMPT_TUNING, or a prefix of all its attentions with `preface train`",
+                "PEFT gives a prefix of an encoder-decoder to its decoder where the task type is SEQ_2_SEQ_LM and \
+                 num_transformer_submodules is 2, and to its looks at the encoder too elsewhere; train it so",
             ));
         }
-        let tokens = self.config.tokens;
-        let layers = &self.target.layers;
+        let (layers, of) = match of_decoder {
+            true => (&self.target.decoder_layers, "the base's decoder's"),
+            false => (&self.target.layers, "the base's"),
+        };
         let width: usize = layers.iter().map(Layer::width).sum();
         let because = format!(
-            "{tokens} virtual tokens by keys and values of the base's {} layers, {}; pass --base the model that it was \
-             trained on",
+            "{tokens} virtual tokens by keys and values of {of} {} layers, {}; pass --base the model that it was trained \
+             on",
             layers.len(),
             geometry(layers),
         );
-        let values = self.source.values(PROMPT, &[tokens, width], &because)?;
+        let mut values = self.source.values(PROMPT, &[tokens, width], &because)?;
+        if of_decoder {
+            let count = layers.len();
+            values = decoder::read(&values, count, width.checked_div(count).unwrap_or(0));
+            notes.push(format!(
+                "each of the decoder's {count} layers has the rows that PEFT gives it: layer i those that are stored for \
+                 layer 2 i, counted around"
+            ));
+        }
         let layers: Vec<Value> = layers
             .iter()
             .map(|layer| json!({"kv_heads": layer.kv_heads, "head_dim": layer.head_dim}))

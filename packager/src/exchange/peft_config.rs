@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
-use preface_bundle::HeadKind;
+use preface_bundle::{HeadKind, Positions};
 use serde_json::{Value, json};
 
 use super::{
     BaseKind, Target,
     card::{CONFIG, Named, own_tensors, pretty, prompt_shape, safetensors},
     foreign, make_folder,
+    peft::decoder,
 };
 use crate::{
-    Access, Adapter, Description, Error, Form,
+    Access, Adapter, Description, Error, Form, Layer,
     adapter::{BIAS, PROMPT, TENSORS, WEIGHT},
     write_file,
 };
@@ -47,11 +48,16 @@ pub fn export_peft(adapter: &Adapter, target: &Target, folder: &Path) -> Result<
     let (task_type, head) = head(adapter, target, &mut differences);
     let seq2seq = task_type == "SEQ_2_SEQ_LM";
     let halves = if seq2seq { 2 } else { 1 };
-    let rows = adapter.prompt.repeat(halves);
     let [tokens, width] = prompt_shape(&description.form)[..] else {
         return Err(foreign(folder, "the prompt is no matrix"));
     };
-    let mut tensors: Vec<Named<'_>> = vec![(PROMPT, vec![tokens * halves, width], &rows)];
+    let (tokens, rows) = match &description.form {
+        Form::KeyValues { layers, .. } if target.kind == BaseKind::EncoderDecoder => {
+            (tokens, of_decoder(folder, adapter, layers, task_type)?)
+        }
+        _ => (tokens * halves, adapter.prompt.repeat(halves)),
+    };
+    let mut tensors: Vec<Named<'_>> = vec![(PROMPT, vec![tokens, width], &rows)];
     tensors.extend(
         head.iter()
             .map(|(name, shape, values)| (*name, shape.clone(), &values[..])),
@@ -137,18 +143,51 @@ fn peft_type(description: &Description) -> &'static str {
     }
 }
 
+/// The prefix of a decoder behind an encoder as PEFT stores it.
+fn of_decoder(
+    path: &Path,
+    adapter: &Adapter,
+    layers: &[Layer],
+    task_type: &str,
+) -> Result<Vec<f32>, Error> {
+    if task_type != "SEQ_2_SEQ_LM" {
+        let problem = format!(
+            "not written: PEFT reads a prefix of an encoder-decoder where text is generated, and the head is {}",
+            adapter.description.head.kind.name()
+        );
+        return Err(foreign(path, problem));
+    }
+    let width = layers.first().map_or(0, Layer::width);
+    decoder::stored(&adapter.prompt, layers.len(), width).map_err(|[one, other]| {
+        let problem = format!(
+            "not written: PEFT gives layers {one} and {other} of a decoder behind an encoder the same rows, and here they differ"
+        );
+        foreign(path, problem)
+    })
+}
+
 /// Refuses what PEFT cannot say.
 fn check_form(path: &Path, description: &Description, target: &Target) -> Result<(), Error> {
     let refuse = |problem: &str| Err(foreign(path, format!("not written: {problem}")));
     match &description.form {
-        Form::Embeddings { .. } if description.positions != "after-prompt" => refuse(
-            "the prompt stands behind its text, and PEFT's before it; train it before the text, or export ort-adapter",
-        ),
+        Form::Embeddings { .. } if description.positions != Positions::AfterPrompt.name() => {
+            refuse(
+                "the prompt stands behind its text, and PEFT's before it; train it before the text, or export ort-adapter",
+            )
+        }
         Form::Embeddings { .. } => Ok(()),
         Form::KeyValues { gated: true, .. } => {
             refuse("the prefix has gates, and PEFT's none; train it with --method prefix-tuning")
         }
-        Form::KeyValues { layers, .. } if layers.len() != target.layers.len() => refuse(
+        Form::KeyValues { .. }
+            if target.kind == BaseKind::EncoderDecoder && !is_of_decoder(description) =>
+        {
+            refuse(
+                "the prefix is of an encoder-decoder, and PEFT gives one to its decoder's own attentions alone, as tokens before the \
+                 decoder's first",
+            )
+        }
+        Form::KeyValues { layers, .. } if layers.len() != layers_of(target).len() => refuse(
             "the prefix is of some layers, and PEFT's of all; train it on all layers, or export ort-adapter",
         ),
         Form::KeyValues { layers, .. } if layers.windows(2).any(|pair| pair[0] != pair[1]) => {
@@ -160,9 +199,21 @@ fn check_form(path: &Path, description: &Description, target: &Target) -> Result
     }
 }
 
+fn is_of_decoder(description: &Description) -> bool {
+    description.positions == Positions::DecoderAfterPrompt.name()
+}
+
+/// The layers to which PEFT gives a prefix.
+fn layers_of(target: &Target) -> &[Layer] {
+    match target.kind {
+        BaseKind::EncoderDecoder => &target.decoder_layers,
+        _ => &target.layers,
+    }
+}
+
 fn position_difference(description: &Description) -> Vec<String> {
     let prefix = matches!(description.form, Form::KeyValues { .. });
-    let differs = prefix && description.positions != "after-prompt";
+    let differs = prefix && description.positions == Positions::TextFromZero.name();
     let words = "PEFT counts the text's positions behind the prefix, this adapter from zero: hidden rows differ unless \
                  position_ids from zero are passed";
     differs.then(|| words.to_owned()).into_iter().collect()

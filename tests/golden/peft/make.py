@@ -3,11 +3,12 @@
 
     make.py [FOLDER]    default: the folder of this file
 
-  bases/NAME      a random base of a few tens of KB as an ONNX folder: BERT, GPT-2, Llama with grouped queries, T5;
-                  of BERT also its pooler, which the ONNX does not have
+  bases/NAME      a random base of a few tens of KB as an ONNX folder: BERT, GPT-2, Llama with grouped queries, T5,
+                  a deeper T5 that tells few distances apart, BART; of BERT also its pooler, which the ONNX does not have
   adapters/NAME   what PEFT's save_pretrained wrote
   expected.json   for each adapter what PEFT in PyTorch answers: logits [labels] of each text, [words, labels] where
-                  tokens are labelled, or the generated words
+                  tokens are labelled, or the generated words; of the deeper T5 and BART also the logits of every
+                  word for the first of them
 
 Every number follows from fixed seeds. The files in the repository are kept: a new version of PEFT is tried in
 another folder, and a difference is looked at, not written over.
@@ -26,8 +27,9 @@ import transformers
 from peft import PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import (
-    BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel, GPT2Config, GPT2ForSequenceClassification,
-    GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, T5Config, T5ForConditionalGeneration,
+    BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification, BertForTokenClassification, BertModel,
+    GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification,
+    T5Config, T5ForConditionalGeneration,
 )
 
 VOCABULARY, LABELS, TOKENS, GENERATED = 64, ["red", "green", "blue"], 3, 6
@@ -41,8 +43,14 @@ CONFIGS = {
                          bos_token_id=2, eos_token_id=3, pad_token_id=0),
     "t5": T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, decoder_start_token_id=0,
                    eos_token_id=3, pad_token_id=0),
+    "t5-deep": T5Config(vocab_size=VOCABULARY, d_model=16, d_kv=4, d_ff=24, num_layers=3, num_heads=4, decoder_start_token_id=0,
+                        eos_token_id=3, pad_token_id=0, relative_attention_num_buckets=6, relative_attention_max_distance=7),
+    "bart": BartConfig(vocab_size=VOCABULARY, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+                       decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=48,
+                       bos_token_id=2, eos_token_id=3, pad_token_id=0, decoder_start_token_id=2, forced_eos_token_id=None),
 }
-BASES = {"bert": BertModel, "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "t5": T5ForConditionalGeneration}
+BASES = {"bert": BertModel, "gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, "t5": T5ForConditionalGeneration,
+         "t5-deep": T5ForConditionalGeneration, "bart": BartForConditionalGeneration}
 MODELS = {
     ("bert", "TOKEN_CLS"): BertForTokenClassification,
     ("bert", "SEQ_CLS"): BertForSequenceClassification,
@@ -67,6 +75,8 @@ ADAPTERS = {
     "gpt2-lora": ("gpt2", "CAUSAL_LM", "LoraConfig", {"r": 1, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
     "gpt2-ia3": ("gpt2", "CAUSAL_LM", "IA3Config", {"target_modules": ["c_attn"], "feedforward_modules": [], "fan_in_fan_out": True}),
     "gpt2-adalora": ("gpt2", "CAUSAL_LM", "AdaLoraConfig", {"init_r": 1, "target_modules": ["c_attn"], "total_step": 10, "fan_in_fan_out": True}),
+    "t5-deep-prefix": ("t5-deep", "SEQ_2_SEQ_LM", "PrefixTuningConfig", PROJECTED),
+    "bart-prefix": ("bart", "SEQ_2_SEQ_LM", "PrefixTuningConfig", {}),
 }
 
 
@@ -120,7 +130,7 @@ def export(model, name, folder):
     inputs = {"input_ids": texts, "attention_mask": torch.ones_like(texts)}
     batch, sequence = torch.export.Dim("batch"), torch.export.Dim("sequence")
     axes = {name: {0: batch, 1: sequence} for name in inputs}
-    if name == "t5":
+    if CONFIGS[name].is_encoder_decoder:
         inputs["decoder_input_ids"] = texts[:, :3]
         axes["decoder_input_ids"] = {0: batch, 1: torch.export.Dim("decoder_sequence")}
     else:
@@ -179,6 +189,15 @@ def answers(model, task, more):
     return found
 
 
+def first_logits(model):
+    found = []
+    for text in TEXTS:
+        ids = ids_of(text)
+        begin = torch.tensor([[model.get_base_model().config.decoder_start_token_id]])
+        found.append(model(input_ids=ids, attention_mask=torch.ones_like(ids), decoder_input_ids=begin).logits[0, 0].tolist())
+    return found
+
+
 def make(name, base, folder):
     kind, task, config, options = ADAPTERS[name]
     learns = config not in ("LoraConfig", "IA3Config", "AdaLoraConfig")
@@ -202,6 +221,8 @@ def make(name, base, folder):
                     answers(loaded, task, {"task_ids": torch.tensor([index])} if "num_tasks" in options else {})
                     for index in range(options.get("num_tasks", 1))
                 ]
+                if kind in ("t5-deep", "bart"):
+                    case["first_logits"] = first_logits(loaded)
     return case
 
 
