@@ -1,6 +1,6 @@
 //! What heads are given: tensors that the frozen base and the label names make.
 
-use preface_graph::{Base, Kind};
+use preface_graph::{Base, Kind, Projection};
 
 use crate::{
     Error,
@@ -60,53 +60,79 @@ impl Given {
         }
     }
 
-    /// The columns and biases of the base's last product at each label's tokens, averaged over the tokens.
+    /// The columns and biases of the base's last product at each label's tokens, averaged over the tokens; where its
+    /// logits are more than a product, the shares that tokens have in their label.
     ///
     /// # Errors
-    /// When the base has no such product or cannot be read.
+    /// When the base has no logits, a token none of them, or the base cannot be read.
     pub fn of_verbaliser(base: &Base, verbaliser: Vec<Vec<i64>>) -> Result<Self, Error> {
-        let projection = base
-            .description
-            .logits
-            .as_ref()
-            .and_then(|logits| logits.projection.as_ref());
-        let projection = projection.ok_or_else(|| no_logits(&base.description))?;
-        let tensor = |name: &str| {
-            let graph = base.model.graph.as_ref();
-            let tensor = graph
-                .and_then(|graph| graph.initializer(name))
-                .ok_or_else(|| no_logits(&base.description))?;
-            Ok::<_, Error>(tensor.floats(&base.folder)?)
-        };
-        let weight = tensor(&projection.weight)?;
-        let bias = projection.bias.as_deref().map(tensor).transpose()?;
-        let vocabulary = weight.len() / projection.width;
-        let at = |token: usize, column: usize| match projection.transposed {
-            true => weight[token * projection.width + column],
-            false => weight[column * vocabulary + token],
-        };
-        let (mut columns, mut biases) = (Vec::new(), Vec::new());
+        let logits = base.description.logits.as_ref().ok_or_else(no_logits)?;
+        let vocabulary = logits.vocabulary;
+        let mut spoken: Vec<Vec<usize>> = Vec::new();
         for ids in &verbaliser {
-            let ids: Vec<usize> = ids
-                .iter()
-                .filter_map(|&id| usize::try_from(id).ok())
-                .collect();
-            if let Some(id) = ids.iter().find(|&&id| id >= vocabulary) {
-                return Err(Error::Options(format!(
-                    "token id {id} is beyond the base's vocabulary of {vocabulary}"
-                )));
-            }
-            let mean = |value: &dyn Fn(usize) -> f32| {
-                ids.iter().map(|&id| value(id)).sum::<f32>() / ids.len() as f32
+            let place = |&id: &i64| {
+                let place = usize::try_from(id).ok().filter(|id| *id < vocabulary);
+                place.ok_or_else(|| {
+                    Error::Options(format!(
+                        "token id {id} is beyond the base's vocabulary of {vocabulary}"
+                    ))
+                })
             };
-            columns.extend((0..projection.width).map(|column| mean(&|id| at(id, column))));
-            biases.push(bias.as_ref().map_or(0.0, |bias| mean(&|id| bias[id])));
+            spoken.push(ids.iter().map(place).collect::<Result<_, _>>()?);
         }
+        let tensors = match &logits.projection {
+            Some(projection) => columns(base, projection, vocabulary, &spoken)?,
+            None => shares(vocabulary, &spoken),
+        };
         Ok(Self {
-            tensors: vec![columns, biases],
+            tensors: tensors.into(),
             verbaliser,
         })
     }
+}
+
+/// The mean of `values` over a label's tokens.
+fn mean(ids: &[usize], values: impl Fn(usize) -> f32) -> f32 {
+    ids.iter().map(|&id| values(id)).sum::<f32>() / ids.len() as f32
+}
+
+/// The columns `[labels, width]` and biases `[labels]` of a projection at the tokens of each label.
+fn columns(
+    base: &Base,
+    projection: &Projection,
+    vocabulary: usize,
+    spoken: &[Vec<usize>],
+) -> Result<[Vec<f32>; 2], Error> {
+    let tensor = |name: &str| {
+        let graph = base.model.graph.as_ref();
+        let tensor = graph
+            .and_then(|graph| graph.initializer(name))
+            .ok_or_else(no_logits)?;
+        Ok::<_, Error>(tensor.floats(&base.folder)?)
+    };
+    let weight = tensor(&projection.weight)?;
+    let bias = projection.bias.as_deref().map(tensor).transpose()?;
+    let at = |token: usize, column: usize| match projection.transposed {
+        true => weight[token * projection.width + column],
+        false => weight[column * vocabulary + token],
+    };
+    let columns = spoken.iter().flat_map(|ids| {
+        let column = move |column: usize| mean(ids, |id| at(id, column));
+        (0..projection.width).map(column)
+    });
+    let bias_of = |ids: &Vec<usize>| bias.as_ref().map_or(0.0, |bias| mean(ids, |id| bias[id]));
+    Ok([columns.collect(), spoken.iter().map(bias_of).collect()])
+}
+
+/// What each of the logits `[labels, vocabulary]` counts in the mean of its label, and no biases.
+fn shares(vocabulary: usize, spoken: &[Vec<usize>]) -> [Vec<f32>; 2] {
+    let mut shares = vec![0.0; spoken.len() * vocabulary];
+    for (ids, row) in spoken.iter().zip(shares.chunks_mut(vocabulary)) {
+        for &id in ids {
+            row[id] += 1.0 / ids.len() as f32;
+        }
+    }
+    [shares, vec![0.0; spoken.len()]]
 }
 
 /// The mean-pooled hidden rows `[labels, hidden]` that the base without a prompt gives each name.

@@ -30,7 +30,8 @@ pub struct HeadSize {
 pub enum Reads {
     /// Hidden rows.
     Hidden,
-    /// The rows before the base's own last product.
+    /// The rows before the base's own last product, or its logits where they are more than a product with a weight of
+    /// floats: scaled, capped or of a quantised weight.
     Projection,
     /// The base's own logits over its vocabulary.
     Logits,
@@ -40,31 +41,21 @@ impl Reads {
     /// The value's name.
     ///
     /// # Errors
-    /// When the base has no logits over its vocabulary, or they are no plain product.
+    /// When the base has no logits over its vocabulary.
     pub fn value(self, base: &Description) -> Result<String, Error> {
-        let logits = base.logits.as_ref();
-        let projection = logits.and_then(|logits| logits.projection.as_ref());
-        match self {
-            Self::Hidden => Ok(base.hidden_rows.clone()),
-            Self::Projection => projection
-                .map(|projection| projection.input.clone())
-                .ok_or_else(|| no_logits(base)),
-            Self::Logits => logits
-                .map(|logits| logits.value.clone())
-                .ok_or_else(|| no_logits(base)),
+        if self == Self::Hidden {
+            return Ok(base.hidden_rows.clone());
         }
+        let logits = base.logits.as_ref().ok_or_else(no_logits)?;
+        let projection = logits.projection.as_ref();
+        let rows = projection.filter(|_| self == Self::Projection);
+        Ok(rows.map_or(&logits.value, |rows| &rows.input).clone())
     }
 }
 
 /// What a base without the logits that a head reads is refused with.
-pub(crate) fn no_logits(base: &Description) -> Error {
-    Error::Options(match &base.logits {
-        None => "the base gives no logits over its vocabulary; take a model exported with its language-model head, or another --head".into(),
-        Some(logits) => format!(
-            "the base's logits {} are no product with a weight of floats alone: the weight is quantised, or the scores are scaled or capped; take another --head",
-            logits.value
-        ),
-    })
+pub(crate) fn no_logits() -> Error {
+    Error::Options("the base gives no logits over its vocabulary; take a model exported with its language-model head, or another --head".into())
 }
 
 /// Shapes of what a head is given and does not learn, by name.
@@ -108,10 +99,11 @@ impl Head {
     pub fn size(&self, classes: usize, rank: usize, base: &Description) -> HeadSize {
         let logits = base.logits.as_ref();
         let projection = logits.and_then(|logits| logits.projection.as_ref());
+        let vocabulary = logits.map_or(0, |logits| logits.vocabulary);
         let width = match self.reads {
             Reads::Hidden => base.hidden,
-            Reads::Projection => projection.map_or(base.hidden, |projection| projection.width),
-            Reads::Logits => logits.map_or(0, |logits| logits.vocabulary),
+            Reads::Projection => projection.map_or(vocabulary, |projection| projection.width),
+            Reads::Logits => vocabulary,
         };
         let classes = match self.reads {
             Reads::Logits => width,

@@ -1,6 +1,7 @@
 //! The base's own logits at the tokens that speak for each label (Schick and Schuetze 2021, section 3).
 //!
-//! Only the columns of those tokens are multiplied; a label of several tokens has the mean of their logits.
+//! A label of several tokens has the mean of their logits. Only the columns of those tokens are multiplied, where the
+//! logits are no more than a product.
 
 use super::{Head, ONE_OR_MORE_LABELS, Reads, linear::against_rows};
 
