@@ -26,6 +26,10 @@ pub mod data_type {
     pub const DOUBLE: i32 = 11;
     /// bfloat16.
     pub const BFLOAT16: i32 = 16;
+    /// 4-bit unsigned integer, two in a byte, the first one in its lower half.
+    pub const UINT4: i32 = 21;
+    /// 4-bit integer, packed alike.
+    pub const INT4: i32 = 22;
 }
 
 /// Kinds of attribute, `AttributeProto.AttributeType`.

@@ -20,6 +20,7 @@ const WRITTEN_OUT: &[(&str, Writing)] = &[
     ("BiasGelu", bias_gelu),
     ("EmbedLayerNormalization", embed_layer_normalization),
     ("FastGelu", fast_gelu),
+    ("FusedGemm", fused_gemm),
     ("Gelu", bias_gelu),
     ("MatMulNBits", matmul_n_bits),
     ("QuickGelu", quick_gelu),
@@ -119,6 +120,31 @@ fn fast_gelu(builder: &mut Builder, node: &NodeProto, _: &GraphProto) -> Result<
     let level = builder.apply("Add", &[&tanh, &one], &[]);
     let halved = builder.apply("Mul", &[&input, &half], &[]);
     builder.write("Mul", &[&halved, &level], &[&node.output[0]], &[]);
+    Ok(())
+}
+
+/// `Gemm` with an activation behind it.
+fn fused_gemm(builder: &mut Builder, node: &NodeProto, _: &GraphProto) -> Result<(), Error> {
+    let activation = node.text("activation", "");
+    if !matches!(activation, "Relu" | "Sigmoid" | "Tanh") {
+        return Err(Error::at(
+            node,
+            format!("the activation {activation:?} is not known"),
+        ));
+    }
+    let product = builder.fresh();
+    let gemm = NodeProto {
+        op_type: Some("Gemm".into()),
+        domain: None,
+        output: vec![product.clone()],
+        attribute: (node.attribute.iter())
+            .filter(|entry| !entry.name().starts_with("activation"))
+            .cloned()
+            .collect(),
+        ..node.clone()
+    };
+    builder.nodes.push(gemm);
+    builder.write(activation, &[&product], &[&node.output[0]], &[]);
     Ok(())
 }
 
@@ -279,8 +305,8 @@ fn matmul_n_bits(builder: &mut Builder, node: &NodeProto, graph: &GraphProto) ->
     Ok(())
 }
 
-/// The elements of bytes as floats of a shape.
-fn unpacked(builder: &mut Builder, bytes: &str, bits: i64, shape: &[i64]) -> String {
+/// The elements of bytes as floats of a shape, the lower half of a byte first.
+pub(super) fn unpacked(builder: &mut Builder, bytes: &str, bits: i64, shape: &[i64]) -> String {
     let whole = builder.cast(bytes, data_type::FLOAT);
     let shape = builder.ints(shape);
     if bits == 8 {

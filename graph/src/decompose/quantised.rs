@@ -5,7 +5,8 @@ use std::{collections::HashMap, path::Path};
 
 use crate::{
     Error,
-    builder::Builder,
+    builder::{Attribute, Builder},
+    decompose::contrib::unpacked,
     onnx::{GraphProto, NodeProto, TensorProto, data_type},
 };
 
@@ -21,6 +22,7 @@ pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Re
     if !graph.node.iter().any(quantised) {
         return Ok(());
     }
+    let packed = as_bytes(graph);
     let mut builder = Builder::beside(graph, "dequantised", opset);
     let nodes = std::mem::take(&mut graph.node);
     let makers: HashMap<&str, &NodeProto> = nodes
@@ -59,7 +61,10 @@ pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Re
                 if let (Some(lookup), Some(table)) = (lookup, table) {
                     let name = format!("{}/{}", builder.named("table"), table.name());
                     if !tables.contains_key(&name) {
-                        tables.insert(name.clone(), numbers(graph, node, table, &name, folder)?);
+                        tables.insert(
+                            name.clone(),
+                            numbers(graph, node, table, &name, (folder, &packed))?,
+                        );
                     }
                     let mut plain = (*lookup).clone();
                     plain.name = Some(node.label().to_owned());
@@ -70,10 +75,10 @@ pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Re
                     let output = node.output[0].as_str();
                     match looked_up(output) {
                         true => {
-                            let table = numbers(graph, node, tensor, output, folder)?;
+                            let table = numbers(graph, node, tensor, output, (folder, &packed))?;
                             tables.insert(output.to_owned(), table);
                         }
-                        false => weight(&mut builder, graph, node, tensor)?,
+                        false => weight(&mut builder, graph, node, tensor, &packed)?,
                     }
                 } else {
                     builder.nodes.push(node.clone());
@@ -102,27 +107,108 @@ fn product(builder: &mut Builder, node: &NodeProto) {
     builder.write("MatMul", &[&left, &right], &[&node.output[0]], &[]);
 }
 
-/// The axis along which a weight's scales lie; `None` where there is one scale.
-fn scale_axis(
+/// The numbers of a tensor in 4 bits, of which the graph keeps the bytes.
+struct Packed {
+    signed: bool,
+    dims: Vec<i64>,
+}
+
+/// Makes the 4-bit weights that only `DequantizeLinear` reads bytes, two numbers in each, which all engines know.
+fn as_bytes(graph: &mut GraphProto) -> HashMap<String, Packed> {
+    let mut packed = HashMap::new();
+    for tensor in &mut graph.initializer {
+        let narrow = [data_type::INT4, data_type::UINT4].contains(&tensor.data_type());
+        let mut readers = graph.node.iter().filter(|node| {
+            let mut inputs = node.input.iter();
+            inputs.any(|input| input == tensor.name())
+        });
+        if !narrow || !readers.all(|node| node.op_type() == "DequantizeLinear") {
+            continue;
+        }
+        let bytes = tensor.elements().div_ceil(2) as i64;
+        let found = Packed {
+            signed: tensor.data_type() == data_type::INT4,
+            dims: std::mem::replace(&mut tensor.dims, vec![bytes]),
+        };
+        tensor.data_type = Some(data_type::UINT8);
+        packed.insert(tensor.name().to_owned(), found);
+    }
+    packed
+}
+
+/// The whole numbers of `name` as floats in their shape.
+fn whole(builder: &mut Builder, name: &str, packed: &HashMap<String, Packed>) -> String {
+    let Some(Packed { signed, dims }) = packed.get(name) else {
+        return builder.cast(name, data_type::FLOAT);
+    };
+    let elements: i64 = dims.iter().product();
+    let mut value = unpacked(builder, name, 4, &[elements + elements % 2]);
+    if elements % 2 == 1 {
+        let [start, end] = [0, elements].map(|place| builder.ints(&[place]));
+        value = builder.apply("Slice", &[&value, &start, &end], &[]);
+    }
+    if *signed {
+        // Two's complement: 8 to 15 stand for -8 to -1.
+        let [eighth, sixteen] =
+            [1.0 / 8.0, 16.0].map(|number| builder.scalar(data_type::FLOAT, number));
+        let upper = builder.apply("Mul", &[&value, &eighth], &[]);
+        let upper = builder.apply("Floor", &[&upper], &[]);
+        let below = builder.apply("Mul", &[&upper, &sixteen], &[]);
+        value = builder.apply("Sub", &[&value, &below], &[]);
+    }
+    let shape = builder.ints(dims);
+    builder.apply("Reshape", &[&value, &shape], &[])
+}
+
+/// How a weight's scales lie.
+enum Scales {
+    /// One for all numbers.
+    One,
+    /// One a place of an axis.
+    Axis(usize),
+    /// One for so many places of an axis that follow each other, at each place of the others.
+    Blocks(usize, i64),
+}
+
+/// How the scales of a weight `[..dims]` lie.
+fn scales(
     graph: &GraphProto,
     node: &NodeProto,
-    tensor: &TensorProto,
-) -> Result<Option<usize>, Error> {
+    data_type: i32,
+    dims: &[i64],
+) -> Result<Scales, Error> {
     let known = matches!(
-        tensor.data_type(),
+        data_type,
         data_type::INT8 | data_type::UINT8 | data_type::INT32
     );
     let scale = node.input(1).and_then(|name| graph.initializer(name));
-    let (true, 0, Some(scale)) = (known, node.int("block_size", 0), scale) else {
+    let (true, Some(scale)) = (known, scale) else {
         return Err(Error::at(
             node,
-            "weights quantised by blocks, below 8 bits or with a scale of their own making are not known",
+            "weights of other than 4, 8 or 32 bits, or with a scale of their own making, are not known",
         ));
     };
-    let rank = tensor.dims.len() as i64;
+    let rank = dims.len();
     let axis = node.int("axis", 1);
-    let axis = usize::try_from(if axis < 0 { axis + rank } else { axis }).unwrap_or(0);
-    Ok((scale.elements() > 1).then_some(axis))
+    let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).unwrap_or(rank);
+    match node.int("block_size", 0) {
+        0 if scale.elements() <= 1 => Ok(Scales::One),
+        0 => Ok(Scales::Axis(axis.min(rank.saturating_sub(1)))),
+        block => {
+            let mut expected = dims.to_vec();
+            let blocks = expected.get_mut(axis).filter(|_| block > 0);
+            if let Some(places) = blocks {
+                *places = (*places + block - 1) / block;
+            }
+            match expected == scale.dims && axis < rank && block > 0 {
+                true => Ok(Scales::Blocks(axis, block)),
+                false => Err(Error::at(
+                    node,
+                    format!("scales {:?} for blocks of {block} of {dims:?}", scale.dims),
+                )),
+            }
+        }
+    }
 }
 
 /// `(weight - zero) scale`, in the graph.
@@ -131,24 +217,33 @@ fn weight(
     graph: &GraphProto,
     node: &NodeProto,
     tensor: &TensorProto,
+    packed: &HashMap<String, Packed>,
 ) -> Result<(), Error> {
-    let axis = scale_axis(graph, node, tensor)?;
-    let along = |builder: &mut Builder, value: &str| match axis {
-        Some(axis) if axis + 1 < tensor.dims.len() => {
-            let mut shape = vec![1; tensor.dims.len() - axis];
+    let own = packed.get(tensor.name());
+    let dims = own.map_or(&tensor.dims, |packed| &packed.dims);
+    let scales = scales(graph, node, tensor.data_type(), dims)?;
+    let spread = |builder: &mut Builder, value: &str| match scales {
+        Scales::Axis(axis) if axis + 1 < dims.len() => {
+            let mut shape = vec![1; dims.len() - axis];
             shape[0] = -1;
             let shape = builder.ints(&shape);
             builder.apply("Reshape", &[value, &shape], &[])
         }
-        _ => value.to_owned(),
+        Scales::Blocks(axis, block) => {
+            let places: Vec<i64> = (0..dims[axis]).map(|place| place / block).collect();
+            let places = builder.ints(&places);
+            let along = [("axis", Attribute::Int(axis as i64))];
+            builder.apply("Gather", &[value, &places], &along)
+        }
+        Scales::One | Scales::Axis(_) => value.to_owned(),
     };
-    let mut value = builder.cast(tensor.name(), data_type::FLOAT);
+    let mut value = whole(builder, tensor.name(), packed);
     if let Some(zero) = node.input(2) {
-        let zero = builder.cast(zero, data_type::FLOAT);
-        let zero = along(builder, &zero);
+        let zero = whole(builder, zero, packed);
+        let zero = spread(builder, &zero);
         value = builder.apply("Sub", &[&value, &zero], &[]);
     }
-    let scale = along(builder, node.input(1).unwrap_or_default());
+    let scale = spread(builder, node.input(1).unwrap_or_default());
     builder.write("Mul", &[&value, &scale], &[&node.output[0]], &[]);
     Ok(())
 }
@@ -159,35 +254,78 @@ fn numbers(
     node: &NodeProto,
     table: &TensorProto,
     name: &str,
-    folder: &Path,
+    (folder, packed): (&Path, &HashMap<String, Packed>),
 ) -> Result<TensorProto, Error> {
-    let axis = scale_axis(graph, node, table)?;
-    let list = |index: usize| {
-        let tensor = graph.initializer(node.input(index)?)?;
-        tensor.numbers(tensor.elements())
+    let own = packed.get(table.name());
+    let dims = own.map_or(&table.dims, |packed| &packed.dims);
+    let scales = scales(graph, node, table.data_type(), dims)?;
+    let factors = node.input(1).and_then(|name| graph.initializer(name));
+    let factors = factors.map(|scale| scale.floats(folder)).transpose()?;
+    let factors = factors.unwrap_or_default();
+    let zeros = node.input(2).and_then(|name| graph.initializer(name));
+    let zeros = zeros.map(|zero| integers(node, zero, packed, folder));
+    let zeros = zeros.transpose()?.unwrap_or_default();
+    let place = |at: usize| match scales {
+        Scales::One => 0,
+        Scales::Axis(axis) => at / behind(dims, axis) % extent(dims, axis),
+        Scales::Blocks(axis, block) => {
+            let (inner, places, block) = (
+                behind(dims, axis),
+                extent(dims, axis),
+                block.max(1) as usize,
+            );
+            let along = at / inner % places / block;
+            (at / inner / places * places.div_ceil(block) + along) * inner + at % inner
+        }
     };
-    let (scales, zeros) = (list(1).unwrap_or_default(), list(2).unwrap_or_default());
-    let bytes = table.little_endian(folder)?;
-    let inner: i64 = match axis {
-        Some(axis) => table.dims.iter().skip(axis + 1).product(),
-        None => 1,
+    let of = |list: &[f32], at: usize| list.get(place(at)).copied();
+    let number = |(at, value): (usize, &f32)| {
+        (value - of(&zeros, at).unwrap_or(0.0)) * of(&factors, at).unwrap_or(1.0)
     };
-    let inner = usize::try_from(inner).unwrap_or(1).max(1);
-    let of = |list: &[f64], at: usize, otherwise: f64| {
-        let index = axis.map_or(0, |_| at / inner % list.len().max(1));
-        list.get(index).copied().unwrap_or(otherwise)
-    };
-    let whole: Vec<f64> = match table.data_type() {
-        data_type::INT8 => bytes.iter().map(|&byte| f64::from(byte as i8)).collect(),
-        data_type::UINT8 => bytes.iter().map(|&byte| f64::from(byte)).collect(),
-        _ => return Err(Error::at(node, "a table of other than 8-bit integers")),
-    };
-    let values: Vec<f32> = whole
-        .iter()
-        .enumerate()
-        .map(|(at, value)| ((value - of(&zeros, at, 0.0)) as f32) * (of(&scales, at, 1.0) as f32))
-        .collect();
-    Ok(TensorProto::of_floats(name, &table.dims, &values))
+    let whole = integers(node, table, packed, folder)?;
+    let values: Vec<f32> = whole.iter().enumerate().map(number).collect();
+    Ok(TensorProto::of_floats(name, dims, &values))
+}
+
+/// The whole numbers of a tensor of 4 or 8 bits.
+fn integers(
+    node: &NodeProto,
+    tensor: &TensorProto,
+    packed: &HashMap<String, Packed>,
+    folder: &Path,
+) -> Result<Vec<f32>, Error> {
+    let bytes = tensor.little_endian(folder)?;
+    let signed = |byte: &u8| f32::from(*byte as i8);
+    Ok(match (packed.get(tensor.name()), tensor.data_type()) {
+        (Some(Packed { signed, dims }), _) => {
+            let halves = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+            let number = |half: u8| match *signed && half > 7 {
+                true => f32::from(half) - 16.0,
+                false => f32::from(half),
+            };
+            let elements: i64 = dims.iter().product();
+            halves.map(number).take(elements as usize).collect()
+        }
+        (None, data_type::INT8) => bytes.iter().map(signed).collect(),
+        (None, data_type::UINT8) => bytes.iter().map(|&byte| f32::from(byte)).collect(),
+        _ => {
+            return Err(Error::at(
+                node,
+                "a table of other than 4-bit or 8-bit integers",
+            ));
+        }
+    })
+}
+
+/// Places of an axis, at least one.
+fn extent(dims: &[i64], axis: usize) -> usize {
+    dims.get(axis).map_or(1, |&places| places.max(1) as usize)
+}
+
+/// Numbers behind one place of an axis, at least one.
+fn behind(dims: &[i64], axis: usize) -> usize {
+    let inner: i64 = dims.iter().skip(axis + 1).product();
+    inner.max(1) as usize
 }
 
 /// Replaces what rounds activations by the same arithmetic without rounding; whether there was any.
