@@ -6,8 +6,11 @@
 //! keys and values of tokens that stand before the text's are replaced ([`replace_first`]);
 //! prefix tuning, Li and Liang 2021, section 4.
 
+mod counts;
+
 use std::collections::{HashMap, HashSet};
 
+use self::counts::{Count, counts};
 use crate::{
     Description, Error,
     attention::{Direction, Joint, Layout, Site},
@@ -73,7 +76,7 @@ pub fn join_prefix(
     let cached =
         prefixes.iter().all(Option::is_some) && sites.iter().all(|site| site.past.is_some());
     let mut splice = Splice {
-        counts: counts(graph, &sites),
+        counts: counts(&Wiring::of(graph), facts, &sites),
         ..Splice::of(graph, opset, facts, first)
     };
     for (site, prefix) in sites.iter().zip(prefixes) {
@@ -196,7 +199,7 @@ impl<'a> Splice<'a> {
         let text = &joint.value;
         let place = position_of(graph, text)?;
         let joined = self.renamed_for_readers(graph, text);
-        self.count_text_alone(graph, joint, text);
+        self.count_text_alone(graph, joint)?;
         self.concat(joint, [prefix, text], &joined);
         self.insert(Some(place));
         Ok(())
@@ -285,29 +288,37 @@ impl<'a> Splice<'a> {
     }
 
     /// Lets masks take the number of tokens from the text alone, as [`Splice::widen`] adds the prefix to them.
-    fn count_text_alone(&mut self, graph: &mut GraphProto, joint: &Joint, text: &str) {
+    fn count_text_alone(&mut self, graph: &mut GraphProto, joint: &Joint) -> Result<(), Error> {
         let counts = self.counts.iter().filter(|count| count.of == joint.value);
         for count in counts {
-            let mut counted = text.to_owned();
-            for node in count.turned.iter().rev() {
-                let output = self.builder.fresh();
-                let copy = NodeProto {
-                    name: Some(output.clone()),
-                    input: vec![counted],
-                    output: vec![output.clone()],
-                    ..node.clone()
-                };
+            let mut renamed = HashMap::new();
+            for node in &count.between {
+                let mut copy = node.clone();
+                for input in &mut copy.input {
+                    if let Some(name) = renamed.get(input) {
+                        input.clone_from(name);
+                    }
+                }
+                for output in &mut copy.output {
+                    let name = self.builder.fresh();
+                    renamed.insert(std::mem::replace(output, name.clone()), name);
+                }
+                copy.name = copy.output.first().cloned();
                 self.builder.nodes.push(copy);
-                counted = output;
             }
+            let alone = renamed.get(&count.read).unwrap_or(&count.of);
             for node in graph
                 .node
                 .iter_mut()
                 .filter(|node| node.output.contains(&count.shape))
             {
-                node.input[0].clone_from(&counted);
+                node.input[0].clone_from(alone);
             }
+            let place = position_of(graph, &count.read)?;
+            let nodes = std::mem::take(&mut self.builder.nodes);
+            self.inserted.push((Some(place), nodes));
         }
+        Ok(())
     }
 
     /// Widens operand `input` of the node that makes `output` by visible columns for the prefix.
@@ -393,55 +404,6 @@ impl<'a> Splice<'a> {
                 .extend(behind.remove(&Some(index)).unwrap_or_default());
         }
     }
-}
-
-/// A `Shape` node on which a mask depends, and the value that it counts through nodes that only turn it.
-struct Count {
-    shape: String,
-    turned: Vec<NodeProto>,
-    of: String,
-}
-
-/// Every count on which a mask of `sites` depends without a further `Shape` between.
-fn counts(graph: &GraphProto, sites: &[&Site]) -> Vec<Count> {
-    let wiring = Wiring::of(graph);
-    let masks = sites.iter().flat_map(|site| &site.masks);
-    let mut open: Vec<&str> = masks
-        .filter_map(|mask| wiring.producer(&mask.node)?.input(mask.input))
-        .collect();
-    let mut seen = HashSet::new();
-    let mut counts = Vec::new();
-    while let Some(value) = open.pop() {
-        let Some(node) = wiring.producer(value).filter(|_| seen.insert(value)) else {
-            continue;
-        };
-        if node.op_type() != "Shape" {
-            open.extend(node.input.iter().map(String::as_str));
-            continue;
-        }
-        let mut of = node.input(0).unwrap_or_default();
-        let mut turned = Vec::new();
-        while let Some(turn) = wiring
-            .producer(of)
-            .filter(|node| matches!(node.op_type(), "Transpose" | "Identity" | "Cast"))
-        {
-            turned.push(turn.clone());
-            if sites
-                .iter()
-                .any(|site| site.key.value == of || site.value.value == of)
-            {
-                turned.pop();
-                break;
-            }
-            of = turn.input(0).unwrap_or_default();
-        }
-        counts.push(Count {
-            shape: value.to_owned(),
-            turned,
-            of: of.to_owned(),
-        });
-    }
-    counts
 }
 
 fn position_of(graph: &GraphProto, value: &str) -> Result<usize, Error> {
