@@ -16,6 +16,7 @@ use crate::{
     engine::{
         EngineKind, Lowered, TRACT,
         lowering::{self, Lowering, unstorable},
+        sum_in_floats,
     },
     image::{Description, Inputs, Kind, Layer, Parts, PrefixInputs, Writer},
     map::open_own,
@@ -64,6 +65,31 @@ pub struct Summary {
     pub reason: Option<String>,
 }
 
+/// What an image of a base will do, as far as its graph tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prospect {
+    /// Why the executor does not run it, where it does not: tract's plan may, but for an encoder-decoder.
+    pub unlowered: Option<String>,
+    /// Whether it makes scores of the vocabulary, which words for labels and generated texts need.
+    pub scores: bool,
+}
+
+impl Prospect {
+    /// Lowers `base` and forgets the steps.
+    pub fn of_base(base: &Base) -> Self {
+        match lowering::lower(base) {
+            Ok(lowering) => Self {
+                unlowered: None,
+                scores: lowering.program.logits.is_some(),
+            },
+            Err(refused) => Self {
+                unlowered: Some(refused.to_string()),
+                scores: false,
+            },
+        }
+    }
+}
+
 /// Hears how far a compilation is.
 pub trait Progress {
     /// `done` of `total` weights are packed.
@@ -91,7 +117,10 @@ impl Source {
                 )
             }
             _ => {
-                let served = base.serving_graph()?;
+                let mut served = base.serving_graph()?;
+                let graph = served.model.graph.get_or_insert_default();
+                let data_type = |value: &str| Some(base.facts.get(value)?.data_type);
+                sum_in_floats(graph, data_type);
                 (served.model, inputs(served.inputs))
             }
         };

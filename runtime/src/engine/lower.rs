@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use preface_graph::onnx::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type,
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, attribute_type,
+    data_type,
 };
 use prost::Message;
 use tract_core::internal::*;
@@ -167,6 +168,40 @@ pub(super) fn spell_out_zeros(graph: &mut GraphProto) {
             ..AttributeProto::default()
         });
     }
+}
+
+/// Lets every CumSum of integers add floats; `data_type` is that of a value.
+pub(crate) fn sum_in_floats(graph: &mut GraphProto, data_type: impl Fn(&str) -> Option<i32>) {
+    for node in std::mem::take(&mut graph.node) {
+        let integers = [data_type::INT32, data_type::INT64];
+        let found = data_type(&node.output[0]).filter(|found| integers.contains(found));
+        match found.filter(|_| node.op_type() == "CumSum") {
+            Some(found) => graph.node.extend(in_floats(node, found)),
+            None => graph.node.push(node),
+        }
+    }
+}
+
+/// A CumSum that adds floats, between casts from and to `data_type`: of integers tract adds only symbols.
+pub(super) fn in_floats(mut sums: NodeProto, data_type: i32) -> [NodeProto; 3] {
+    let cast = |input: &str, output: &str, to: i32| NodeProto {
+        op_type: Some("Cast".into()),
+        input: vec![input.to_owned()],
+        output: vec![output.to_owned()],
+        attribute: vec![AttributeProto {
+            name: Some("to".into()),
+            r#type: Some(attribute_type::INT),
+            i: Some(to.into()),
+            ..AttributeProto::default()
+        }],
+        ..NodeProto::default()
+    };
+    let [from, to] = [&sums.input[0], &sums.output[0]].map(|name| format!("{name}.floats"));
+    let before = cast(&sums.input[0], &from, data_type::FLOAT);
+    let after = cast(&to, &sums.output[0], data_type);
+    sums.input[0] = from;
+    sums.output[0] = to;
+    [before, sums, after]
 }
 
 /// Takes out the initializers that could be weights of a product.

@@ -18,7 +18,7 @@ pub(crate) mod vectors;
 use std::fmt;
 
 #[cfg(feature = "compile")]
-pub(crate) use lower::Lowered;
+pub(crate) use lower::{Lowered, sum_in_floats};
 
 use crate::{Error, Image, Threads, task::KeyValues};
 

@@ -20,10 +20,17 @@ impl Walk<'_> {
         let refused = |reason: &str| Refused::node(node, reason);
         let mut rows = self.rows(node, 0)?;
         let shape = self.dims(right)?;
+        let mut scale = 1.0;
         let (turned, plain) = match node.op_type() {
             "Gemm" => {
                 let plain = node.int("transA", 0) == 0
                     && [node.float("alpha", 1.0), node.float("beta", 1.0)] == [1.0; 2];
+                (node.int("transB", 0) == 1, plain)
+            }
+            "FusedMatMul" => {
+                let others = ["transA", "transBatchA", "transBatchB"];
+                scale = node.float("alpha", 1.0);
+                let plain = others.iter().all(|name| node.int(name, 0) == 0);
                 (node.int("transB", 0) == 1, plain)
             }
             _ => (false, true),
@@ -67,7 +74,7 @@ impl Walk<'_> {
         rows.operation = self.draft.add(kind, outputs);
         let dims = self.dims(&node.output[0])?;
         rows.layout = self.plain(&dims);
-        rows.scale = 1.0;
+        rows.scale = scale;
         rows.sole = true;
         Ok(Value::Rows(rows))
     }

@@ -22,7 +22,7 @@ use tract_onnx::prelude::{tract_itertools::Itertools, *};
 
 use super::Refused;
 use crate::engine::executor::program::Mask;
-use compute::{computed, in_floats, scalars, tensor};
+use compute::{computed, scalars, tensor};
 
 /// Rows of tables of positions where the base has no fewer positions.
 const MOST_ROWS: usize = 2048;
@@ -367,7 +367,8 @@ impl<'a> Statics<'a> {
         match (node.op_type(), fact) {
             ("Range", _) => scalars(&mut node, part),
             ("CumSum", Some(fact)) => {
-                part.node.extend(in_floats(node, fact.data_type));
+                let sums = crate::engine::lower::in_floats(node, fact.data_type);
+                part.node.extend(sums);
                 return Ok(());
             }
             _ => {}

@@ -152,7 +152,7 @@ impl Walk<'_> {
             }
             "Gather" => self.gather(node)?,
             "Concat" => self.concat(node)?,
-            "MatMul" | "Gemm" => self.product(node)?,
+            "MatMul" | "Gemm" | "FusedMatMul" => self.product(node)?,
             "Softmax" => self.softmax(node)?,
             "Where" => self.choice(node)?,
             "IsNaN" => match self.value(node, 0)? {

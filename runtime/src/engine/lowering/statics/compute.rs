@@ -1,8 +1,6 @@
 //! Graphs without inputs, made so that tract computes them.
 
-use preface_graph::onnx::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, data_type,
-};
+use preface_graph::onnx::{GraphProto, ModelProto, NodeProto, TensorProto, data_type};
 use prost::Message;
 use tract_onnx::prelude::{Framework, InferenceModelExt, *};
 
@@ -34,31 +32,6 @@ pub(super) fn scalars(node: &mut NodeProto, part: &mut GraphProto) {
         }
     }
 }
-
-/// A CumSum that adds floats, between casts from and to `data_type`: of integers tract adds only symbols.
-pub(super) fn in_floats(mut sums: NodeProto, data_type: i32) -> [NodeProto; 3] {
-    let cast = |input: &str, output: &str, to: i32| NodeProto {
-        op_type: Some("Cast".into()),
-        input: vec![input.to_owned()],
-        output: vec![output.to_owned()],
-        attribute: vec![AttributeProto {
-            name: Some("to".into()),
-            r#type: Some(INT_ATTRIBUTE),
-            i: Some(to.into()),
-            ..AttributeProto::default()
-        }],
-        ..NodeProto::default()
-    };
-    let [from, to] = [&sums.input[0], &sums.output[0]].map(|name| format!("{name}.floats"));
-    let before = cast(&sums.input[0], &from, data_type::FLOAT);
-    let after = cast(&to, &sums.output[0], data_type);
-    sums.input[0] = from;
-    sums.output[0] = to;
-    [before, sums, after]
-}
-
-/// `AttributeProto.AttributeType.INT`.
-const INT_ATTRIBUTE: i32 = 2;
 
 /// Runs a graph without inputs.
 pub(super) fn computed(model: &ModelProto) -> TractResult<Numbers> {
