@@ -47,6 +47,9 @@ pub fn models() -> Vec<(&'static str, ModelProto)> {
         ("products with factors", plain_attention, layer_normalised),
         ("narrow embeddings", narrow_embeddings, layer_normalised),
         ("one key head", one_key_head, layer_normalised),
+        ("counted positions", counted_positions, layer_normalised),
+        ("weights in blocks", plain_attention, blocks),
+        ("turned weights", plain_attention, turned),
     ];
     let models = table.iter().map(|(name, attention, rest)| {
         let mut writer = Writer::begin();
@@ -76,6 +79,7 @@ struct Writer {
     builder: Builder,
     rows: String,
     salt: usize,
+    opset: i64,
 }
 
 impl Writer {
@@ -91,6 +95,7 @@ impl Writer {
             builder,
             rows: String::new(),
             salt: 0,
+            opset: 17,
         };
         let table = writer.weight(&[VOCABULARY, WIDTH], 1.0);
         writer.rows = writer.apply("Gather", &[&table, "ids"], &[]);
@@ -107,9 +112,9 @@ impl Writer {
             version: Some(version),
         };
         ModelProto {
-            ir_version: Some(8),
+            ir_version: Some(10),
             graph: Some(self.graph),
-            opset_import: vec![set(None, 17), set(Some("com.microsoft"), 1)],
+            opset_import: vec![set(None, self.opset), set(Some("com.microsoft"), 1)],
             ..ModelProto::default()
         }
     }
@@ -133,6 +138,16 @@ impl Writer {
         let raw = (0..count).map(|index| (index * 89 + 7 * self.salt) as u8);
         let raw = raw.collect();
         self.builder.constant(data_type::UINT8, dims, raw)
+    }
+
+    /// Integers of 4 or 8 bits that look random.
+    fn whole(&mut self, data_type: i32, dims: &[i64]) -> String {
+        self.salt += 1;
+        let bits = if data_type == data_type::UINT8 { 8 } else { 4 };
+        let count = (dims.iter().product::<i64>() * bits / 8) as usize;
+        let raw = (0..count).map(|index| (index * 89 + 7 * self.salt) as u8);
+        let raw = raw.collect();
+        self.builder.constant(data_type, dims, raw)
     }
 
     fn apply(&mut self, operator: &str, inputs: &[&str], with: &[(&str, Attribute)]) -> String {
@@ -388,6 +403,20 @@ fn plain_attention(writer: &mut Writer) -> String {
     writer.together(&mixed)
 }
 
+/// Learned positions that are counted from the mask in 32-bit integers, as RoBERTa does.
+fn counted_positions(writer: &mut Writer) -> String {
+    let mask = writer.cast("mask", data_type::INT32);
+    let axis = writer.builder.scalar(data_type::INT64, 1.0);
+    let counted = writer.apply("CumSum", &[&mask, &axis], &[]);
+    let counted = writer.apply("Mul", &[&counted, &mask], &[]);
+    let places = writer.cast(&counted, data_type::INT64);
+    let table = writer.weight(&[POSITIONS, WIDTH], 0.5);
+    let places = writer.apply("Gather", &[&table, &places], &[]);
+    let rows = writer.rows.clone();
+    writer.rows = writer.apply("Add", &[&rows, &places], &[]);
+    plain_attention(writer)
+}
+
 /// Queries and one head of keys and values out of one product, taken by listed places as Falcon does, the queries mixed
 /// with their neighbours as GPT-J does.
 fn one_key_head(writer: &mut Writer) -> String {
@@ -489,5 +518,63 @@ fn quantised(writer: &mut Writer, mixed: &str) -> String {
     let step = writer.builder.floats(&[0.002]);
     let scale = writer.apply("Mul", &[&scale, &step], &[]);
     let product = writer.apply("Mul", &[&product, &scale], &[]);
+    writer.apply("Add", &[&product, &sum], &[])
+}
+
+/// Products with weights that have a scale and a zero point a block, of 4 and of 8 bits, along each of their axes; an
+/// activation is fused with the last one.
+fn blocks(writer: &mut Writer, mixed: &str) -> String {
+    const BLOCK: i64 = 16;
+    const BLOCKS: i64 = WIDTH / BLOCK;
+    writer.opset = 21;
+    let rows = writer.rows.clone();
+    let mut sum = writer.apply("Add", &[mixed, &rows], &[]);
+    let kinds = [
+        (data_type::INT4, 0),
+        (data_type::UINT4, 1),
+        (data_type::UINT8, 0),
+    ];
+    for (kind, axis) in kinds {
+        let scaled = if axis == 0 {
+            [BLOCKS, WIDTH]
+        } else {
+            [WIDTH, BLOCKS]
+        };
+        let [weight, zeros] = [[WIDTH; 2], scaled].map(|dims| writer.whole(kind, &dims));
+        let scales = writer.weight(&scaled, 0.01);
+        let along = [
+            ("axis", Attribute::Int(axis)),
+            ("block_size", Attribute::Int(BLOCK)),
+        ];
+        let weight = writer.apply("DequantizeLinear", &[&weight, &scales, &zeros], &along);
+        let product = writer.apply("MatMul", &[&sum, &weight], &[]);
+        sum = writer.apply("Add", &[&product, &sum], &[]);
+    }
+    let flat = writer.builder.ints(&[-1, WIDTH]);
+    let flat = writer.apply("Reshape", &[&sum, &flat], &[]);
+    let (weight, bias) = (
+        writer.weight(&[WIDTH, WIDTH], 0.3),
+        writer.weight(&[WIDTH], 0.2),
+    );
+    let activation = [
+        ("activation", Attribute::Text("Relu")),
+        ("transB", Attribute::Int(1)),
+    ];
+    let active = writer.contrib("FusedGemm", &[&flat, &weight, &bias], &activation);
+    let shape = writer.apply("Shape", &[&rows], &[]);
+    let active = writer.apply("Reshape", &[&active, &shape], &[]);
+    writer.apply("Add", &[&active, &sum], &[])
+}
+
+/// A product with a weight that is turned and scaled.
+fn turned(writer: &mut Writer, mixed: &str) -> String {
+    let weight = writer.weight(&[WIDTH, WIDTH], 0.3);
+    let factors = [
+        ("alpha", Attribute::Float(0.35)),
+        ("transB", Attribute::Int(1)),
+    ];
+    let rows = writer.rows.clone();
+    let sum = writer.apply("Add", &[mixed, &rows], &[]);
+    let product = writer.contrib("FusedMatMul", &[&sum, &weight], &factors);
     writer.apply("Add", &[&product, &sum], &[])
 }
