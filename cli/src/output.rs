@@ -3,6 +3,7 @@
 use std::{
     fmt::Display,
     io::{self, ErrorKind, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     sync::OnceLock,
 };
@@ -10,6 +11,11 @@ use std::{
 #[cfg(feature = "compile")]
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+
+/// A path as JSON can say it: what is no UTF-8 in it is replaced, as it is for people.
+pub fn lossy(path: &Path) -> String {
+    path.display().to_string()
+}
 
 /// Where a verb sends its results: people's text, or one JSON object.
 ///
@@ -112,5 +118,20 @@ impl Output {
             .with_prefix(label.to_owned());
         bar.enable_steady_tick(std::time::Duration::from_millis(200));
         bar
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_no_utf8_can_be_said_in_json() {
+        let path = Path::new(OsStr::from_bytes(b"a\xffb"));
+        assert_eq!(json!({"path": lossy(path)}), json!({"path": "a\u{fffd}b"}));
     }
 }

@@ -14,7 +14,7 @@ use super::{
     statement::{is_index, key_ids, open},
 };
 use crate::{
-    output::Output,
+    output::{Output, lossy},
     refused::{Refused, valid_trust},
 };
 
@@ -132,5 +132,5 @@ fn write(
         path.display()
     ));
     let attached: Vec<_> = attached.iter().map(|key| key.id().to_string()).collect();
-    Ok(json!({"file": path, "bytes": bytes.len(), "attached": attached}))
+    Ok(json!({"file": lossy(path), "bytes": bytes.len(), "attached": attached}))
 }

@@ -18,7 +18,7 @@ use preface_runtime::{
 };
 use serde_json::{Value, json};
 
-use crate::output::Output;
+use crate::output::{Output, lossy};
 
 /// Lay a base model out as a base image for this machine.
 #[derive(clap::Args)]
@@ -154,7 +154,7 @@ fn say(summary: &Summary, output: &Output) {
 
 fn described(summary: &Summary) -> Value {
     json!({
-        "path": summary.path,
+        "path": lossy(&summary.path),
         "bytes": summary.bytes,
         "embedding_bytes": summary.embedding_bytes,
         "packed_bytes": summary.packed_bytes,

@@ -19,7 +19,7 @@ use preface_runtime::{
 use serde_json::{Value, json};
 
 use super::import::target;
-use crate::output::Output;
+use crate::output::{Output, lossy};
 
 /// Write a prompt for another program
 #[derive(Args)]
@@ -84,7 +84,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     } else {
         Layout::Prompt
     };
-    let mut report = json!({"path": place, "labels": adapter.description.labels});
+    let mut report = json!({"path": lossy(place), "labels": adapter.description.labels});
     match arguments.format {
         Format::Peft => {
             let target = target.context("pass --base")?;

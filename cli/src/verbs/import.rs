@@ -18,7 +18,7 @@ use preface_packager::{
 };
 use serde_json::json;
 
-use crate::output::Output;
+use crate::output::{Output, lossy};
 
 /// Make an adapter folder of a prompt that another program trained
 #[derive(Args)]
@@ -132,7 +132,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         description.head.kind.name()
     ));
     output.json(&json!({
-        "adapter": folder, "method": description.method, "form": form, "tokens": tokens,
+        "adapter": lossy(folder), "method": description.method, "form": form, "tokens": tokens,
         "head": description.head.kind.name(), "labels": description.labels, "notes": imported.notes,
     }))?;
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,10 @@ use clap::Args;
 use preface_packager::{Protection, SecretKey};
 use serde_json::json;
 
-use crate::{keys::PassphraseFrom, output::Output};
+use crate::{
+    keys::PassphraseFrom,
+    output::{Output, lossy},
+};
 
 /// Make a key that signs bundles
 #[derive(Args)]
@@ -62,8 +65,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         files.public.display()
     ));
     output.json(&json!({
-        "secret": files.secret,
-        "public": files.public,
+        "secret": lossy(&files.secret),
+        "public": lossy(&files.public),
         "encrypted": passphrase.is_some(),
         "key": key.public().to_string(),
         "key_id": key.public().id().to_string(),

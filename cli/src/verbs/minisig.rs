@@ -9,7 +9,11 @@ use preface_packager::{Access, minisign, minisign_key, write_file};
 use preface_runtime::bundle::read;
 use serde_json::json;
 
-use crate::{keys::PassphraseFrom, output::Output, refused::Refused};
+use crate::{
+    keys::PassphraseFrom,
+    output::{Output, lossy},
+    refused::Refused,
+};
 
 /// Write a detached signature of a bundle that minisign accepts
 #[derive(Args)]
@@ -64,6 +68,6 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         written.display(),
         path.display()
     ));
-    output.json(&json!({"file": written, "public": base64}))?;
+    output.json(&json!({"file": lossy(&written), "public": base64}))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -12,7 +12,7 @@ use preface_runtime::unix_now;
 use serde_json::json;
 
 use crate::{
-    output::Output,
+    output::{Output, lossy},
     refused::{Refused, valid_trust},
     registry::{Access, Kind, Registry, chosen},
     verified::verified,
@@ -86,7 +86,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         );
     }
     output.json(&json!({
-        "done": true, "exit_code": 0, "verified": verified, "file": path.display().to_string(),
+        "done": true, "exit_code": 0, "verified": verified, "file": lossy(&path),
         "bytes": bytes.len(), "blob": listed.digest, "digest": manifest.digest, "pinned": pinned,
     }))?;
     Ok(ExitCode::SUCCESS)

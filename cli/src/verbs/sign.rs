@@ -7,7 +7,10 @@ use preface_packager::{Access, SecretKey, write_file};
 use serde_json::json;
 
 use super::statement::{key_ids, open, say};
-use crate::{keys::PassphraseFrom, output::Output};
+use crate::{
+    keys::PassphraseFrom,
+    output::{Output, lossy},
+};
 
 /// Add a signature to a bundle
 #[derive(Args)]
@@ -53,7 +56,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         arguments.output.display()
     ));
     output.json(&json!({
-        "file": arguments.output, "bytes": bytes.len(), "bundle_id": signing.bundle_id().to_string(),
+        "file": lossy(&arguments.output), "bytes": bytes.len(), "bundle_id": signing.bundle_id().to_string(),
         "signature_keys": key_ids(&signing),
     }))?;
     Ok(ExitCode::SUCCESS)

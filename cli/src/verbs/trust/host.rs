@@ -17,7 +17,10 @@ use preface_runtime::bundle::read_trust;
 use serde_json::json;
 
 use crate::{
-    keys::PassphraseFrom, output::Output, refused::valid_trust, verbs::statement::say_trust,
+    keys::PassphraseFrom,
+    output::{Output, lossy},
+    refused::valid_trust,
+    verbs::statement::say_trust,
     verbs::verify::id,
 };
 
@@ -280,7 +283,7 @@ pub fn sign(sign: &Sign, output: &Output) -> anyhow::Result<ExitCode> {
     )?;
     output.say(format_args!("wrote {}", sign.output.display()));
     output.json(&json!({
-        "file": sign.output, "version": store.version(), "key_id": public.id().to_string(), "root": root,
+        "file": lossy(&sign.output), "version": store.version(), "key_id": public.id().to_string(), "root": root,
     }))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -300,6 +303,6 @@ fn write(path: &Path, text: &str, output: &Output) -> anyhow::Result<ExitCode> {
         "wrote {}: version {version}, keys: {keys}",
         path.display()
     ));
-    output.json(&json!({"file": path, "version": version, "keys": keys}))?;
+    output.json(&json!({"file": lossy(path), "version": version, "keys": keys}))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,10 @@ use preface_bundle::{TrustStore, read_signature};
 use preface_runtime::{Update as Outcome, bundle::read, update_trust};
 use serde_json::json;
 
-use crate::{output::Output, refused::Refused};
+use crate::{
+    output::{Output, lossy},
+    refused::Refused,
+};
 
 /// Put the next trust store into the place of the one in force, if enough roots of both signed it
 #[derive(Args)]
@@ -56,7 +59,9 @@ pub fn run(update: &Update, output: &Output) -> anyhow::Result<ExitCode> {
         path.display()
     ));
     let updated = outcome == Outcome::Done;
-    output.json(&json!({"file": path, "version": version, "updated": updated, "exit_code": 0}))?;
+    output.json(
+        &json!({"file": lossy(path), "version": version, "updated": updated, "exit_code": 0}),
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
