@@ -2,7 +2,7 @@
 
 mod cache;
 
-use preface_graph::{Base, Description, FormKind, Kind};
+use preface_graph::{Base, Description, Kind};
 
 use crate::{
     Error,
@@ -12,7 +12,7 @@ use crate::{
     encode::{Encoded, Encoder, MASK, Rows, TEXT, Truth, Wording},
     engine::Library,
     evaluation::{Questions, reading},
-    form::{Form, Moves, Place, PositionPlan},
+    form::{Form, Moves, Place},
     given::Given,
     heads::{Head, Pooling, Reads, head, usual},
     methods::{Method, Sizes, method},
@@ -183,7 +183,7 @@ impl Design {
         };
         let labels = train.labels();
         let form = form(method, options, base)?;
-        refuse_unfit(base, method, head, &form, kind, &labels, options)?;
+        refuse_unfit(base, method, head, kind, &labels, options)?;
         let pooling = options.pooling.unwrap_or_else(|| usual_pooling(head, base));
         let room = base.max_positions;
         let wording = Wording {
@@ -303,7 +303,6 @@ pub(crate) fn refuse_unfit(
     base: &Description,
     method: &Method,
     head: &Head,
-    form: &Form,
     kind: AnswerKind,
     labels: &[String],
     options: &Options,
@@ -388,9 +387,6 @@ pub(crate) fn refuse_unfit(
         );
     }
     refuse_labels(kind, labels, options)?;
-    if method.form == FormKind::KeyValues && form.positions(base) == PositionPlan::AfterPrompt {
-        return refuse("the base counts positions from its cache, so that a prefix would move the text; use prompt-tuning".into());
-    }
     let most = base
         .max_positions
         .map(|positions| positions.saturating_sub(LEAST_ROOM));

@@ -3,6 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use preface_graph::{Base, Description, FormKind, Kind, PositionRule};
+use preface_runtime::compile::Prospect;
 use preface_trainer::{
     Error,
     check::{GradientCheck, gradients},
@@ -14,6 +15,10 @@ use crate::{onnxruntime::OnnxRuntime, output::Output};
 
 /// Gradients that differ more than this from finite differences are taken to be wrong.
 const TOLERANCE: f64 = 0.05;
+
+/// What is said of a base whose logits its images do not make.
+const SILENT: &str =
+    "words        and generated texts only with `preface eval --adapter`, not from its images";
 
 /// Say whether an ONNX folder can be a base, what it is, and how well its gradients agree with finite differences.
 #[derive(clap::Args)]
@@ -126,15 +131,21 @@ fn report(
     if rounds {
         output.say("rounding     of activations: gradients pass straight through it, and were checked without it");
     }
-    let servable = match description.kind {
-        Kind::EncoderDecoder => base.halves().map(drop),
-        Kind::Encoder | Kind::Decoder => base.serving_graph().map(drop),
-    };
-    if let Err(error) = &servable {
-        output.say(format_args!("not yet      preface compile: {error}"));
+    let prospect = Prospect::of_base(base);
+    let servable = prospect.unlowered.is_none() || description.kind != Kind::EncoderDecoder;
+    match &prospect.unlowered {
+        None => {}
+        Some(reason) if servable => output.say(format_args!(
+            "image        on tract's plan, if that runs it, since {reason}: slower, on one thread"
+        )),
+        Some(reason) => output.say(format_args!("image        none: {reason}")),
+    }
+    if description.logits.is_some() && !prospect.scores {
+        output.say(SILENT);
     }
     output.json(&json!({
-        "servable": servable.is_ok(),
+        "servable": servable,
+        "scores": prospect.scores,
         "usable": true,
         "kind": description.kind,
         "layers": layers.len(),

@@ -62,7 +62,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         refuse_unmeasurable(&inputs.base, &inputs.train, data, &options)?;
     }
     let _held = hold(&arguments.output)?;
-    let about_data = advice::of_data(&inputs);
+    let mut about_data = advice::of_data(&inputs);
+    about_data.extend(advice::of_image(&inputs, &options)?);
     about_data.iter().for_each(|note| output.note(note));
     let checkpoints = arguments.checkpoints(CHECKPOINT);
     let (options, outcomes, kept, search) = match arguments.budget {

@@ -217,15 +217,7 @@ impl<'a> Problem<'a> {
         let options = design.options(self.options);
         let (method, head) = (method(&design.method)?, head(&design.head)?);
         let form = form(method, &options, self.base)?;
-        refuse_unfit(
-            self.base,
-            method,
-            head,
-            &form,
-            self.kind,
-            &self.labels,
-            &options,
-        )?;
+        refuse_unfit(self.base, method, head, self.kind, &self.labels, &options)?;
         let size = head.size(self.labels.len(), options.head_rank, self.base);
         let parameters = (head.parameters)(size).into_iter();
         let row = match &form {

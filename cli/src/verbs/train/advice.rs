@@ -1,10 +1,13 @@
 //! Advice on what was trained: whether the prompt is too small, and whether worked examples are worth their tokens.
 
 use anyhow::bail;
+use preface_graph::Kind;
+use preface_runtime::compile::Prospect;
 use preface_trainer::{
     advice::{is_stuck, underfit},
     budget::Rates,
     data::{Dataset, Example, Target},
+    heads::{Reads, head, usual},
     options::Options,
     search::standard_error,
     training::{self, Outcome},
@@ -55,6 +58,35 @@ pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String
         bail!("--few-shot {count} leaves no example to learn from");
     }
     Ok(text)
+}
+
+/// What keeps a bundle with this head from running, which is better known before it is trained.
+pub fn of_image(inputs: &Inputs, options: &Options) -> anyhow::Result<Option<String>> {
+    let described = &inputs.base.description;
+    let head = match &options.head {
+        Some(name) => head(name)?,
+        None => usual(inputs.train.kind()),
+    };
+    let whole = described.kind == Kind::EncoderDecoder;
+    if head.reads == Reads::Hidden && !whole {
+        return Ok(None);
+    }
+    let prospect = Prospect::of_base(&inputs.base);
+    let lacking = match &prospect.unlowered {
+        Some(reason) if whole => format!("no base image can be made of this base ({reason})"),
+        _ if head.reads == Reads::Hidden || prospect.scores => return Ok(None),
+        Some(reason) => format!(
+            "images of this base make no scores of its vocabulary, which the head {} reads ({reason})",
+            head.name
+        ),
+        None => format!(
+            "images of this base make no scores of its vocabulary, which the head {} reads (the executor has no steps for them)",
+            head.name
+        ),
+    };
+    Ok(Some(format!(
+        "{lacking}: the adapter will run with `preface eval --adapter` alone; export the base another way, or take another --head"
+    )))
 }
 
 /// What makes the figures say less than they seem to: inputs of dev or test that are learned from, and inputs with
