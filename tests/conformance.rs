@@ -12,7 +12,7 @@ mod fused;
 use std::{fs, path::Path, process::Command};
 
 use preface_graph::{
-    Base, Kind,
+    Base, FormKind, Kind,
     builder::Builder,
     onnx::{ModelProto, data_type},
 };
@@ -22,7 +22,7 @@ use preface_trainer::{
     data::{Dataset, Example, Target},
     encode::Overlength,
     evaluation::{encode, evaluate},
-    form::{Form, Moves, Place},
+    form::{Form, Moves, Place, PositionPlan},
     metrics::{Found, Prediction},
     tokens::Tokens,
 };
@@ -192,9 +192,13 @@ fn models_written_by_hand_give_the_same_scores_on_both_engines() {
         "counted positions",
         "weights in blocks",
     ];
-    // tract knows no product with factors.
+    // tract knows no product with factors, the executor no heads that are one dimension with the batch.
+    let one = [
+        ("turned weights", &ENGINES[..1]),
+        ("merged heads", &ENGINES[1..]),
+    ];
     let bases = both.map(|name| (name, &ENGINES[..]));
-    for (name, engines) in bases.into_iter().chain([("turned weights", &ENGINES[..1])]) {
+    for (name, engines) in bases.into_iter().chain(one) {
         let (_, model) = models.iter().find(|(other, _)| *other == name).unwrap();
         let folder = tempfile::tempdir().unwrap();
         fused::write(model, folder.path());
@@ -278,29 +282,87 @@ fn every_export_with_logits_gives_the_same_words() {
     assert!(spoke > 10, "{spoke} decoders");
 }
 
-#[test]
-fn words_are_read_from_scores_that_are_scaled_and_capped() {
-    let Some(export) = support::export("llama.sdpa.legacy.op17.onnx") else {
-        return skip("the exports of ../shared");
-    };
+/// A decoder of the shared folder whose scores `change` works on; `None` without that folder.
+fn with_scores(change: fn(&mut Builder, &str) -> String) -> Option<support::Export> {
+    let export = support::export("llama.sdpa.legacy.op17.onnx")?;
     let path = export.folder().join("model.onnx");
     let mut model = ModelProto::decode(&*fs::read(&path).unwrap()).unwrap();
     let graph = model.graph.as_mut().unwrap();
     let scores = graph.output[0].name().to_owned();
-    let mut builder = Builder::beside(graph, "cap", 17);
-    let [narrow, wide] = [0.4, 2.5].map(|factor| builder.scalar(data_type::FLOAT, factor));
-    let capped = builder.apply("Mul", &[&scores, &narrow], &[]);
-    let capped = builder.apply("Tanh", &[&capped], &[]);
-    let capped = builder.apply("Mul", &[&capped, &wide], &[]);
+    let mut builder = Builder::beside(graph, "behind", 17);
+    graph.output[0].name = Some(change(&mut builder, &scores));
     builder.append_to(graph);
-    graph.output[0].name = Some(capped);
     fs::remove_file(&path).unwrap();
     fs::write(&path, model.encode_to_vec()).unwrap();
+    Some(export)
+}
+
+#[test]
+fn words_are_read_from_scores_that_are_scaled_and_capped() {
+    let capped = with_scores(|builder, scores| {
+        let [narrow, wide] = [0.4, 2.5].map(|factor| builder.scalar(data_type::FLOAT, factor));
+        let capped = builder.apply("Mul", &[scores, &narrow], &[]);
+        let capped = builder.apply("Tanh", &[&capped], &[]);
+        builder.apply("Mul", &[&capped, &wide], &[])
+    });
+    let Some(export) = capped else {
+        return skip("the exports of ../shared");
+    };
     let logits = Base::open(export.folder()).unwrap().description.logits;
     assert_eq!(logits.unwrap().projection, None);
     let way = Way::exact("auto");
     let found = compare(export.folder(), way, texts(&export.name), spoken);
     assert_eq!(found, Ok(()));
+}
+
+#[test]
+fn what_images_will_lack_is_said_before_a_training() {
+    let rounded = with_scores(|builder, scores| {
+        let step = builder.scalar(data_type::FLOAT, 0.05);
+        let zero = builder.constant(data_type::INT8, &[], vec![0]);
+        let whole = builder.apply("QuantizeLinear", &[scores, &step, &zero], &[]);
+        builder.apply("DequantizeLinear", &[&whole, &step, &zero], &[])
+    });
+    let Some(export) = rounded else {
+        return skip("the exports of ../shared");
+    };
+    let base = export.folder().to_str().unwrap();
+    let checked: Value =
+        serde_json::from_str(&preface(&["check", "--json", base]).unwrap()).unwrap();
+    let expected = (&json!(true), &json!(false));
+    assert_eq!((&checked["servable"], &checked["scores"]), expected);
+    let warnings = |head: &str| trained(export.folder(), &["--head", head])["warnings"].to_string();
+    let (spoken, linear) = (warnings("verbaliser"), warnings("linear"));
+    let lack = "make no scores of its vocabulary, which the head verbaliser reads";
+    assert!(spoken.contains(lack), "{spoken}");
+    assert!(!linear.contains("no scores"), "{linear}");
+}
+
+/// What `preface train` says of a task of two words that it learns for an epoch with the base in `folder`.
+fn trained(folder: &Path, how: &[&str]) -> Value {
+    let scene = tempfile::tempdir().unwrap();
+    let [data, adapter] = ["data.jsonl", "adapter"].map(|name| scene.path().join(name));
+    let lines = ["w5", "w9"].map(|label| json!({"text": format!("w30 {label}"), "label": label}));
+    fs::write(&data, lines.map(|line| format!("{line}\n")).concat()).unwrap();
+    let [base, data, adapter] = [folder, &data, &adapter].map(|path| path.to_str().unwrap());
+    let train = ["train", "--json", "--base", base, "--train", data];
+    let rest = ["--dev", data, "--epochs", "1", "--no-advice", "-o", adapter];
+    let said = preface(&[&train[..], &rest, how].concat()).unwrap();
+    serde_json::from_str(&said).unwrap()
+}
+
+#[test]
+fn a_prefix_is_trained_where_positions_are_counted_from_the_cache() {
+    let models = fused::models();
+    let mut models = models.iter();
+    let (_, model) = models.find(|(name, _)| *name == "heads, cache").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fused::write(model, folder.path());
+    let base = Base::open(folder.path()).unwrap().description;
+    let form = Form::of(FormKind::KeyValues, 3, &base);
+    assert_eq!(form.positions(&base), PositionPlan::AfterPrompt);
+    let said = trained(folder.path(), &["--method", "prefix-tuning"]);
+    assert_eq!(said["best_epoch"], 1);
 }
 
 #[test]

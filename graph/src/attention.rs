@@ -240,7 +240,13 @@ impl<'a> Finder<'a> {
             };
             return (free(0) && free(1) && self.facts.get(value)?.rank() >= 3).then_some(node);
         }
-        if !SCORE_PATH.contains(&node.op_type()) || path.len() > 12 {
+        if path.len() > 12 {
+            return None;
+        }
+        if node.op_type() == "Reshape" {
+            return self.scores(self.merged(node)?, path);
+        }
+        if !SCORE_PATH.contains(&node.op_type()) {
             return None;
         }
         let depth = path.len();
@@ -260,6 +266,9 @@ impl<'a> Finder<'a> {
             .find_map(|node| match node.op_type() {
                 "MatMul" => (node.input(0) == Some(value)).then_some(node),
                 operator if WEIGHT_PATH.contains(&operator) => self.weighted(&node.output[0]),
+                "Reshape" => self
+                    .merged(node)
+                    .and_then(|_| self.weighted(&node.output[0])),
                 _ => None,
             })
     }
@@ -376,7 +385,7 @@ impl<'a> Finder<'a> {
         unsqueeze.input(0)
     }
 
-    /// The keys before batch and heads were merged into one dimension, or taken apart again.
+    /// What a Reshape reads that merges batch and heads into one dimension, or takes them apart again.
     fn merged(&self, reshape: &'a NodeProto) -> Option<&'a str> {
         let input = reshape.input(0)?;
         let (from, to) = (self.facts.get(input)?, self.facts.get(&reshape.output[0])?);

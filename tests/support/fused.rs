@@ -50,6 +50,7 @@ pub fn models() -> Vec<(&'static str, ModelProto)> {
         ("counted positions", counted_positions, layer_normalised),
         ("weights in blocks", plain_attention, blocks),
         ("turned weights", plain_attention, turned),
+        ("merged heads", merged_heads, layer_normalised),
     ];
     let models = table.iter().map(|(name, attention, rest)| {
         let mut writer = Writer::begin();
@@ -403,6 +404,50 @@ fn plain_attention(writer: &mut Writer) -> String {
     writer.together(&mixed)
 }
 
+/// Heads that are one dimension with the batch, and scores that grow with the place of the key (Press et al. 2022, ALiBi),
+/// as BLOOM has them.
+fn merged_heads(writer: &mut Writer) -> String {
+    let parts = writer.projected([WIDTH; 3]);
+    let shape = writer.apply("Shape", &["ids"], &[]);
+    let [batch, tokens] = [0, 1].map(|axis| {
+        let axis = writer.builder.ints(&[axis]);
+        writer.apply("Gather", &[&shape, &axis], &[])
+    });
+    let [all, one, heads, head] = [-1, 1, HEADS, HEAD].map(|number| writer.builder.ints(&[number]));
+    let merged = writer.apply("Mul", &[&batch, &heads], &[]);
+    let list = |writer: &mut Writer, dims: &[&str]| {
+        writer.apply("Concat", dims, &[("axis", Attribute::Int(0))])
+    };
+    let apart = writer.builder.ints(&[0, 0, HEADS, HEAD]);
+    let rows = list(writer, &[&merged, &all, &head]);
+    let [query, key, value] = parts.map(|part| {
+        let part = writer.apply("Reshape", &[&part, &apart], &[]);
+        let part = writer.turn(&part, &[0, 2, 1, 3]);
+        writer.apply("Reshape", &[&part, &rows], &[])
+    });
+    let axis = writer.builder.scalar(data_type::INT64, 1.0);
+    let places = writer.apply("CumSum", &["mask", &axis], &[]);
+    let places = writer.cast(&places, data_type::FLOAT);
+    let axes = writer.builder.ints(&[1, 2]);
+    let places = writer.apply("Unsqueeze", &[&places, &axes], &[]);
+    let slopes = writer.weight(&[1, HEADS, 1, 1], 0.3);
+    let bias = writer.apply("Mul", &[&places, &slopes], &[]);
+    let row = list(writer, &[&merged, &one, &tokens]);
+    let bias = writer.apply("Reshape", &[&bias, &row], &[]);
+    let key = writer.turn(&key, &[0, 2, 1]);
+    let scores = writer.apply("MatMul", &[&query, &key], &[]);
+    let scores = writer.apply("Add", &[&bias, &scores], &[]);
+    let square = list(writer, &[&batch, &heads, &tokens, &all]);
+    let scores = writer.apply("Reshape", &[&scores, &square], &[]);
+    let weights = writer.weighed(&scores);
+    let square = list(writer, &[&merged, &tokens, &all]);
+    let weights = writer.apply("Reshape", &[&weights, &square], &[]);
+    let mixed = writer.apply("MatMul", &[&weights, &value], &[]);
+    let apart = list(writer, &[&batch, &heads, &tokens, &head]);
+    let mixed = writer.apply("Reshape", &[&mixed, &apart], &[]);
+    writer.together(&mixed)
+}
+
 /// Learned positions that are counted from the mask in 32-bit integers, as RoBERTa does.
 fn counted_positions(writer: &mut Writer) -> String {
     let mask = writer.cast("mask", data_type::INT32);
@@ -524,8 +569,8 @@ fn quantised(writer: &mut Writer, mixed: &str) -> String {
 /// Products with weights that have a scale and a zero point a block, of 4 and of 8 bits, along each of their axes; an
 /// activation is fused with the last one.
 fn blocks(writer: &mut Writer, mixed: &str) -> String {
-    const BLOCK: i64 = 16;
-    const BLOCKS: i64 = WIDTH / BLOCK;
+    const BLOCK: i64 = 24;
+    const BLOCKS: i64 = WIDTH.div_euclid(BLOCK) + 1;
     writer.opset = 21;
     let rows = writer.rows.clone();
     let mut sum = writer.apply("Add", &[mixed, &rows], &[]);

@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 
 use crate::{
     Error,
-    builder::{Attribute, Builder},
+    builder::Builder,
     decompose::contrib::unpacked,
     onnx::{GraphProto, NodeProto, TensorProto, data_type},
 };
@@ -229,12 +229,7 @@ fn weight(
             let shape = builder.ints(&shape);
             builder.apply("Reshape", &[value, &shape], &[])
         }
-        Scales::Blocks(axis, block) => {
-            let places: Vec<i64> = (0..dims[axis]).map(|place| place / block).collect();
-            let places = builder.ints(&places);
-            let along = [("axis", Attribute::Int(axis as i64))];
-            builder.apply("Gather", &[value, &places], &along)
-        }
+        Scales::Blocks(axis, block) => repeated(builder, value, (dims, axis), block),
         Scales::One | Scales::Axis(_) => value.to_owned(),
     };
     let mut value = whole(builder, tensor.name(), packed);
@@ -246,6 +241,30 @@ fn weight(
     let scale = spread(builder, node.input(1).unwrap_or_default());
     builder.write("Mul", &[&value, &scale], &[&node.output[0]], &[]);
     Ok(())
+}
+
+/// One number for each place of an axis of `dims`, where `value` has one for `block` places.
+fn repeated(
+    builder: &mut Builder,
+    value: &str,
+    (dims, axis): (&[i64], usize),
+    block: i64,
+) -> String {
+    let blocks = (dims[axis] + block - 1) / block;
+    let along = |builder: &mut Builder, places: &[i64]| {
+        let shape = [&dims[..axis], places, &dims[axis + 1..]].concat();
+        builder.ints(&shape)
+    };
+    let [apart, wide, together] = [&[blocks, 1][..], &[blocks, block], &[blocks * block]]
+        .map(|places| along(builder, places));
+    let value = builder.apply("Reshape", &[value, &apart], &[]);
+    let value = builder.apply("Expand", &[&value, &wide], &[]);
+    let value = builder.apply("Reshape", &[&value, &together], &[]);
+    if blocks * block == dims[axis] {
+        return value;
+    }
+    let [start, end, axis] = [0, dims[axis], axis as i64].map(|place| builder.ints(&[place]));
+    builder.apply("Slice", &[&value, &start, &end, &axis], &[])
 }
 
 /// A table's numbers, dequantised as `node` does.
