@@ -8,11 +8,13 @@ mod support;
 
 #[path = "support/fused.rs"]
 mod fused;
+#[path = "support/prompts.rs"]
+mod prompts;
 
 use std::{fs, path::Path, process::Command};
 
 use preface_graph::{
-    Base, FormKind, Kind,
+    Base, FormKind,
     builder::Builder,
     onnx::{ModelProto, data_type},
 };
@@ -22,16 +24,14 @@ use preface_trainer::{
     data::{Dataset, Example, Target},
     encode::Overlength,
     evaluation::{encode, evaluate},
-    form::{Form, Moves, Place, PositionPlan},
+    form::{Form, PositionPlan},
     metrics::{Found, Prediction},
     tokens::Tokens,
 };
+use prompts::{every_answer, linear, spoken};
 use prost::Message;
 use serde_json::{Value, json};
-use support::{
-    adapters::{CLASSES, adapter},
-    base_folder, exports, library, skip,
-};
+use support::{base_folder, exports, library, skip};
 
 /// The runtime's engines, as `compile --engine` names them.
 const ENGINES: [&str; 2] = ["auto", "plan"];
@@ -191,6 +191,8 @@ fn models_written_by_hand_give_the_same_scores_on_both_engines() {
         "one key head",
         "counted positions",
         "weights in blocks",
+        "table in blocks",
+        "groups, window",
     ];
     // tract knows no product with factors, the executor no heads that are one dimension with the batch.
     let one = [
@@ -413,85 +415,6 @@ fn a_mask_token_is_read_where_the_template_puts_it() {
         compare(export.folder(), way, &["w5 w9", "w3"], spoken),
         Ok(())
     );
-}
-
-/// A prompt in every way in which one enters a base: both forms, behind the text, and gated in the upper layers.
-fn forms(base: &Base) -> Vec<Form> {
-    let described = &base.description;
-    let mut forms = Vec::new();
-    for kind in &described.forms {
-        let form = Form::of(*kind, 3, described);
-        forms.push(form.clone());
-        match form {
-            Form::Embeddings { tokens, hidden, .. } => forms.push(Form::Embeddings {
-                tokens,
-                hidden,
-                place: Place::After,
-            }),
-            Form::KeyValues { tokens, layers, .. } => {
-                let first_layer = layers.len() / 2;
-                forms.push(Form::KeyValues {
-                    tokens,
-                    first_layer,
-                    layers: layers[first_layer..].to_vec(),
-                    gated: true,
-                    moves: Moves::Nothing,
-                });
-            }
-        }
-    }
-    forms
-}
-
-/// A linear head on every form.
-fn linear(base: &Base) -> Vec<Adapter> {
-    let forms = forms(base).into_iter();
-    forms.map(|form| adapter(base, &form, json!({}))).collect()
-}
-
-/// The base's own logits behind every form, read as words for the labels; none where the base has none.
-fn spoken(base: &Base) -> Vec<Adapter> {
-    let described = &base.description;
-    let logits = described.logits.as_ref();
-    let cannot = described.kind == Kind::Encoder && described.mask_token.is_none();
-    if cannot || logits.is_none() {
-        return Vec::new();
-    }
-    let masked = described.kind == Kind::Encoder;
-    let words = json!({
-        "head": {"kind": "verbaliser", "classes": CLASSES, "hidden": 0},
-        "verbaliser": [[5], [17, 40], [9, 88, 3]],
-        "pooling": if masked { "mask" } else { "last" },
-        "template": if masked { "{mask} says {text}" } else { "{text}" },
-    });
-    let forms = forms(base).into_iter();
-    let spoken = forms.map(|form| adapter(base, &form, words.clone()));
-    let mut adapters: Vec<Adapter> = spoken.collect();
-    if masked {
-        let rows = json!({"pooling": "mask", "template": "{text} or {mask}?"});
-        adapters.push(adapter(base, &self::forms(base)[0], rows));
-    }
-    adapters
-}
-
-/// Every head that the runtime has, and every answer, on one form.
-fn every_answer(base: &Base) -> Vec<Adapter> {
-    let hidden = base.description.hidden;
-    let head = |kind: &str| json!({"kind": kind, "classes": CLASSES, "hidden": hidden});
-    let changes = [
-        json!({"head": head("label-text")}),
-        json!({"head": {"kind": "factored-linear", "classes": CLASSES, "hidden": hidden, "rank": 2}}),
-        json!({"answer": {"kind": "labels", "threshold": 0.0}}),
-        json!({"head": head("token-linear"), "answer": {"kind": "tags"}}),
-        json!({"inputs": "pair", "template": "is it that {text}?"}),
-        json!({"pooling": "first"}),
-        json!({"pooling": "last", "template": "they say {text}."}),
-    ];
-    let form = &forms(base)[0];
-    changes
-        .into_iter()
-        .map(|changes| adapter(base, form, changes))
-        .collect()
 }
 
 /// Compares the answers of adapters; what the program says where it fails.

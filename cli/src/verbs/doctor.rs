@@ -10,7 +10,7 @@ use preface_runtime::Kernels;
 use preface_trainer::engine::{Device, Library, cuda_libraries};
 use serde_json::{Value, json};
 
-use crate::output::{Output, lossy};
+use crate::output::Output;
 
 /// Where NVIDIA's driver tells its version.
 #[cfg(feature = "host")]
@@ -125,7 +125,11 @@ fn cuda(arguments: &Arguments, library: Library, output: &Output) -> (Value, boo
         reason.as_deref().unwrap_or("works")
     ));
     let works = reason.is_none();
-    let found = json!({"works": works, "reason": reason, "driver": driver, "libraries": files.iter().map(|file| lossy(file)).collect::<Vec<_>>()});
+    let libraries: Vec<String> = files
+        .iter()
+        .map(|file| crate::output::lossy(file))
+        .collect();
+    let found = json!({"works": works, "reason": reason, "driver": driver, "libraries": libraries});
     (found, works || !asked)
 }
 

@@ -86,7 +86,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         );
     }
     output.json(&json!({
-        "done": true, "exit_code": 0, "verified": verified, "file": lossy(&path),
+        "done": true, "exit_code": 0, "verified": verified, "file": lossy(path),
         "bytes": bytes.len(), "blob": listed.digest, "digest": manifest.digest, "pinned": pinned,
     }))?;
     Ok(ExitCode::SUCCESS)

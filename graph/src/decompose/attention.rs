@@ -54,15 +54,22 @@ impl Writer<'_> {
         Ok(Some(self.unsqueeze(&bias, axes)))
     }
 
-    /// What hides from each of `query`'s tokens the keys behind it; the last query stands at the last key.
-    fn causal(&mut self, query: &str, key: &str) -> String {
+    /// What hides from each of `query`'s tokens the keys behind it, and all but the last `window` others where that is not
+    /// 0; the last query stands at the last key.
+    fn causal(&mut self, query: &str, key: &str, window: i64) -> String {
         let zero = self.builder.scalar(data_type::INT64, 0.0);
         let (asking, asked) = (self.size(query, 2), self.size(key, 2));
         let before = self.apply("Sub", &[&asked, &asking]);
         let rows = self.range(&before, &asked);
         let rows = self.unsqueeze(&rows, &[1]);
         let columns = self.range(&zero, &asked);
-        let visible = self.apply("LessOrEqual", &[&columns, &rows]);
+        let mut visible = self.apply("LessOrEqual", &[&columns, &rows]);
+        if window > 0 {
+            let window = self.builder.scalar(data_type::INT64, window as f64);
+            let ends = self.apply("Sub", &[&rows, &window]);
+            let near = self.apply("Greater", &[&columns, &ends]);
+            visible = self.apply("And", &[&visible, &near]);
+        }
         let hidden = self.builder.scalar(data_type::FLOAT, HIDDEN);
         let seen = self.builder.scalar(data_type::FLOAT, 0.0);
         self.apply("Where", &[&visible, &seen, &hidden])
@@ -185,7 +192,7 @@ impl Writer<'_> {
         biases.extend(self.padding(4, &key, 2)?);
         biases.extend(self.node.input(5).map(str::to_owned));
         if self.node.int("unidirectional", 0) == 1 {
-            biases.push(self.causal(&query, &key));
+            biases.push(self.causal(&query, &key, 0));
         }
         let heads = Heads {
             query,
@@ -221,11 +228,8 @@ impl Writer<'_> {
     /// no token sees it; the counts of keys are therefore not read.
     pub(super) fn group_query_attention(&mut self) -> Result<(), Error> {
         let (heads, kv_heads) = (self.heads("num_heads")?, self.heads("kv_num_heads")?);
-        let plain = self.node.int("smooth_softmax", 0) == 0
-            && self.node.int("local_window_size", -1) <= 0
-            && self.node.input(11).is_none();
-        if !plain {
-            return Err(self.refuse("a local window or a sink is not known"));
+        if self.node.int("smooth_softmax", 0) != 0 || self.node.input(11).is_some() {
+            return Err(self.refuse("a sink is not known"));
         }
         let query = self.input(0)?.to_owned();
         let (parts, head_dim) = match (self.rank(1), self.rank(2)) {
@@ -257,7 +261,8 @@ impl Writer<'_> {
             [query, key, value].map(|part| self.transpose(&part, &[0, 2, 1, 3]));
         let (key, value) = (self.cached(key, 3, 1), self.cached(value, 4, 2));
         let mut biases: Vec<String> = self.node.input(10).map(str::to_owned).into_iter().collect();
-        biases.push(self.causal(&query, &key));
+        let window = self.node.int("local_window_size", 0).max(0);
+        biases.push(self.causal(&query, &key, window));
         let mut heads_of = Heads {
             query,
             key,

@@ -65,11 +65,13 @@ pub(super) fn widen_floats(graph: &mut GraphProto, folder: &Path) -> Result<(), 
     Ok(())
 }
 
-/// The tables that `node` looks rows up in.
+/// The tables that `node` looks rows up in, and the scales that make them.
 fn tables(node: &NodeProto) -> &[String] {
     let places = match node.op_type() {
         "Gather" => 0..1,
         "EmbedLayerNormalization" => 2..5,
+        "DequantizeLinear" => 1..2,
+        "GatherBlockQuantized" => 2..3,
         _ => 0..0,
     };
     node.input.get(places).unwrap_or_default()

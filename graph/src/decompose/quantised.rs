@@ -1,28 +1,33 @@
 //! Quantised weights and products as floats. What rounds activations stays as it is: it is what the model computes, and
 //! its gradient is straight-through.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
 
 use crate::{
     Error,
-    builder::Builder,
+    builder::{Attribute, Builder},
     decompose::contrib::unpacked,
     onnx::{GraphProto, NodeProto, TensorProto, data_type},
 };
 
-/// Writes out `DequantizeLinear` of weights and of rows looked up in a quantised table, and `MatMulInteger`, whose
-/// integers are exact in 32-bit floats but for the rounding of sums.
+/// Writes out `DequantizeLinear` of weights and of rows looked up in a quantised table, `GatherBlockQuantized` of
+/// com.microsoft, and `MatMulInteger`, whose integers are exact in 32-bit floats but for the rounding of sums.
 ///
 /// # Errors
 /// When weights are quantised in a form that is not known, or cannot be read.
 pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Result<(), Error> {
     let quantised = |node: &NodeProto| {
         matches!(node.op_type(), "DequantizeLinear" | "MatMulInteger") && node.domain().is_empty()
+            || node.operator() == TABLE
     };
     if !graph.node.iter().any(quantised) {
         return Ok(());
     }
-    let packed = as_bytes(graph);
+    let mut packed = as_bytes(graph);
+    let whole_tables = whole_tables(graph, &mut packed)?;
     let mut builder = Builder::beside(graph, "dequantised", opset);
     let nodes = std::mem::take(&mut graph.node);
     let makers: HashMap<&str, &NodeProto> = nodes
@@ -53,6 +58,20 @@ pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Re
         let input = node.input(0).unwrap_or_default();
         match node.op_type() {
             "MatMulInteger" if quantised(node) => product(&mut builder, node),
+            "GatherBlockQuantized" if quantised(node) => {
+                let table = graph.initializer(input);
+                let table =
+                    table.ok_or_else(|| Error::at(node, "looks up rows of no fixed table"))?;
+                let name = format!("{}/{input}", builder.named("table"));
+                if !tables.contains_key(&name) {
+                    let dequantised = &whole_tables[node.output[0].as_str()];
+                    let from = (folder, &packed);
+                    let table = numbers(graph, dequantised, table, &name, from)?;
+                    tables.insert(name.clone(), table);
+                }
+                let (ids, rows) = (node.input(1).unwrap_or_default(), &*node.output[0]);
+                builder.write("Gather", &[&name, ids], &[rows], &[]);
+            }
             "DequantizeLinear" if quantised(node) => {
                 let lookup = makers
                     .get(input)
@@ -122,7 +141,9 @@ fn as_bytes(graph: &mut GraphProto) -> HashMap<String, Packed> {
             let mut inputs = node.input.iter();
             inputs.any(|input| input == tensor.name())
         });
-        if !narrow || !readers.all(|node| node.op_type() == "DequantizeLinear") {
+        let known =
+            |node: &NodeProto| node.op_type() == "DequantizeLinear" || node.operator() == TABLE;
+        if !narrow || !readers.all(known) {
             continue;
         }
         let bytes = tensor.elements().div_ceil(2) as i64;
@@ -134,6 +155,80 @@ fn as_bytes(graph: &mut GraphProto) -> HashMap<String, Packed> {
         packed.insert(tensor.name().to_owned(), found);
     }
     packed
+}
+
+/// The lookup in a table that is quantised in blocks.
+const TABLE: &str = "com.microsoft:GatherBlockQuantized";
+
+/// What makes the whole table of each lookup in a quantised one, by what the lookup makes; notes which tables hold two
+/// numbers a byte, and writes out the zero points that are left out.
+fn whole_tables(
+    graph: &mut GraphProto,
+    packed: &mut HashMap<String, Packed>,
+) -> Result<HashMap<String, NodeProto>, Error> {
+    let bytes: HashSet<String> = packed.keys().cloned().collect();
+    let mut found = HashMap::new();
+    let mut zeros = Vec::new();
+    for node in graph.node.iter().filter(|node| node.operator() == TABLE) {
+        let bits = node.int("bits", 4);
+        let [from, axis, block] = [
+            ("gather_axis", 0),
+            ("quantize_axis", 1),
+            ("block_size", 128),
+        ]
+        .map(|(name, usual)| node.int(name, usual));
+        let tensor = |index: usize| graph.initializer(node.input(index)?);
+        let known = from == 0 && matches!(bits, 4 | 8);
+        let (Some(table), Some(scale), true) = (tensor(0), tensor(2), known) else {
+            return Err(Error::at(
+                node,
+                "looks up other than the rows of a fixed table of 4 or 8 bits",
+            ));
+        };
+        let stored = table.data_type() == data_type::UINT8 && !bytes.contains(table.name());
+        let mut names = [table.name().to_owned(), scale.name().to_owned()].to_vec();
+        if stored && bits == 4 {
+            let zero = tensor(3).map(|zero| (zero, scale.dims.last()));
+            if zero.is_some_and(|(_, blocks)| blocks.is_none_or(|blocks| blocks % 2 == 1)) {
+                return Err(Error::at(node, "rows of an odd number of zero points"));
+            }
+            for tensor in [Some(table), zero.map(|(zero, _)| zero)]
+                .into_iter()
+                .flatten()
+            {
+                let mut dims = tensor.dims.clone();
+                dims.iter_mut().rev().take(1).for_each(|last| *last *= 2);
+                let signed = false;
+                packed.insert(tensor.name().to_owned(), Packed { signed, dims });
+            }
+        }
+        match node.input(3) {
+            Some(zero) => names.push(zero.to_owned()),
+            None if stored => {
+                let name = format!("{}.zeros", node.output[0]);
+                let middle = vec![1_u8 << (bits - 1); scale.elements()];
+                let zero = TensorProto::of_raw(&name, data_type::UINT8, &scale.dims, middle);
+                zeros.push(zero);
+                names.push(name);
+            }
+            None => {}
+        }
+        let mut builder = Builder::beside(graph, "whole", 21);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let along = [
+            ("axis", Attribute::Int(axis)),
+            ("block_size", Attribute::Int(block)),
+        ];
+        builder.write("DequantizeLinear", &names, &[node.label()], &along);
+        found.extend(
+            builder
+                .nodes
+                .pop()
+                .map(|whole| (node.output[0].clone(), whole)),
+        );
+    }
+    graph.initializer.extend(zeros);
+    Ok(found)
 }
 
 /// The whole numbers of `name` as floats in their shape.
@@ -281,9 +376,16 @@ fn numbers(
     let factors = node.input(1).and_then(|name| graph.initializer(name));
     let factors = factors.map(|scale| scale.floats(folder)).transpose()?;
     let factors = factors.unwrap_or_default();
-    let zeros = node.input(2).and_then(|name| graph.initializer(name));
-    let zeros = zeros.map(|zero| integers(node, zero, packed, folder));
-    let zeros = zeros.transpose()?.unwrap_or_default();
+    let zeros = match node.input(2).map(|name| graph.initializer(name)) {
+        None => Vec::new(),
+        Some(Some(zero)) => integers(node, zero, packed, folder)?,
+        Some(None) => {
+            return Err(Error::at(
+                node,
+                "a table with zero points of its own making is not known",
+            ));
+        }
+    };
     let place = |at: usize| match scales {
         Scales::One => 0,
         Scales::Axis(axis) => at / behind(dims, axis) % extent(dims, axis),
