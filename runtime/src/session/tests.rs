@@ -252,6 +252,25 @@ fn a_prefix_before_a_decoders_tokens_is_refused_where_no_encoder_stands_before_t
 }
 
 #[test]
+fn a_prefix_of_some_layers_takes_no_positions() {
+    with_session(Options::default(), |_, session| {
+        let base = session.description();
+        let refusal = |positions| {
+            let form = Form::KeyValues(KeyValues {
+                tokens: 3,
+                positions,
+                layers: [(1, layer(90, 3, 0.0))].into(),
+            });
+            let checked = task("t", form, base).check(base, EngineKind::Executor);
+            checked.err().map(|error| error.to_string())
+        };
+        assert_eq!(refusal(Positions::TextFromZero), None);
+        let said = refusal(Positions::AfterPrompt).unwrap();
+        assert!(said.contains("only one of all layers"), "{said}");
+    });
+}
+
+#[test]
 fn images_without_gates_take_whole_open_prefixes_alone() {
     with_session(Options::default(), |_, session| {
         let mut base = session.description().clone();

@@ -85,6 +85,8 @@ impl KeyValues {
             )
         } else if !fits {
             Some("its prefix has other layers or heads".into())
+        } else if self.positions == Positions::AfterPrompt && partial {
+            Some("its prefix takes the first positions, which only one of all layers can".into())
         } else if (partial || gated) && !gates {
             Some("its prefix is gated or of some layers only, and this image takes no gates; compile the base again".into())
         } else if partial && !base.inputs.partial && engine == EngineKind::Plan {
