@@ -68,6 +68,8 @@ pub struct Summary {
 /// What an image of a base will do, as far as its graph tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prospect {
+    /// Why no image can be made of it, where none can.
+    pub refused: Option<String>,
     /// Why the executor does not run it, where it does not: tract's plan may, but for an encoder-decoder.
     pub unlowered: Option<String>,
     /// Whether it makes scores of the vocabulary, which words for labels and generated texts need.
@@ -77,15 +79,18 @@ pub struct Prospect {
 impl Prospect {
     /// Lowers `base` and forgets the steps.
     pub fn of_base(base: &Base) -> Self {
-        match lowering::lower(base) {
-            Ok(lowering) => Self {
-                unlowered: None,
-                scores: lowering.program.logits.is_some(),
-            },
-            Err(refused) => Self {
-                unlowered: Some(refused.to_string()),
-                scores: false,
-            },
+        let (unlowered, scores) = match lowering::lower(base) {
+            Ok(lowering) => (None, lowering.program.logits.is_some()),
+            Err(refused) => (Some(refused.to_string()), false),
+        };
+        let refused = match base.description.kind {
+            preface_graph::Kind::EncoderDecoder => unlowered.clone(),
+            _ => base.serving_graph().err().map(|error| error.to_string()),
+        };
+        Self {
+            refused,
+            unlowered,
+            scores,
         }
     }
 }

@@ -270,7 +270,16 @@ impl Task {
 
     /// Compares the task with the base it is to run on.
     pub fn check(&self, base: &Description, engine: EngineKind) -> Result<(), Error> {
-        let reason = self.misfit(base, engine);
+        self.check_ids(base)?;
+        self.refused(self.misfit(base, engine))
+    }
+
+    /// Compares the ids of base and tokenizer alone.
+    pub fn check_ids(&self, base: &Description) -> Result<(), Error> {
+        self.refused(self.other_base(base))
+    }
+
+    fn refused(&self, reason: Option<String>) -> Result<(), Error> {
         reason.map_or(Ok(()), |reason| {
             Err(Error::Task {
                 task: self.id.clone(),
@@ -279,7 +288,7 @@ impl Task {
         })
     }
 
-    fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
+    fn other_base(&self, base: &Description) -> Option<String> {
         if self.base_id != base.base_id {
             return Some(format!(
                 "it was trained for base {}, this is {}",
@@ -292,6 +301,10 @@ impl Task {
                 self.tokenizer_id, base.tokenizer_id
             ));
         }
+        None
+    }
+
+    fn misfit(&self, base: &Description, engine: EngineKind) -> Option<String> {
         if base.kind == Kind::EncoderDecoder && self.answer.kind == AnswerKind::Tags {
             return Some("it tags words, which a decoder behind an encoder does not read".into());
         }

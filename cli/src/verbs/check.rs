@@ -132,19 +132,18 @@ fn report(
         output.say("rounding     of activations: gradients pass straight through it, and were checked without it");
     }
     let prospect = Prospect::of_base(base);
-    let servable = prospect.unlowered.is_none() || description.kind != Kind::EncoderDecoder;
-    match &prospect.unlowered {
-        None => {}
-        Some(reason) if servable => output.say(format_args!(
+    match (&prospect.refused, &prospect.unlowered) {
+        (Some(reason), _) => output.say(format_args!("image        none: {reason}")),
+        (None, Some(reason)) => output.say(format_args!(
             "image        on tract's plan, if that runs it, since {reason}: slower, on one thread"
         )),
-        Some(reason) => output.say(format_args!("image        none: {reason}")),
+        (None, None) => {}
     }
     if description.logits.is_some() && !prospect.scores {
         output.say(SILENT);
     }
     output.json(&json!({
-        "servable": servable,
+        "servable": prospect.refused.is_none(),
         "scores": prospect.scores,
         "usable": true,
         "kind": description.kind,

@@ -141,8 +141,10 @@ fn as_bytes(graph: &mut GraphProto) -> HashMap<String, Packed> {
             let mut inputs = node.input.iter();
             inputs.any(|input| input == tensor.name())
         });
-        let known =
-            |node: &NodeProto| node.op_type() == "DequantizeLinear" || node.operator() == TABLE;
+        let known = |node: &NodeProto| {
+            node.op_type() == "DequantizeLinear" && node.domain().is_empty()
+                || node.operator() == TABLE
+        };
         if !narrow || !readers.all(known) {
             continue;
         }
@@ -293,7 +295,7 @@ fn scales(
             let mut expected = dims.to_vec();
             let blocks = expected.get_mut(axis).filter(|_| block > 0);
             if let Some(places) = blocks {
-                *places = (*places + block - 1) / block;
+                *places = *places / block + i64::from(*places % block != 0);
             }
             match expected == scale.dims && axis < rank && block > 0 {
                 true => Ok(Scales::Blocks(axis, block)),

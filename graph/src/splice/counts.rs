@@ -69,7 +69,7 @@ pub(super) fn counts(wiring: &Wiring, facts: &Facts, sites: &[&Site]) -> Vec<Cou
     counts
 }
 
-/// Nodes that move numbers, repeat them or leave them out.
+/// Nodes that move numbers or repeat them.
 const MOVES: &[&str] = &[
     "Cast",
     "Expand",

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use self::reader::{Parameter, parameters};
 use super::{
-    Imported, Target, Wishes,
+    BaseKind, Imported, Target, Wishes,
     card::{CONFIG, Parts, card},
     foreign,
     peft::head::alone,
@@ -151,6 +151,12 @@ pub fn import_ort_adapter(
         true => rows(path, &parameters, target)?,
         false => prefix(path, &parameters, target)?,
     };
+    // A prefix of all attentions of an encoder-decoder takes no positions.
+    let whole = target.kind == BaseKind::EncoderDecoder && form["kind"] == "key-values";
+    let positions = match whole {
+        true => Positions::TextFromZero,
+        false => Positions::AfterPrompt,
+    };
     let mut notes = Vec::new();
     let head = alone(path, target, wishes, &mut notes)?;
     let parts = Parts {
@@ -160,7 +166,7 @@ pub fn import_ort_adapter(
             "prefix-tuning"
         },
         form,
-        positions: Positions::AfterPrompt,
+        positions,
         head: head.kind,
         classes: head.classes,
         rank: None,

@@ -196,7 +196,7 @@ pub(super) fn in_floats(mut sums: NodeProto, data_type: i32) -> [NodeProto; 3] {
         }],
         ..NodeProto::default()
     };
-    let [from, to] = [&sums.input[0], &sums.output[0]].map(|name| format!("{name}.floats"));
+    let [from, to] = ["summands", "sums"].map(|part| format!("{}.{part}", sums.output[0]));
     let before = cast(&sums.input[0], &from, data_type::FLOAT);
     let after = cast(&to, &sums.output[0], data_type);
     sums.input[0] = from;

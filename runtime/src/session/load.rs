@@ -23,6 +23,7 @@ impl Session {
     }
 
     pub(super) fn add(&mut self, mut task: Task) -> Result<TaskHandle, Error> {
+        task.check_ids(self.image.description())?;
         if let Form::KeyValues(prefix) = &mut task.form {
             let placed = prefix.take_places(&self.engine.decoder_layers());
             placed.map_err(|reason| Error::Task {

@@ -271,6 +271,29 @@ fn a_prefix_of_some_layers_takes_no_positions() {
 }
 
 #[test]
+fn a_prefix_of_an_encoder_and_its_decoder_takes_no_positions() {
+    with_session(Options::default(), |_, session| {
+        let base = session.description().clone();
+        let refusal = |positions| {
+            let form = Form::KeyValues(KeyValues {
+                tokens: 3,
+                positions,
+                layers: [(0, layer(80, 3, 0.0)), (1, layer(90, 3, 0.0))].into(),
+            });
+            let base = Description {
+                kind: Kind::EncoderDecoder,
+                ..base.clone()
+            };
+            let checked = task("t", form, &base).check(&base, EngineKind::Executor);
+            checked.err().map(|error| error.to_string())
+        };
+        assert_eq!(refusal(Positions::TextFromZero), None);
+        let said = refusal(Positions::AfterPrompt).unwrap();
+        assert!(said.contains("of which only a decoder's"), "{said}");
+    });
+}
+
+#[test]
 fn images_without_gates_take_whole_open_prefixes_alone() {
     with_session(Options::default(), |_, session| {
         let mut base = session.description().clone();

@@ -7,7 +7,7 @@ use preface_bundle::{Positions, Role, Tensor, VerifiedBundle};
 use super::{dequantise, numbers};
 use crate::{
     EngineKind, Error,
-    image::{Description, Layer},
+    image::{Description, Kind, Layer},
     map::Numbers,
 };
 
@@ -87,6 +87,8 @@ impl KeyValues {
             Some("its prefix has other layers or heads".into())
         } else if self.positions == Positions::AfterPrompt && partial {
             Some("its prefix takes the first positions, which only one of all layers can".into())
+        } else if self.positions == Positions::AfterPrompt && base.kind == Kind::EncoderDecoder {
+            Some("its prefix takes the first positions of an encoder and a decoder, of which only a decoder's are counted from it".into())
         } else if (partial || gated) && !gates {
             Some("its prefix is gated or of some layers only, and this image takes no gates; compile the base again".into())
         } else if partial && !base.inputs.partial && engine == EngineKind::Plan {

@@ -72,14 +72,14 @@ pub fn of_image(inputs: &Inputs, options: &Options) -> anyhow::Result<Option<Str
         return Ok(None);
     }
     let prospect = Prospect::of_base(&inputs.base);
-    let lacking = match &prospect.unlowered {
-        Some(reason) if whole => format!("no base image can be made of this base ({reason})"),
+    let lacking = match (&prospect.refused, &prospect.unlowered) {
+        (Some(reason), _) => format!("no base image can be made of this base ({reason})"),
         _ if head.reads == Reads::Hidden || prospect.scores => return Ok(None),
-        Some(reason) => format!(
+        (None, Some(reason)) => format!(
             "images of this base make no scores of its vocabulary, which the head {} reads ({reason})",
             head.name
         ),
-        None => format!(
+        (None, None) => format!(
             "images of this base make no scores of its vocabulary, which the head {} reads (the executor has no steps for them)",
             head.name
         ),
