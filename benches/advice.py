@@ -33,7 +33,7 @@ def train(folder: pathlib.Path, name: str, arguments: argparse.Namespace) -> dic
     """The result of `preface train` on a file."""
     command = [ROOT / "target/release/preface", "--json", "train", "--base", ROOT / "out/base"]
     command += ["--train", folder / f"{name}.train.jsonl", "--dev", folder / f"{name}.dev.jsonl", "--truncate"]
-    command += ["--tokens", str(arguments.tokens), "--head", "label-text", "--epochs", "12", "--learning-rate", "1e-2"]
+    command += ["--tokens", str(arguments.tokens), "--head", "label-text", "--epochs", "12"]
     command += ["--threads", str(arguments.threads), "-o", folder / name]
     result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     epochs = [line for line in (folder / name / "metrics.jsonl").open() if '"kind":"epoch"' in line]
