@@ -252,44 +252,29 @@ fn a_prefix_before_a_decoders_tokens_is_refused_where_no_encoder_stands_before_t
 }
 
 #[test]
-fn a_prefix_of_some_layers_takes_no_positions() {
+fn prefixes_of_some_layers_or_of_encoder_and_decoder_take_no_positions() {
     with_session(Options::default(), |_, session| {
-        let base = session.description();
-        let refusal = |positions| {
-            let form = Form::KeyValues(KeyValues {
-                tokens: 3,
-                positions,
-                layers: [(1, layer(90, 3, 0.0))].into(),
-            });
-            let checked = task("t", form, base).check(base, EngineKind::Executor);
-            checked.err().map(|error| error.to_string())
-        };
-        assert_eq!(refusal(Positions::TextFromZero), None);
-        let said = refusal(Positions::AfterPrompt).unwrap();
-        assert!(said.contains("only one of all layers"), "{said}");
-    });
-}
-
-#[test]
-fn a_prefix_of_an_encoder_and_its_decoder_takes_no_positions() {
-    with_session(Options::default(), |_, session| {
-        let base = session.description().clone();
-        let refusal = |positions| {
-            let form = Form::KeyValues(KeyValues {
-                tokens: 3,
-                positions,
-                layers: [(0, layer(80, 3, 0.0)), (1, layer(90, 3, 0.0))].into(),
-            });
+        for (kind, first, reason) in [
+            (Kind::Encoder, 1, "only one of all layers"),
+            (Kind::EncoderDecoder, 0, "of which only a decoder's"),
+        ] {
             let base = Description {
-                kind: Kind::EncoderDecoder,
-                ..base.clone()
+                kind,
+                ..session.description().clone()
             };
-            let checked = task("t", form, &base).check(&base, EngineKind::Executor);
-            checked.err().map(|error| error.to_string())
-        };
-        assert_eq!(refusal(Positions::TextFromZero), None);
-        let said = refusal(Positions::AfterPrompt).unwrap();
-        assert!(said.contains("of which only a decoder's"), "{said}");
+            let refusal = |positions| {
+                let form = Form::KeyValues(KeyValues {
+                    tokens: 3,
+                    positions,
+                    layers: (first..2).map(|index| (index, layer(80, 3, 0.0))).collect(),
+                });
+                let checked = task("t", form, &base).check(&base, EngineKind::Executor);
+                checked.err().map(|error| error.to_string())
+            };
+            assert_eq!(refusal(Positions::TextFromZero), None);
+            let said = refusal(Positions::AfterPrompt).unwrap();
+            assert!(said.contains(reason), "{said}");
+        }
     });
 }
 
