@@ -519,6 +519,7 @@ fn dataset(card: &Card, text: &str) -> Dataset {
             line: 1,
         }],
         sha256: String::new(),
+        begun: None,
     }
 }
 

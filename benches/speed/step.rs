@@ -63,6 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         size: head.size(CLASSES, 1, &base.description),
         loss: Loss::Softmax,
         reading,
+        before: &[],
     };
     let sizes = Sizes::of(form.clone(), base.description.hidden);
     let cached = !matches!(

@@ -12,7 +12,8 @@
 //!   .open(decoded)              tensor digest, finite values           VerifiedBundle
 //! ```
 //!
-//! [`TrustStore::admit_update`] says whether one trust store may take the place of another.
+//! [`TrustStore::admit_update`] says whether one trust store may take the place of another, [`likeliest`] what tags the
+//! logits of words amount to.
 //!
 //! The crate borrows from buffers that its caller owns, allocates nothing, has no unsafe code, and
 //! no input makes it panic. `FORMAT.md` describes the file byte by byte.
@@ -40,6 +41,7 @@ mod id;
 mod index;
 mod key;
 mod manifest;
+mod tags;
 mod tensor;
 mod text;
 mod time;
@@ -67,6 +69,7 @@ pub use index::{
 };
 pub use key::{PublicKey, read_signature};
 pub use manifest::{CORE_BYTES, Form, Manifest, TASK_BYTES, is_task_id, is_task_pattern};
+pub use tags::{Before, Tag, likeliest};
 pub use tensor::{Dtype, MAX_RANK, Role, TensorSpec, TensorTable};
 pub use time::UtcTime;
 pub use trust::{KeyRole, MAX_KEYS, TrustStore, TrustedKey, unix_seconds};

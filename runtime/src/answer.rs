@@ -1,6 +1,6 @@
 //! What a task says about a text.
 
-use preface_bundle::{AnswerKind, AnswerPlan};
+use preface_bundle::{AnswerKind, AnswerPlan, Before, likeliest};
 
 use crate::{Error, task::RowHead};
 
@@ -69,8 +69,12 @@ impl<'a> Choices<'a> {
 pub(crate) struct Reader<'a> {
     pub plan: AnswerPlan,
     pub labels: &'a [String],
+    /// What may stand before each label, where they are tags.
+    pub before: &'a [Before],
     /// Room for the logits.
     pub logits: &'a mut Vec<f32>,
+    /// Room for those of all words.
+    pub sums: &'a mut Vec<f32>,
     /// Room for several choices.
     pub found: &'a mut Vec<Scored>,
 }
@@ -98,7 +102,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The answer to the rows of a text, `[tokens, hidden]`, whose words begin at `words`.
+    /// The answer to the rows of a text, `[tokens, hidden]`, whose words begin at `words`: the likeliest sequence of tags.
     pub fn tagged(
         self,
         head: &RowHead,
@@ -106,14 +110,25 @@ impl<'a> Reader<'a> {
         hidden: usize,
         words: &[Option<usize>],
     ) -> Result<Answer<'a>, Error> {
+        let row =
+            |word: &Option<usize>| word.and_then(|place| rows.chunks_exact(hidden).nth(place));
         self.found.clear();
+        self.sums.clear();
         for word in words {
-            let row = word.and_then(|place| rows.chunks_exact(hidden).nth(place));
-            let tag = row.map(|row| {
+            let tag = row(word).map(|row| {
                 head.logits(row, self.logits)?;
+                self.sums.extend_from_slice(self.logits);
                 Ok::<_, Error>(best(self.logits))
             });
             self.found.push(tag.transpose()?);
+        }
+        let tagged = self.found.iter_mut().zip(words).rev();
+        let tagged = tagged.filter_map(|(found, word)| Some((found.as_mut()?, row(word)?)));
+        for ((found, row), tag) in tagged.zip(likeliest(self.sums, self.before)) {
+            if found.0 != tag {
+                head.logits(row, self.logits)?;
+                *found = (tag, share(self.logits, self.logits[tag]));
+            }
         }
         Ok(Answer::Tags(Choices::new(self.labels, self.found)))
     }
@@ -126,8 +141,13 @@ fn best(logits: &[f32]) -> (usize, f32) {
         if logit > best.1 { (class, logit) } else { best }
     };
     let (class, greatest) = logits.iter().enumerate().fold(first, better);
-    let total: f32 = logits.iter().map(|logit| (logit - greatest).exp()).sum();
-    (class, 1.0 / total)
+    (class, share(logits, greatest))
+}
+
+/// The share of one of the logits under softmax.
+fn share(logits: &[f32], one: f32) -> f32 {
+    let total: f32 = logits.iter().map(|logit| (logit - one).exp()).sum();
+    1.0 / total
 }
 
 #[cfg(test)]
@@ -139,6 +159,7 @@ mod tests {
     fn with_reader<T>(
         kind: AnswerKind,
         threshold: Option<f32>,
+        before: &[Before],
         read: impl FnOnce(&RowHead, Reader<'_>) -> T,
     ) -> T {
         let head = RowHead::linear(vec![1.0, 0.0, 0.0, 1.0, 1.0, 1.0], vec![0.0, 0.0, -3.0]);
@@ -149,7 +170,9 @@ mod tests {
         let reader = Reader {
             plan,
             labels: &labels,
+            before,
             logits: &mut logits,
+            sums: &mut Vec::new(),
             found: &mut Vec::new(),
         };
         read(&head, reader)
@@ -159,7 +182,7 @@ mod tests {
     fn the_greatest_logit_wins_with_its_share() {
         let expected = 3f32.exp() / (1f32.exp() + 3f32.exp() + 1f32.exp());
         for (threshold, outside) in [(None, false), (Some(0.5), false), (Some(0.95), true)] {
-            with_reader(AnswerKind::Label, threshold, |_, reader| {
+            with_reader(AnswerKind::Label, threshold, &[], |_, reader| {
                 let Answer::Label { best, out_of_scope } = reader.pooled().unwrap() else {
                     panic!("another kind of answer");
                 };
@@ -172,7 +195,7 @@ mod tests {
     #[test]
     fn every_probable_label_is_given() {
         for (threshold, expected) in [(0.0, "abc"), (0.5, "abc"), (0.74, "b"), (1.0, "")] {
-            with_reader(AnswerKind::Labels, Some(threshold), |_, reader| {
+            with_reader(AnswerKind::Labels, Some(threshold), &[], |_, reader| {
                 let Answer::Labels(choices) = reader.pooled().unwrap() else {
                     panic!("another kind of answer");
                 };
@@ -188,17 +211,19 @@ mod tests {
 
     #[test]
     fn words_are_tagged_where_they_begin() {
-        with_reader(AnswerKind::Tags, None, |head, reader| {
-            let rows = [9.0, 0.0, 0.0, 9.0, 9.0, 9.0];
-            let words = [Some(1), None, Some(0), Some(2), Some(7)];
-            let Answer::Tags(tags) = reader.tagged(head, &rows, 2, &words).unwrap() else {
-                panic!("another kind of answer");
-            };
-            let tags: Vec<_> = tags
-                .iter()
-                .map(|tag| tag.map_or("-", |tag| tag.label))
-                .collect();
-            assert_eq!(tags, ["b", "-", "a", "c", "-"]);
-        });
+        // The second time `c` goes on with `b` alone, and it is likelier that the word before it does so too.
+        let any = Before::Any;
+        let behind_b = Before::Entity([1, 2]);
+        for (before, expected) in [([any, any, any], "b-ac-"), ([any, any, behind_b], "b-cc-")] {
+            with_reader(AnswerKind::Tags, None, &before, |head, reader| {
+                let rows = [9.0, 0.0, 0.0, 9.0, 9.0, 8.0];
+                let words = [Some(1), None, Some(0), Some(2), Some(7)];
+                let Answer::Tags(tags) = reader.tagged(head, &rows, 2, &words).unwrap() else {
+                    panic!("another kind of answer");
+                };
+                let tags = || tags.iter().map(|tag| tag.map_or("-", |tag| tag.label));
+                assert_eq!(tags().collect::<String>(), expected);
+            });
+        }
     }
 }

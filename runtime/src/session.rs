@@ -9,7 +9,7 @@ mod room;
 
 use std::{cell::OnceCell, panic::resume_unwind, thread};
 
-use preface_bundle::{AnswerKind, AnswerPlan, Inputs, Pooling};
+use preface_bundle::{AnswerKind, AnswerPlan, Before, Inputs, Pooling};
 
 use generate::Generation;
 use history::History;
@@ -112,6 +112,8 @@ struct Loaded {
     withdrawn: bool,
     /// What its texts may say, where that is not anything.
     guide: Option<Guide>,
+    /// What may stand before each of its labels, where they are tags.
+    before: Vec<Before>,
 }
 
 // A session may move to another thread, and an image may be shared by the sessions of several.
@@ -389,10 +391,11 @@ impl Session {
         row: usize,
     ) -> Result<Answer<'_>, Error> {
         let encodes = self.encodes_first();
-        let task = &self.tasks.get(handle.0).ok_or(Error::NoTask)?.task;
+        let Loaded { task, before, .. } = self.tasks.get(handle.0).ok_or(Error::NoTask)?;
         let Room {
             features,
             logits,
+            sums,
             found,
             ..
         } = &mut self.room;
@@ -419,7 +422,9 @@ impl Session {
         let reader = Reader {
             plan: task.answer,
             labels: &task.labels,
+            before,
             logits,
+            sums,
             found,
         };
         match &task.head {

@@ -4,8 +4,8 @@ mod key_values;
 mod row_head;
 
 use preface_bundle::{
-    AnswerKind, AnswerPlan, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions, Role,
-    Tensor, VerifiedBundle,
+    AnswerKind, AnswerPlan, Before, Form as BundleForm, HeadKind, Id, Manifest, Pooling, Positions,
+    Role, Tensor, VerifiedBundle,
 };
 
 use crate::{
@@ -253,6 +253,14 @@ impl Task {
             labels: manifest.labels.iter().map(str::to_owned).collect(),
             template,
         })
+    }
+
+    /// What may stand before each of its labels, where they are tags of a sequence.
+    pub fn before(&self) -> Vec<Before> {
+        match self.answer.kind {
+            AnswerKind::Tags => Before::each(self.labels.iter().map(String::as_str)).collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Positions that the prompt takes from the text.

@@ -104,6 +104,8 @@ pub struct Dataset {
     pub examples: Vec<Example>,
     /// SHA-256 of the file, hexadecimal.
     pub sha256: String,
+    /// How many entities began with `I-` and are read as beginning with `B-`, and the first line of one.
+    pub begun: Option<(usize, usize)>,
 }
 
 /// What some editors put before UTF-8 text.
@@ -130,7 +132,7 @@ impl Dataset {
         let named = |(line, reason)| at(line, reason);
         let text = utf8(&bytes).map_err(named)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
-        let examples = match extension.map(str::to_ascii_lowercase).as_deref() {
+        let mut examples = match extension.map(str::to_ascii_lowercase).as_deref() {
             Some("csv") => table::read(text, Delimiter::Comma),
             Some("tsv") => table::read(text, Delimiter::Tab),
             _ => lines::read(text),
@@ -155,11 +157,13 @@ impl Dataset {
             ));
         }
         tags::refuse_mixed(&examples).map_err(named)?;
+        let begun = tags::begin_entities(&mut examples);
         let sha256 = preface_graph::hex(&Sha256::digest(&bytes));
         Ok(Self {
             path: path.into(),
             examples,
             sha256,
+            begun,
         })
     }
 
@@ -315,6 +319,7 @@ impl Dataset {
             path: "t".into(),
             examples: (1..).zip(pairs).map(example).collect(),
             sha256: String::new(),
+            begun: None,
         }
     }
 }

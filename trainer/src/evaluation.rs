@@ -1,5 +1,6 @@
 //! Running prompts on examples.
 
+use preface_bundle::{Before, likeliest};
 use preface_graph::{Base, Description};
 
 use crate::{
@@ -38,6 +39,14 @@ pub fn reading(kind: AnswerKind, pooling: Pooling) -> Reading {
         (AnswerKind::Tags | AnswerKind::Text, _) => Reading::Several,
         (_, Pooling::Mean) => Reading::Mean,
         _ => Reading::One,
+    }
+}
+
+/// What may stand before each of the labels, where they are tags.
+pub fn before(kind: AnswerKind, labels: &[String]) -> Vec<Before> {
+    match kind {
+        AnswerKind::Tags => Before::each(labels.iter().map(String::as_str)).collect(),
+        AnswerKind::Label | AnswerKind::Labels | AnswerKind::Text => Vec::new(),
     }
 }
 
@@ -107,7 +116,7 @@ impl<'a> Evaluator<'a> {
             let batch: Vec<&Encoded> = chunk.iter().map(|&index| &rows[index]).collect();
             let arrays = Batch::of(std::slice::from_ref(&batch), layout, &self.step);
             let outputs = self.session.run(&arrays.with(&named))?;
-            let answers = answers(self.questions.reader.loss, outputs, &batch)?;
+            let answers = answers(self.questions.reader, outputs, &batch)?;
             for (answer, &index) in answers.into_iter().zip(chunk) {
                 predictions[index] = Some(answer);
             }
@@ -125,11 +134,33 @@ fn rounds_together(base: &Base) -> bool {
 }
 
 /// One answer for each row, from the arrays of [`Purpose::Answers`].
-fn answers(loss: Loss, outputs: Vec<Array>, rows: &[&Encoded]) -> Result<Vec<Prediction>, Error> {
+fn answers(
+    reader: Reader,
+    outputs: Vec<Array>,
+    rows: &[&Encoded],
+) -> Result<Vec<Prediction>, Error> {
     let missing = || Error::Engine("an answer is missing".into());
     let mut outputs = outputs.into_iter();
     let mut next = || outputs.next().ok_or_else(missing);
-    match loss {
+    match reader.loss {
+        Loss::Softmax if !reader.before.is_empty() => {
+            let (mut scores, losses) = (next()?.into_floats()?, next()?.into_floats()?);
+            let (each, most) = (scores.len() / rows.len(), losses.len() / rows.len());
+            let parts = scores
+                .chunks_mut(each.max(1))
+                .zip(losses.chunks(most.max(1)));
+            let row = |(row, (scores, losses)): (&&Encoded, (&mut [f32], &[f32]))| {
+                let read = readings(row);
+                let (tags, score) =
+                    sequence(&mut scores[..read * reader.before.len()], reader.before);
+                Prediction {
+                    found: Found::Places(tags),
+                    score,
+                    loss: losses[..read].iter().sum::<f32>() / read.max(1) as f32,
+                }
+            };
+            Ok(rows.iter().zip(parts).map(row).collect())
+        }
         Loss::Softmax => {
             let classes = next()?.into_ints()?;
             let (scores, losses) = (next()?.into_floats()?, next()?.into_floats()?);
@@ -168,6 +199,16 @@ fn answers(loss: Loss, outputs: Vec<Array>, rows: &[&Encoded]) -> Result<Vec<Pre
             Ok(pairs.map(row).collect())
         }
     }
+}
+
+/// The likeliest sequence of tags for log-probabilities `[words, tags]`, and the least probability among them.
+fn sequence(scores: &mut [f32], before: &[Before]) -> (Vec<usize>, f32) {
+    let logs = scores.to_vec();
+    let mut tags: Vec<usize> = likeliest(scores, before).collect();
+    tags.reverse();
+    let words = logs.chunks(before.len()).zip(&tags);
+    let least = words.map(|(logs, &tag)| logs[tag]).fold(0.0, f32::min);
+    (tags, least.exp())
 }
 
 fn readings(row: &Encoded) -> usize {
@@ -233,6 +274,7 @@ pub fn evaluate(
         )?,
         false => Given::of_verbaliser(base, card.verbaliser.clone())?,
     };
+    let before = before(card.answer.kind, &card.labels);
     let questions = Questions {
         reader: Reader {
             head,
@@ -243,6 +285,7 @@ pub fn evaluate(
             ),
             loss: Loss::of(card.answer.kind),
             reading: reading(card.answer.kind, card.pooling),
+            before: &before,
         },
         pooling: card.pooling,
         given: &given,

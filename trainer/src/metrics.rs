@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use preface_bundle::Tag;
 use serde::Serialize;
 
 use crate::{
-    data::{AnswerKind, tags::Tag},
+    data::AnswerKind,
     encode::Truth,
     record::{self, Counts},
 };

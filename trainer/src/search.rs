@@ -178,6 +178,7 @@ pub fn sample(dataset: &Dataset, rows: usize) -> Dataset {
             .map(|(example, _)| example.clone())
             .collect(),
         sha256: preface_graph::hex(&digest),
+        begun: dataset.begun,
     }
 }
 
@@ -658,6 +659,7 @@ mod tests {
             path: "train.jsonl".into(),
             examples: (1..=100).map(example).collect(),
             sha256: "whole".into(),
+            begun: None,
         };
         let part = sample(&dataset, 10);
         assert_eq!((part.examples.len(), part.labels().len()), (10, 2));

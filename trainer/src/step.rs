@@ -8,6 +8,7 @@ mod prompt;
 
 use std::collections::HashMap;
 
+use preface_bundle::Before;
 use preface_graph::{
     Base, SIZES,
     builder::{Attribute, Builder},
@@ -59,6 +60,8 @@ pub struct Reader<'a> {
     pub loss: Loss,
     /// How much of the output it reads.
     pub reading: Reading,
+    /// What may stand before each class, where they are tags of a sequence.
+    pub before: &'a [Before],
 }
 
 /// How rows of the base's output are read.

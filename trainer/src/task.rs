@@ -2,6 +2,7 @@
 
 mod cache;
 
+use preface_bundle::Before;
 use preface_graph::{Base, Description, Kind};
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     data::{AnswerKind, Dataset},
     encode::{Encoded, Encoder, MASK, Rows, TEXT, Truth, Wording},
     engine::Library,
-    evaluation::{Questions, reading},
+    evaluation::{Questions, before, reading},
     form::{Form, Moves, Place},
     given::Given,
     heads::{Head, Pooling, Reads, head, usual},
@@ -46,6 +47,8 @@ pub struct Task<'a> {
     pub train: Rows,
     /// Examples that choose the epoch.
     pub dev: Rows,
+    /// What may stand before each label, where they are tags.
+    pub before: Vec<Before>,
     /// What the head is given.
     pub given: Given,
     /// The weight of each class in the loss; empty where all weigh the same.
@@ -85,6 +88,7 @@ impl<'a> Task<'a> {
         let mut sizes = Sizes::of(form, description.hidden);
         (sizes.bottleneck, sizes.rank) = (options.bottleneck, options.rank);
         let mut task = Self {
+            before: before(wording.kind, &labels),
             class_weights: class_weights(options.class_weights, &train.rows, labels.len()),
             extent: Extent {
                 candidates: options.candidates.len(),
@@ -117,7 +121,7 @@ impl<'a> Task<'a> {
     }
 
     /// How the base's output becomes answers.
-    pub fn reader(&self) -> Reader<'static> {
+    pub fn reader(&self) -> Reader<'_> {
         Reader {
             head: self.head,
             size: self.head.size(
@@ -127,6 +131,7 @@ impl<'a> Task<'a> {
             ),
             loss: Loss::of(self.wording.kind),
             reading: reading(self.wording.kind, self.wording.pooling),
+            before: &self.before,
         }
     }
 

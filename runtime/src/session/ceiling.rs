@@ -64,6 +64,6 @@ impl Loaded {
             Head::Words(_) | Head::Text(_) => 0,
         };
         let guide = self.guide.as_ref().map_or(0, Guide::bytes);
-        self.past.bytes() + rows + head + guide
+        self.past.bytes() + rows + head + guide + size_of_val(&self.before[..])
     }
 }

@@ -71,12 +71,15 @@ impl Session {
             Head::Rows(head) => head.most_numbers().max(task.labels.len()),
             _ => task.labels.len(),
         };
-        self.room.expect(numbers);
+        let before = task.before();
+        let words = self.engine.most_rows().unwrap_or(0);
+        self.room.expect(numbers, words * before.len());
         let loaded = Loaded {
             task,
             past,
             withdrawn: false,
             guide: None,
+            before,
         };
         match place {
             Some(place) => self.tasks[place] = loaded,

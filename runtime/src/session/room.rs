@@ -18,6 +18,8 @@ pub(super) struct Room {
     pub lengths: Vec<usize>,
     pub features: Vec<f32>,
     pub logits: Vec<f32>,
+    /// Logits of all words of a text, and sums of them.
+    pub sums: Vec<f32>,
     pub found: Vec<Scored>,
 }
 
@@ -34,7 +36,7 @@ impl Room {
 
     /// Bytes that are reserved.
     pub fn bytes(&self) -> usize {
-        let numbers = [&self.rows, &self.features, &self.logits].map(Vec::capacity);
+        let numbers = [&self.rows, &self.features, &self.logits, &self.sums].map(Vec::capacity);
         let tokens = [&self.ids, &self.types].map(Vec::capacity);
         let numbers = numbers.iter().sum::<usize>() * size_of::<f32>();
         let tokens = tokens.iter().sum::<usize>() * size_of::<i64>();
@@ -42,10 +44,12 @@ impl Room {
         numbers + tokens + lengths + self.found.capacity() * size_of::<Scored>()
     }
 
-    /// Makes room for the answers of a task with so many labels.
-    pub fn expect(&mut self, labels: usize) {
+    /// Makes room for the answers of a task with so many labels, and so many sums over the words of a text.
+    pub fn expect(&mut self, labels: usize, sums: usize) {
         self.logits.clear();
         self.logits.reserve_exact(labels);
+        self.sums.clear();
+        self.sums.reserve_exact(sums);
         self.found.clear();
         self.found.reserve(labels);
     }

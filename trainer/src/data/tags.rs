@@ -1,32 +1,11 @@
 //! Which tags a file may have: BIO, where an entity begins with `B-` and goes on with `I-`, or plain ones, each the
 //! tag of one word.
 
+use std::collections::BTreeSet;
+
+use preface_bundle::Tag;
+
 use super::{Example, Target};
-
-/// A tag as BIO reads it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tag<'a> {
-    /// In no entity.
-    Outside,
-    /// The first word of an entity of this type.
-    Begins(&'a str),
-    /// A further word of one.
-    GoesOn(&'a str),
-    /// A tag that is not one of BIO's.
-    Plain(&'a str),
-}
-
-impl<'a> Tag<'a> {
-    /// Reads a tag.
-    pub fn of(tag: &'a str) -> Self {
-        match tag.split_once('-') {
-            _ if tag == "O" => Self::Outside,
-            Some(("B", kind)) if !kind.is_empty() => Self::Begins(kind),
-            Some(("I", kind)) if !kind.is_empty() => Self::GoesOn(kind),
-            _ => Self::Plain(tag),
-        }
-    }
-}
 
 /// Refuses plain tags among those of BIO: they are misspelled, or of BIOES, whose entities would be counted in pieces.
 ///
@@ -58,18 +37,79 @@ pub fn refuse_mixed(examples: &[Example]) -> Result<(), (usize, String)> {
     }
 }
 
+/// Lets every entity begin with `B-`, where the tags know one: in some files (IOB, Ramshaw and Marcus 1995) it stands only
+/// between entities of one type. Returns how many began with `I-`, and the first line of one.
+pub fn begin_entities(examples: &mut [Example]) -> Option<(usize, usize)> {
+    let lists = || {
+        examples.iter().filter_map(|example| match &example.target {
+            Target::Tags(tags) => Some(tags),
+            _ => None,
+        })
+    };
+    let kinds: BTreeSet<String> = lists()
+        .flatten()
+        .filter_map(|tag| match Tag::of(tag) {
+            Tag::Begins(kind) => Some(kind.to_owned()),
+            _ => None,
+        })
+        .collect();
+    let mut begun = None;
+    for example in examples {
+        let Target::Tags(tags) = &mut example.target else {
+            continue;
+        };
+        let mut open = None;
+        for tag in tags {
+            let goes_on = match Tag::of(tag) {
+                Tag::GoesOn(kind) if open.as_deref() == Some(kind) => continue,
+                Tag::GoesOn(kind) if kinds.contains(kind) => Some(kind.to_owned()),
+                _ => None,
+            };
+            if let Some(kind) = goes_on {
+                *tag = format!("B-{kind}");
+                begun.get_or_insert((0, example.line)).0 += 1;
+            }
+            open = match Tag::of(tag) {
+                Tag::Begins(kind) | Tag::GoesOn(kind) => Some(kind.to_owned()),
+                Tag::Outside | Tag::Plain(_) => None,
+            };
+        }
+    }
+    begun
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn plain_tags_stand_alone() {
-        let example = |line, tags: &[&str]| Example {
+    fn example(line: usize, tags: &[&str]) -> Example {
+        Example {
             text: "x".into(),
             text2: None,
             target: Target::Tags(tags.iter().map(|&tag| tag.into()).collect()),
             line,
-        };
+        }
+    }
+
+    #[test]
+    fn entities_begin_with_b_where_there_is_one() {
+        let table: &[(&[&str], &[&str], usize)] = &[
+            (&["O", "B-a", "I-a"], &["O", "B-a", "I-a"], 0),
+            (&["I-a", "I-a", "B-a"], &["B-a", "I-a", "B-a"], 1),
+            (&["I-a", "O", "I-a"], &["B-a", "O", "B-a"], 2),
+            (&["B-b", "I-a", "I-b"], &["B-b", "B-a", "B-b"], 2),
+            (&["I-c", "O", "I-c"], &["I-c", "O", "I-c"], 0),
+        ];
+        for (tags, expected, count) in table {
+            let mut examples = [example(1, &["B-a", "B-b"]), example(7, tags)];
+            let begun = begin_entities(&mut examples);
+            assert_eq!(examples[1].target.names(), *expected);
+            assert_eq!(begun, (*count > 0).then_some((*count, 7)), "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn plain_tags_stand_alone() {
         let bio = example(1, &["O", "B-a", "I-a"]);
         assert_eq!(refuse_mixed(std::slice::from_ref(&bio)), Ok(()));
         assert_eq!(refuse_mixed(&[example(1, &["NOUN", "X-a", "O"])]), Ok(()));

@@ -60,13 +60,16 @@ impl Assembly<'_> {
     }
 
     /// For a softmax: the class `[readings]`, its probability and the loss of the true class, candidate after
-    /// candidate. For sigmoids: probabilities `[readings, classes]` and losses `[readings]`.
+    /// candidate. For tags: log-probabilities `[readings, classes]` and losses `[readings]`. For sigmoids: probabilities `[readings, classes]` and losses `[readings]`.
     pub(super) fn answers(&mut self, reader: Reader, logits: &[String]) -> Vec<String> {
         let rows = self.row_losses(reader, logits);
         let builder = &mut self.builder;
         let mut columns: [Vec<String>; 2] = [Vec::new(), Vec::new()];
         for logits in logits {
             match reader.loss {
+                Loss::Softmax if !reader.before.is_empty() => {
+                    columns[0].push(builder.apply("LogSoftmax", &[logits], &[LAST]));
+                }
                 Loss::Softmax => {
                     let keepdims = ("keepdims", Attribute::Int(0));
                     columns[0].push(builder.apply("ArgMax", &[logits], &[LAST, keepdims]));

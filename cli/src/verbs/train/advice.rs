@@ -113,7 +113,15 @@ pub fn of_data(inputs: &Inputs) -> Vec<String> {
             train.path.display()
         )
     });
-    several.into_iter().chain(shared).collect()
+    let all = [train, dev].into_iter().chain(&inputs.test);
+    let begun = all.filter_map(|data| {
+        let (count, first) = data.begun?;
+        Some(format!(
+            "{count} entities of {} begin with I-, first that of line {first}: they are read, learned and answered as beginning with B-",
+            data.path.display()
+        ))
+    });
+    several.into_iter().chain(shared).chain(begun).collect()
 }
 
 /// Whether worked examples bring more than they cost: the same training without them, measured on dev.
@@ -202,6 +210,7 @@ mod tests {
             path: "t".into(),
             examples: (1..3).map(example).collect(),
             sha256: String::new(),
+            begun: None,
         };
         assert_eq!(take_examples(&mut data, 1).unwrap(), "so | what => x\n");
     }
@@ -219,6 +228,7 @@ mod tests {
             path: "t".into(),
             examples: pairs.iter().enumerate().map(example).collect(),
             sha256: String::new(),
+            begun: None,
         };
         assert!(take_examples(&mut data.clone(), 4).is_err());
         assert_eq!(take_examples(&mut data, 2).unwrap(), "b => x\nccc => y\n");
