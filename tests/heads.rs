@@ -625,7 +625,7 @@ fn balanced_classes_weigh_as_by_hand() {
         task.method,
         &task.sizes,
         Extent::ONE,
-        Purpose::Training(task.reader()),
+        Purpose::Training(task.reader(), false),
     )
     .unwrap();
     let mut session = library()

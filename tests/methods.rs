@@ -21,7 +21,7 @@ use preface_trainer::{
     options::{Candidate, Layers, Options},
     progress::Silent,
     seedbed::{Init, Seedbed},
-    step::{Extent, Purpose, Reading, Step},
+    step::{Extent, KEPT, Purpose, Reading, Step},
     task::Task,
     tokens::Tokens,
     training::{self, Outcome},
@@ -288,13 +288,30 @@ struct Bench {
 }
 
 impl Bench {
-    /// The first `batch` rows, and the next so many for each further candidate.
+    /// The first `batch` rows, and the next so many for each further candidate; dropout takes every tenth number.
     fn new(task: &Task, candidates: usize, from: usize) -> Self {
+        let factor = |index: usize| {
+            if index.is_multiple_of(10) {
+                0.0
+            } else {
+                1.0 / 0.9
+            }
+        };
+        Self::with_dropout(task, candidates, from, Some(factor))
+    }
+
+    /// As [`Bench::new`], with these factors of dropout.
+    fn with_dropout(
+        task: &Task,
+        candidates: usize,
+        from: usize,
+        factor: Option<fn(usize) -> f32>,
+    ) -> Self {
         let extent = Extent {
             candidates,
             ..task.extent
         };
-        let purpose = Purpose::Training(task.reader());
+        let purpose = Purpose::Training(task.reader(), factor.is_some());
         let step = Step::build(task.base, task.method, &task.sizes, extent, purpose).unwrap();
         let session = library()
             .session(&step.model, &task.base.folder, 1)
@@ -304,11 +321,19 @@ impl Bench {
             .map(|at| task.train.rows[at * each..(at + 1) * each].iter().collect())
             .collect();
         let given = step.given.iter().zip(&task.given.tensors);
+        let given = given
+            .map(|((name, shape), values)| (name.clone(), Array::floats(shape, values.clone())));
+        let batch = Batch::of(&rows, task.layout(), &step);
+        let kept = factor.map(|factor| {
+            let seen = batch.tokens + task.options.tokens;
+            let count = step.dropout.numbers(each, batch.tokens, seen);
+            let factors = (0..candidates).flat_map(|_| (0..count).map(factor));
+            let factors = Array::floats(&[candidates, count], factors.collect());
+            (step.input(KEPT).to_owned(), factors)
+        });
         Self {
-            batch: Batch::of(&rows, task.layout(), &step),
-            given: given
-                .map(|((name, shape), values)| (name.clone(), Array::floats(shape, values.clone())))
-                .collect(),
+            given: given.chain(kept).collect(),
+            batch,
             session,
             step,
         }
@@ -435,6 +460,21 @@ fn moved(values: &[Vec<f32>], directions: &[Vec<f32>], step: f32) -> Vec<Vec<f32
         pairs.map(|(value, along)| value + step * along).collect()
     };
     pairs.map(one).collect()
+}
+
+#[test]
+fn dropout_that_takes_nothing_changes_nothing() {
+    for name in [BERT, GPT2, LLAMA] {
+        let Some(scene) = Scene::of(name) else { return };
+        let options = options("prompt-tuning");
+        let task = scene.task(&options).unwrap();
+        let values = values(&task, 0);
+        let run = |factor| Bench::with_dropout(&task, 1, 0, factor).run(&values);
+        let without = run(None);
+        assert_eq!(without, run(Some(|_| 1.0)), "{name}");
+        let drawn = run(Some(|index| if index % 3 == 0 { 0.0 } else { 1.5 }));
+        assert!((without.0[0] - drawn.0[0]).abs() > 1e-3, "{name}");
+    }
 }
 
 #[test]
@@ -585,6 +625,7 @@ fn cached_lower_layers_give_the_losses_of_all() {
             let cached = Options {
                 layers: Layers::Top(1),
                 candidates: vec![candidate(0), candidate(1)],
+                dropout: Some(0.0),
                 ..options(method)
             };
             let whole = Options {

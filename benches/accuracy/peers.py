@@ -228,9 +228,25 @@ def scores(part, predicted, labels, task):
         )
 
 
+def likeliest(logits, labels):
+    """The sequence of classes for logits `[words, classes]` with the greatest sum in which I-TYPE goes on with its type."""
+    goes_on = lambda label: label.startswith("I-") and f"B-{label[2:]}" in labels
+    legal = numpy.array([[not goes_on(after) or before[0] in "BI" and before[1:] == after[1:] for after in labels] for before in labels])
+    penalty = numpy.where(legal, 0.0, -numpy.inf)
+    sums, behind = logits[0] + numpy.where([goes_on(label) for label in labels], -numpy.inf, 0.0), []
+    for row in logits[1:]:
+        paths = sums[:, None] + penalty
+        behind.append(paths.argmax(0))
+        sums = paths.max(0) + row
+    found = [int(sums.argmax())]
+    for before in reversed(behind):
+        found.append(int(before[found[-1]]))
+    return found[::-1]
+
+
 @torch.no_grad()
-def evaluate(model, part, labels, task):
-    """Score, macro score and mean loss on a part, and its predictions."""
+def evaluate(model, part, labels, task, bio=False):
+    """Score, macro score and mean loss on a part, and its predictions; with `bio` tags are read as `preface` reads them."""
     model.eval()
     predicted = [None] * len(part)
     loss, counted = 0.0, 0
@@ -244,6 +260,9 @@ def evaluate(model, part, labels, task):
         for place, row in enumerate(chosen):
             if part.labelled is None:
                 predicted[row] = best[place].item()
+            elif bio:
+                words = list(part.labelled[row].values())
+                predicted[row] = likeliest(logits[place, words].numpy(), labels) if words else []
             else:
                 predicted[row] = best[place, list(part.labelled[row].values())].tolist()
     score, macro = scores(part, predicted, labels, task)
@@ -278,7 +297,7 @@ def train(model, parts, labels, options, recipe):
             optimizer.step()
             schedule.step()
         spent += time.process_time() - begun
-        score, _, dev_loss = evaluate(model, parts["dev"], labels, options.task)
+        score, _, dev_loss = evaluate(model, parts["dev"], labels, options.task, options.bio)
         curve.append([round(spent, 2), round(score, 5)])
         if best is None or (score, -dev_loss) > best[:2]:
             best = (score, -dev_loss, epoch, copy.deepcopy({k: v.detach() for k, v in model.trained().items()}))
@@ -297,7 +316,7 @@ def run_trained(options, parts, labels):
     outcome = train(model, parts, labels, options, recipe)
     trained = sum(value.numel() for value in model.trained().values())
     f32, i8 = shipped_bytes(model.shipped())
-    test = test_of(options, lambda part: evaluate(model, part, labels, options.task)[:2], parts)
+    test = test_of(options, lambda part: evaluate(model, part, labels, options.task, options.bio)[:2], parts)
     return {
         "epochs": options.epochs,
         "best_epoch": outcome["best_epoch"],
@@ -466,6 +485,7 @@ def arguments():
     parser.add_argument("--batch", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--probe-iterations", type=int, default=1000)
+    parser.add_argument("--bio", action="store_true", help="tags of a text as the likeliest sequence that BIO allows")
     parser.add_argument("--no-test", action="store_true")
     return parser.parse_args()
 
@@ -487,7 +507,7 @@ def main():
     run = UNTRAINED.get(options.peer, run_trained)
     record = {
         "data": options.data.name,
-        "peer": options.peer,
+        "peer": f"{options.peer}, BIO" if options.bio else options.peer,
         "seed": options.seed,
         "train_rows": len(rows["train"]),
         **run(options, parts, labels),

@@ -79,7 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         stored(&form),
         &sizes,
         extent,
-        Purpose::Training(reader),
+        Purpose::Training(reader, false),
     )?;
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut uniform = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32 - 0.5;

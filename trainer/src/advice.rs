@@ -193,6 +193,8 @@ impl Beside<'_> {
             epochs: EPOCHS.min(options.epochs),
             patience: None,
             candidates: options.candidates.iter().take(1).copied().collect(),
+            // Without what keeps a prompt from learning its rows by heart.
+            dropout: Some(0.0),
             ..options
         };
         let trained = train(

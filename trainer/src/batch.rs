@@ -26,6 +26,8 @@ pub struct Layout<'a> {
 /// The arrays of one batch, by the graph's names.
 pub struct Batch {
     feeds: Vec<(String, Array)>,
+    /// Tokens of the longest row, with those of the prompt and of what ran before.
+    pub tokens: usize,
 }
 
 impl Batch {
@@ -59,9 +61,10 @@ impl Batch {
             .flat_map(|graph| &graph.input)
             .map(|input| input.name())
             .collect();
+        let tokens = sheet.past_width() + sheet.width.max(sheet.read_width);
         let mut feeds = sheet.feeds;
         feeds.retain(|(name, _)| declared.contains(&name.as_str()));
-        Self { feeds }
+        Self { feeds, tokens }
     }
 
     /// The arrays with the parameters beside them.

@@ -58,6 +58,8 @@ pub struct Options {
     pub clip: f32,
     /// Weight decay of the head.
     pub weight_decay: f32,
+    /// Part of the numbers that dropout takes, from 0 up to but not including 1; what suits the base where `None`.
+    pub dropout: Option<f32>,
     /// How classes count in the loss.
     pub class_weights: ClassWeights,
     /// The label of dev and test texts that have none of the labels.
@@ -106,6 +108,7 @@ impl Default for Options {
             warm_up: 0.1,
             clip: 1.0,
             weight_decay: 0.01,
+            dropout: None,
             class_weights: ClassWeights::Equal,
             out_of_scope: None,
             threads: 1,

@@ -3,6 +3,7 @@
 //! Several candidates share the graph: the batch holds the rows of each, one after the other, and each has prompt and
 //! head of its own.
 
+mod dropout;
 mod loss;
 mod prompt;
 
@@ -29,6 +30,7 @@ use crate::{
     methods::{Canvas, Method, Parameter, Sizes},
 };
 
+pub use dropout::{KEPT, Places};
 pub use loss::Loss;
 
 /// Weights with which rows of the base's output are read: `[batch, readings, sequence]`.
@@ -96,8 +98,8 @@ pub enum Purpose<'a> {
     Features(Reads, Reading),
     /// What [`Loss::answers`] lists.
     Answers(Reader<'a>),
-    /// The loss of each candidate `[candidates]`, and the gradient of every parameter.
-    Training(Reader<'a>),
+    /// The loss of each candidate `[candidates]`, and the gradient of every parameter; with dropout where it says so.
+    Training(Reader<'a>, bool),
 }
 
 /// How many candidates a graph holds, and what it may leave out.
@@ -142,6 +144,8 @@ pub struct Step {
     pub classes: usize,
     /// The model that computes [`LOWER`] from the base's inputs, where it is taken from there.
     pub lower: Option<ModelProto>,
+    /// Where it has dropout.
+    pub dropout: Places,
 }
 
 impl Step {
@@ -185,6 +189,7 @@ impl Step {
             inputs: HashMap::new(),
             classes: 0,
             lower: None,
+            dropout: Places::default(),
         }
     }
 
@@ -232,6 +237,7 @@ struct Assembly<'a> {
     shapes: HashMap<String, [Vec<i64>; 2]>,
     classes: usize,
     lower: Option<ModelProto>,
+    dropout: Places,
 }
 
 impl<'a> Assembly<'a> {
@@ -252,6 +258,7 @@ impl<'a> Assembly<'a> {
             shapes: HashMap::new(),
             classes: 0,
             lower: None,
+            dropout: Places::default(),
         }
     }
 
@@ -383,11 +390,16 @@ impl<'a> Assembly<'a> {
                 vec![features]
             }
             Purpose::Answers(reader) => {
-                let logits = self.logits(reader)?;
+                let features = self.features(reader.head.reads, reader.reading)?;
+                let logits = self.logits(reader, &features);
                 self.answers(reader, &logits)
             }
-            Purpose::Training(reader) => {
-                let logits = self.logits(reader)?;
+            Purpose::Training(reader, drops) => {
+                let features = self.features(reader.head.reads, reader.reading)?;
+                let logits = self.logits(reader, &features);
+                if drops {
+                    self.drop_out(reader.head.reads, &features);
+                }
                 self.training(reader, &logits)?
             }
         };
@@ -415,6 +427,7 @@ impl<'a> Assembly<'a> {
             inputs: self.inputs,
             classes: self.classes,
             lower: self.lower,
+            dropout: self.dropout,
         }
     }
 
@@ -465,17 +478,11 @@ impl<'a> Assembly<'a> {
         Ok(features)
     }
 
-    /// The logits of each candidate `[rows * readings, classes]`.
-    fn logits(&mut self, reader: Reader) -> Result<Vec<String>, Error> {
-        let Reader {
-            head,
-            size,
-            reading,
-            ..
-        } = reader;
+    /// The logits of each candidate `[rows * readings, classes]`, from the rows that the head reads.
+    fn logits(&mut self, reader: Reader, features: &str) -> Vec<String> {
+        let Reader { head, size, .. } = reader;
         self.classes = size.classes;
-        let features = self.features(head.reads, reading)?;
-        let parts = self.parts(&features, Some(size.width));
+        let parts = self.parts(features, Some(size.width));
         for (name, shape) in (head.given)(size) {
             let name = self.builder.named(&format!("given.{name}"));
             self.declare(&name, &shape);
@@ -488,7 +495,7 @@ impl<'a> Assembly<'a> {
             logits.push((head.subgraph)(&mut self.builder, size, features, &names));
         }
         self.flush();
-        Ok(logits)
+        logits
     }
 
     /// Each candidate's part of a value whose first dimension counts readings; `width` is its second, if it has one.

@@ -135,6 +135,16 @@ impl<'a> Task<'a> {
         }
     }
 
+    /// Part of the numbers that dropout takes: what BERT was trained with, and nothing on decoders and encoder-decoders,
+    /// most of whose families have seen none.
+    pub fn dropout(&self) -> f32 {
+        let usual = match self.base.description.kind {
+            Kind::Encoder => 0.1,
+            Kind::Decoder | Kind::EncoderDecoder => 0.0,
+        };
+        self.options.dropout.unwrap_or(usual)
+    }
+
     /// How rows are laid out.
     pub fn layout(&self) -> Layout<'_> {
         Layout {
@@ -361,6 +371,13 @@ pub(crate) fn refuse_unfit(
     {
         return refuse(format!(
             "the warm-up is a part of the steps from 0 to 1, not {warm_up}; the clip is above 0, not {clip}; the weight decay is not below 0, not {weight_decay}"
+        ));
+    }
+    if let Some(rate) = options.dropout
+        && !(0.0..1.0).contains(&rate)
+    {
+        return refuse(format!(
+            "dropout takes a part from 0 up to but not including 1, not {rate}"
         ));
     }
     if options.rank == 0 || options.bottleneck == 0 || options.head_rank == 0 {

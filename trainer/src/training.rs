@@ -1,5 +1,6 @@
 //! The training loop.
 
+mod dropout;
 mod keep;
 mod start;
 
@@ -9,7 +10,7 @@ use preface_graph::Base;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use sha2::{Digest, Sha256};
 
-use self::start::initial;
+use self::{dropout::Dropout, start::initial};
 use crate::{
     Error,
     adapter::Adapter,
@@ -26,7 +27,7 @@ use crate::{
     options::Options,
     progress::{EpochFigures, Progress, StepFigures},
     seedbed::shuffle,
-    step::{Purpose, Step},
+    step::{KEPT, Purpose, Step},
     task::Task,
 };
 
@@ -118,6 +119,7 @@ struct Run<'a> {
     best: Vec<Vec<Vec<f32>>>,
     state: State,
     steps: usize,
+    dropout: Dropout,
     before: f64,
     begun: Instant,
 }
@@ -139,7 +141,7 @@ impl<'a> Run<'a> {
             ..
         } = task;
         let begun = Instant::now();
-        let purpose = Purpose::Training(task.reader());
+        let purpose = Purpose::Training(task.reader(), task.dropout() > 0.0);
         let step = Step::build(base, method, sizes, *extent, purpose)?;
         let session = library.session(&step.model, &base.folder, options.threads)?;
         let evaluator = Evaluator::new(
@@ -166,6 +168,7 @@ impl<'a> Run<'a> {
                 best_scores: vec![(-1.0, 0.0); options.candidates.len()],
                 ..State::default()
             },
+            dropout: Dropout::new(task.dropout()),
             before: 0.0,
             begun,
         };
@@ -246,6 +249,14 @@ impl<'a> Run<'a> {
         let arrays = Batch::of(rows, self.task.layout(), &self.step);
         let mut parameters = self.step.feeds(&self.values);
         parameters.extend(fed(&self.step, &self.task.given));
+        let number = (epoch - 1) * self.steps + index;
+        if let Some(name) = self.step.inputs.get(KEPT) {
+            let tokens = arrays.tokens;
+            let seen = tokens + self.task.sizes.form.tokens();
+            let count = self.step.dropout.numbers(rows[0].len(), tokens, seen);
+            let factors = self.dropout.factors(&options.candidates, number, count);
+            parameters.push((name.clone(), factors));
+        }
         let mut outputs = self.session.run(&arrays.with(&parameters))?.into_iter();
         let losses = outputs
             .next()
@@ -254,7 +265,6 @@ impl<'a> Run<'a> {
         let mut gradients = outputs
             .map(Array::into_floats)
             .collect::<Result<Vec<_>, _>>()?;
-        let number = (epoch - 1) * self.steps + index;
         let finite = losses
             .iter()
             .chain(gradients.iter().flatten())

@@ -152,6 +152,9 @@ pub struct Arguments {
     /// Weight decay of the head
     #[arg(long, value_name = "DECAY", default_value_t = 0.01)]
     pub weight_decay: f32,
+    /// Part of the base's numbers that dropout takes in training; without it 0.1 on encoders, 0 on others
+    #[arg(long, value_name = "PART")]
+    pub dropout: Option<f32>,
     /// Seed of every random choice
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -255,6 +258,7 @@ impl Arguments {
             warm_up: self.warm_up,
             clip: self.clip,
             weight_decay: self.weight_decay,
+            dropout: self.dropout,
             class_weights: if self.balance_classes {
                 ClassWeights::Balanced
             } else {
