@@ -35,6 +35,8 @@ fn options() -> Options {
         epochs: EPOCHS,
         batch: 8,
         patience: None,
+        // Its noise is larger than what a prompt does for the logits of random weights.
+        dropout: Some(0.0),
         ..Options::default()
     }
 }
@@ -54,12 +56,18 @@ fn line(kind: AnswerKind, toy: Toy) -> Value {
             json!({"text": toy.text, "labels": labels})
         }
         AnswerKind::Tags => {
-            let tag = |word: &&str| match &word[..2] {
-                "w1" => "B-one",
-                "w2" => "B-two",
-                _ => "O",
+            let kind = |word: &&str| match &word[..2] {
+                "w1" => Some("one"),
+                "w2" => Some("two"),
+                _ => None,
             };
-            json!({"tokens": words, "tags": words.iter().map(tag).collect::<Vec<_>>()})
+            let kinds: Vec<_> = words.iter().map(kind).collect();
+            let tag = |at: usize| match kinds[at] {
+                None => "O".to_owned(),
+                Some(kind) if at > 0 && kinds[at - 1] == Some(kind) => format!("I-{kind}"),
+                Some(kind) => format!("B-{kind}"),
+            };
+            json!({"tokens": words, "tags": (0..words.len()).map(tag).collect::<Vec<_>>()})
         }
         AnswerKind::Text => json!({"text": toy.text, "target": label}),
     }

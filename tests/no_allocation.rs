@@ -178,7 +178,10 @@ fn designs(base: &Base) -> Vec<(Form, Value)> {
             prefix,
             json!({"answer": {"kind": "labels", "threshold": 0.0}}),
         ),
-        (rows, json!({"head": tags, "answer": {"kind": "tags"}})),
+        (
+            rows,
+            json!({"head": tags, "answer": {"kind": "tags"}, "labels": ["B-x", "I-x", "O"]}),
+        ),
     ];
     if base.description.kind == Kind::EncoderDecoder {
         designs.pop();

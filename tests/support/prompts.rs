@@ -76,7 +76,7 @@ pub fn every_answer(base: &Base) -> Vec<Adapter> {
         json!({"head": head("label-text")}),
         json!({"head": {"kind": "factored-linear", "classes": CLASSES, "hidden": hidden, "rank": 2}}),
         json!({"answer": {"kind": "labels", "threshold": 0.0}}),
-        json!({"head": head("token-linear"), "answer": {"kind": "tags"}}),
+        json!({"head": head("token-linear"), "answer": {"kind": "tags"}, "labels": ["B-x", "I-x", "O"]}),
         json!({"inputs": "pair", "template": "is it that {text}?"}),
         json!({"pooling": "first"}),
         json!({"pooling": "last", "template": "they say {text}."}),
