@@ -6,6 +6,7 @@ use crate::{
     id::{Id, KeyId},
     index::IndexError,
     tensor::Role,
+    time::UtcTime,
 };
 
 /// The checks of a verification, in the order in which they are made.
@@ -249,7 +250,7 @@ pub enum Error {
         required: u32,
     },
     /// The bundle is past its last day.
-    #[error("expired: the bundle was valid until unix time {not_after}, it is {now}")]
+    #[error("expired: the bundle was valid until {}, it is {}", UtcTime(*not_after), UtcTime(*now))]
     Expired {
         /// Last second of validity, unix time.
         not_after: u64,
