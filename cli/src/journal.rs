@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
+use preface_packager::remove_unfinished;
 use preface_trainer::progress::{EpochFigures, Progress, StepFigures};
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,8 @@ impl Journal {
     pub fn open(folder: &Path, candidates: usize, resume: Resume) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        // What a training that was killed while it began has left.
+        remove_unfinished(folder).with_context(|| format!("cannot tidy {}", folder.display()))?;
         let path = folder.join(METRICS);
         let lines = match resume {
             Resume::Fresh => Vec::new(),
@@ -391,6 +394,15 @@ mod tests {
         write(&mut journal, 1, 6..=6);
         journal.finish().unwrap();
         assert_eq!(lines(folder.path()).len(), 2);
+    }
+
+    #[test]
+    fn what_a_training_that_was_killed_left_half_written_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(".metrics.jsonl.00112233aabbccdd.tmp");
+        fs::write(&left, "{").unwrap();
+        Journal::open(folder.path(), 1, Resume::Fresh).unwrap();
+        assert!(!left.exists());
     }
 
     #[test]

@@ -194,6 +194,16 @@ impl KeyFile {
     }
 }
 
+/// Whether the file at `path` begins as a secret key does.
+pub(crate) fn is_secret_key(path: &Path) -> bool {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let mut found = [0; FIRST_LINE.len()];
+    file.and_then(|mut file| file.read_exact(&mut found))
+        .is_ok()
+        && found == *FIRST_LINE.as_bytes()
+}
+
 /// A signature that holds.
 fn checked(key: &PublicKey, message: &[u8], signature: [u8; 64]) -> Result<[u8; 64], Error> {
     key.has_signed(message, &signature)
