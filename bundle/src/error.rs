@@ -96,7 +96,9 @@ impl Check {
 #[non_exhaustive]
 pub enum Error {
     /// The file ends before the bundle does.
-    #[error("the bundle is cut short: {found} bytes of at least {expected}; copy it again")]
+    #[error(
+        "the bundle is cut short: {found} bytes of at least {expected}; copy it again, or sign it where it was packed unsigned"
+    )]
     Truncated {
         /// Bytes that the file must have, as far as it could be read.
         expected: usize,
