@@ -337,6 +337,19 @@ fn a_bundle_that_nobody_vouches_for_is_not_exported() {
 }
 
 #[test]
+fn labels_that_are_none_are_refused_beside_the_file_that_was_read() {
+    let scene = Scene::new();
+    let case = case("gpt2-mlp");
+    let (file, output) = (scene.at("x.npy"), scene.at("y"));
+    let export = ["export", "numpy", &scene.imported(&case, 0), "-o", &file];
+    scene.good(&[&export[..], &["--json"]].concat());
+    let import = ["import", "numpy", &file, "--base", &case.base_folder()];
+    let error = scene.refused(&[&import[..], &["--labels", "a,a", "-o", &output]].concat());
+    assert!(error.contains("x.npy: labels: \"a\""), "{error}");
+    assert!(!Path::new(&output).exists());
+}
+
+#[test]
 fn an_export_is_not_written_into_an_adapter() {
     let scene = Scene::new();
     let case = case("t5-prefix");

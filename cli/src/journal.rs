@@ -12,7 +12,6 @@ use std::{
 };
 
 use anyhow::Context;
-use preface_packager::remove_unfinished;
 use preface_trainer::progress::{EpochFigures, Progress, StepFigures};
 use serde::{Deserialize, Serialize};
 
@@ -67,8 +66,6 @@ impl Journal {
     pub fn open(folder: &Path, candidates: usize, resume: Resume) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        // What a training that was killed while it began has left.
-        remove_unfinished(folder).with_context(|| format!("cannot tidy {}", folder.display()))?;
         let path = folder.join(METRICS);
         let lines = match resume {
             Resume::Fresh => Vec::new(),
