@@ -228,7 +228,14 @@ fn a_bundle_for_something_else_is_refused() {
             "other-namespace",
             "wrong namespace",
         ),
-        ("expired", "old.preface", vec![], 16, "expired", "expired"),
+        (
+            "expired",
+            "old.preface",
+            vec![],
+            16,
+            "expired",
+            "valid until 2020-01-01T00:00:00Z",
+        ),
         (
             "newer trust store",
             "newer.preface",
@@ -550,6 +557,17 @@ fn secret_keys_stay_secret() {
     assert_eq!(refused.status.code(), Some(21), "{}", text(&refused.stderr));
     assert!(text(&refused.stderr).contains("chmod 600"));
     assert!(!scene.at("no.preface").exists());
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    let pack = ["pack", "adapter", "--task", "intent", "--sequence", "4"];
+    let over = ["--key", "keys/other.key", "-o", "keys/release.key"];
+    let over = scene.run(&[&pack[..], &over].concat());
+    assert_eq!(over.status.code(), Some(2));
+    assert!(
+        text(&over.stderr).contains("exists already"),
+        "{}",
+        text(&over.stderr)
+    );
+    assert_eq!(fs::read(&path).unwrap(), before);
 }
 
 #[test]

@@ -337,6 +337,43 @@ fn a_bundle_that_nobody_vouches_for_is_not_exported() {
 }
 
 #[test]
+fn labels_that_are_none_are_refused_beside_the_file_that_was_read() {
+    let scene = Scene::new();
+    let case = case("gpt2-mlp");
+    let (file, output) = (scene.at("x.npy"), scene.at("y"));
+    let export = ["export", "numpy", &scene.imported(&case, 0), "-o", &file];
+    scene.good(&[&export[..], &["--json"]].concat());
+    let import = ["import", "numpy", &file, "--base", &case.base_folder()];
+    let error = scene.refused(&[&import[..], &["--labels", "a,a", "-o", &output]].concat());
+    assert!(error.contains("x.npy: labels: \"a\""), "{error}");
+    assert!(!Path::new(&output).exists());
+}
+
+#[test]
+fn an_export_is_not_written_into_an_adapter() {
+    let scene = Scene::new();
+    let case = case("t5-prefix");
+    let adapter = scene.imported(&case, 0);
+    let files = || {
+        let entries = fs::read_dir(&adapter).unwrap();
+        let mut files: Vec<_> = entries
+            .map(|entry| fs::read(entry.unwrap().path()).unwrap())
+            .collect();
+        files.sort();
+        files
+    };
+    let (before, base) = (files(), case.base_folder());
+    let export = ["export", "peft", &adapter, "--base", &base];
+    let error = scene.refused(&[&export[..], &["-o", &adapter]].concat());
+    assert!(error.contains("is an adapter folder"), "{error}");
+    assert_eq!(files(), before);
+    let output = scene.at("x");
+    let error = scene.refused(&[&export[..], &["--table", "-o", &output]].concat());
+    assert!(error.contains("--table is of numpy's arrays"), "{error}");
+    assert!(!Path::new(&output).exists());
+}
+
+#[test]
 fn a_classifier_behind_a_pooler_needs_the_pooler() {
     let scene = Scene::new();
     let case = case("bert-pooled-prompt");

@@ -11,8 +11,10 @@ mod hub;
 mod liar;
 
 use std::{
+    ffi::OsStr,
     fs::{self, Permissions},
-    os::unix::fs::PermissionsExt,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::Path,
     process::Output,
 };
 
@@ -186,6 +188,63 @@ fn skopeo_reads_what_was_pushed() {
     let copied = fs::read(folder.join(Id::of(&bundle).to_string())).unwrap();
     assert_eq!(copied, bundle);
     assert_eq!(fs::read(folder.join("manifest.json")).unwrap(), raw);
+}
+
+#[test]
+fn files_that_pull_could_not_tell_apart_are_not_sent() {
+    let (scene, hub) = (fleet(), Hub::open(Doors::Open));
+    let place = hub.place("fleet:1");
+    let many = vec!["a.preface"; 65];
+    let cases: [(&[&str], &str); 3] = [
+        (
+            &["a.preface", "a.preface"],
+            "two of the files would be intent.preface",
+        ),
+        (
+            &["fleet.index", "a.preface", "fleet.index"],
+            "two of the files would be fleet.index",
+        ),
+        (&many, "65 files are too many"),
+    ];
+    for (files, part) in cases {
+        let (code, said, _) = run(&scene, &[&["push"], files, &[&place]].concat());
+        assert!(code == 2 && said.contains(part), "{said}");
+    }
+    let (code, said, _) = run(&scene, &["pull", &place, "-o", "x"]);
+    assert!(
+        code == 2 && said.contains("404"),
+        "nothing is there: {said}"
+    );
+}
+
+#[test]
+fn files_of_any_name_are_sent_and_written() {
+    let (scene, hub) = (fleet(), Hub::open(Doors::Open));
+    let place = hub.place("fleet:1");
+    for name in [&b"with a space"[..], b"-", b"\xff\xfe"] {
+        let name = OsStr::from_bytes(name);
+        fs::write(scene.folder.path().join(name), scene.bundle()).unwrap();
+        let done = |before: &[&str], after: &[&str]| {
+            let mut command = scene.command(before);
+            let command = command.arg(Path::new(".").join(name)).args(after);
+            let command = command.args(["--plain-http", "--json"]);
+            told(
+                &command
+                    .env("DOCKER_CONFIG", scene.at("no-docker"))
+                    .output()
+                    .unwrap(),
+            )
+        };
+        let (code, said, _) = done(&["push"], &[&place]);
+        assert_eq!(code, 0, "{name:?}: {said}");
+        fs::remove_file(scene.folder.path().join(name)).unwrap();
+        let (code, said, _) = done(&["pull", &place, "-o"], &[]);
+        assert_eq!(code, 0, "{name:?}: {said}");
+        assert_eq!(
+            fs::read(scene.folder.path().join(name)).unwrap(),
+            scene.bundle()
+        );
+    }
 }
 
 #[test]

@@ -236,7 +236,12 @@ fn a_threshold_takes_as_many_keys_in_any_order() {
         "-o",
         "no",
     ];
-    assert_eq!(code(&scene, &[&PACK[..], &twice].concat()), 2);
+    for signing in [&PACK[..], &["sign", "a.preface"]] {
+        let output = scene.run(&[signing, &twice].concat());
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("the same key is there twice"), "{said}");
+    }
     assert_eq!(
         code(&scene, &[&PACK[..], &["-o", "no"]].concat()),
         2,

@@ -581,6 +581,7 @@ fn a_store_that_is_missing_empty_unreadable_or_that_others_can_write_refuses_eve
             "missing" => fs::remove_file(&path).unwrap(),
             "empty" => fs::write(&path, "").unwrap(),
             "one blank line" => fs::write(&path, "\n").unwrap(),
+            "cut in its last line" => fs::write(&path, &good[..good.len() - 1]).unwrap(),
             "not text" => fs::write(&path, [0xff; 64]).unwrap(),
             "larger than any" => fs::write(&path, good.clone() + &"#\n".repeat(40_000)).unwrap(),
             "unreadable" if root => return false,
@@ -604,6 +605,7 @@ fn a_store_that_is_missing_empty_unreadable_or_that_others_can_write_refuses_eve
         ("missing", 18),
         ("empty", 18),
         ("one blank line", 18),
+        ("cut in its last line", 18),
         ("not text", 18),
         ("larger than any", 18),
         ("unreadable", 18),
@@ -638,6 +640,8 @@ fn a_store_that_is_missing_empty_unreadable_or_that_others_can_write_refuses_eve
         for arguments in [
             &attach[..],
             &["trust", "sign", "trust", "--key", "roots/a.key", "-o", "no"],
+            &["trust", "set", "trust", "--min-security", "2", "-o", "no"],
+            &["trust", "show", "trust"],
         ] {
             assert_eq!(
                 scene.run(arguments).status.code(),

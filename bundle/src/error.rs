@@ -6,6 +6,7 @@ use crate::{
     id::{Id, KeyId},
     index::IndexError,
     tensor::Role,
+    time::UtcTime,
 };
 
 /// The checks of a verification, in the order in which they are made.
@@ -95,7 +96,9 @@ impl Check {
 #[non_exhaustive]
 pub enum Error {
     /// The file ends before the bundle does.
-    #[error("the bundle is cut short: {found} bytes of at least {expected}; copy it again")]
+    #[error(
+        "the bundle is cut short: {found} bytes of at least {expected}; copy it again, or sign it where it was packed unsigned"
+    )]
     Truncated {
         /// Bytes that the file must have, as far as it could be read.
         expected: usize,
@@ -249,7 +252,7 @@ pub enum Error {
         required: u32,
     },
     /// The bundle is past its last day.
-    #[error("expired: the bundle was valid until unix time {not_after}, it is {now}")]
+    #[error("expired: the bundle was valid until {}, it is {}", UtcTime(*not_after), UtcTime(*now))]
     Expired {
         /// Last second of validity, unix time.
         not_after: u64,

@@ -275,5 +275,7 @@ pub(crate) fn trust_text(seeds: &[u8], threshold: usize, lines: &str) -> String 
         .iter()
         .map(|seed| format!("key {}\n", public_key([*seed; 32])))
         .collect();
-    format!("preface-trust v1\nnamespace default\nversion 2\nthreshold {threshold}\n{keys}{lines}")
+    format!(
+        "preface-trust v1\nnamespace default\nversion 2\nthreshold {threshold}\n{keys}{lines}\n"
+    )
 }

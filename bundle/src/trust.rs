@@ -130,10 +130,10 @@ impl<'a> TrustStore<'a> {
         if text.len() > MAX_TRUST_BYTES {
             return Err(at(WHOLE, "the store is larger than 64 KiB"));
         }
-        if text.contains('\r') {
+        if text.contains('\r') || !text.ends_with('\n') {
             return Err(at(
                 WHOLE,
-                "lines end in LF alone; save the file with Unix line ends",
+                "each line ends in LF alone, the last too; it was cut short or has other line ends",
             ));
         }
         let mut lines = split(text, b'\n').zip(1..);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     fn store(lines: &str) -> String {
-        format!("preface-trust v1\nnamespace default\nversion 3\nthreshold 1\n{lines}")
+        format!("preface-trust v1\nnamespace default\nversion 3\nthreshold 1\n{lines}\n")
     }
 
     proptest! {
@@ -540,6 +540,7 @@ mod tests {
                 good.replace("preface-trust", "spb-trust"),
             ),
             ("no key", store("")),
+            ("cut in its last line", format!("{good}min-security 7")),
             ("no namespace", good.replace("namespace default\n", "")),
             ("no version", good.replace("version 3\n", "")),
             ("no threshold", good.replace("threshold 1\n", "")),

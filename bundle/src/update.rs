@@ -161,7 +161,7 @@ mod tests {
             threshold => format!("root-threshold {threshold}\n"),
         };
         format!(
-            "preface-trust v1\nnamespace default\nversion {version}\nthreshold 1\nkey {key}\n{roots}{threshold}{more}"
+            "preface-trust v1\nnamespace default\nversion {version}\nthreshold 1\nkey {key}\n{roots}{threshold}{more}\n"
         )
     }
 

@@ -394,6 +394,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_training_that_was_killed_left_half_written_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = folder.path().join(".metrics.jsonl.00112233aabbccdd.tmp");
+        fs::write(&left, "{").unwrap();
+        Journal::open(folder.path(), 1, Resume::Fresh).unwrap();
+        assert!(!left.exists());
+    }
+
+    #[test]
     fn another_file_is_not_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(METRICS);

@@ -3,7 +3,7 @@
 use std::{fs, io::ErrorKind, path::Path};
 
 use anyhow::Context;
-use preface_packager::{Access, write_file};
+use preface_packager::{Access, remove_unfinished, write_file};
 use serde::de::DeserializeOwned;
 
 /// The lines of the file at `path` and what they hold; none where there is no such file. A last line that a kill cut
@@ -27,11 +27,17 @@ pub fn read<T: DeserializeOwned>(path: &Path, what: &str) -> anyhow::Result<Vec<
     lines.collect()
 }
 
-/// Replaces the file at `path` by these lines, whole at every moment.
+/// Replaces the file at `path` by these lines, whole at every moment. What was left half written in its folder, where no
+/// other process may be at work, is removed.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn replace<'a>(path: &Path, lines: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    remove_unfinished(folder).with_context(|| format!("cannot tidy {}", folder.display()))?;
     let text: String = lines.into_iter().flat_map(|line| [line, "\n"]).collect();
     Ok(write_file(path, text.as_bytes(), Access::Everyone)?)
 }

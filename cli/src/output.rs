@@ -17,6 +17,17 @@ pub fn lossy(path: &Path) -> String {
     path.display().to_string()
 }
 
+/// A path as a shell reads it again, in quotes where it needs them.
+#[cfg(feature = "host")]
+pub fn shell_word(path: &Path) -> String {
+    let text = lossy(path);
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+:@%,=".contains(letter);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// Where a verb sends its results: people's text, or one JSON object.
 ///
 /// What cannot be written is remembered, not a panic: [`Output::end`] makes it the program's exit code.
@@ -128,6 +139,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_path_in_a_command_is_one_word() {
+        let table = [
+            ("out/a.b", "out/a.b"),
+            ("a b", "'a b'"),
+            ("a'b", r"'a'\''b'"),
+            ("", "''"),
+        ];
+        for (path, word) in table {
+            assert_eq!(shell_word(Path::new(path)), word);
+        }
+    }
 
     #[test]
     fn a_path_that_is_no_utf8_can_be_said_in_json() {

@@ -2,10 +2,11 @@
 
 use std::{error, fmt, path::Path};
 
-#[cfg(feature = "host")]
 use preface_bundle::TrustStore;
-#[cfg(feature = "host")]
-use preface_runtime::bundle::read_trust;
+use preface_runtime::{
+    bundle::{ReadError, read_trust},
+    explained,
+};
 
 /// Why the answer is no, and the exit code that says so.
 #[derive(Debug)]
@@ -27,15 +28,17 @@ impl Refused {
 
     /// A refusal of what is at `path`.
     pub(crate) fn at(path: &Path, exit_code: u8, error: &dyn error::Error) -> Self {
-        let mut sentence = format!("{}: {error}", path.display());
-        let mut source = error.source();
-        while let Some(error) = source {
-            sentence += &format!(": {error}");
-            source = error.source();
-        }
         Self {
             exit_code,
-            sentence,
+            sentence: format!("{}: {}", path.display(), explained(error)),
+        }
+    }
+
+    /// A refusal of a bundle or an index that cannot be read.
+    pub(crate) fn unread(error: ReadError) -> Self {
+        Self {
+            exit_code: error.bundle_exit_code(),
+            sentence: explained(&error),
         }
     }
 }
@@ -49,11 +52,10 @@ impl fmt::Display for Refused {
 impl error::Error for Refused {}
 
 /// The text of a trust store that is valid: 18 or 21 for one that is not.
-#[cfg(feature = "host")]
 pub(crate) fn valid_trust(path: &Path) -> Result<String, Refused> {
     let text = read_trust(path).map_err(|error| Refused {
         exit_code: error.trust_exit_code(),
-        sentence: format!("{:#}", anyhow::Error::from(error)),
+        sentence: explained(&error),
     })?;
     match TrustStore::parse(&text) {
         Ok(_) => Ok(text),

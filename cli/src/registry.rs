@@ -29,7 +29,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::runtime::Runtime;
 use zeroize::Zeroizing;
 
-pub(crate) use content::{Blob, Kind, Listed, chosen};
+pub(crate) use content::{Blob, Kind, Listed, check_together, chosen};
 
 use self::{
     answer::{Web, digest_of},

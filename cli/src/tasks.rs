@@ -186,9 +186,8 @@ impl Tasks {
         self.notes.iter().for_each(|note| output.note(note));
     }
 
-    /// The same, and what memory the session takes at most, where that is known.
-    pub fn note(&self, output: &Output) {
-        self.note_store(output);
+    /// Says what memory the session takes at most, where that is known.
+    pub fn note_memory(&self, output: &Output) {
         if let Some(bytes) = self.session.ceiling_bytes() {
             let mebibytes = bytes as f64 / f64::from(1 << 20);
             output.note(format_args!(

@@ -207,10 +207,9 @@ pub enum Error {
         source: getrandom::Error,
     },
     /// A trust store is not valid, or would not be.
-    #[error("trust store")]
+    #[error(transparent)]
     Trust {
         /// The rule that it breaks.
-        #[source]
         source: preface_bundle::Error,
     },
 }

@@ -7,14 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::Error;
+use crate::{Error, key::is_secret_key};
+
+/// What the name of a file that is being written ends with.
+const TEMPORARY: &str = ".tmp";
+/// Hex digits before it, of a random number.
+const RANDOM_DIGITS: usize = 16;
 
 /// Who may read a new file, and whether it may replace an old one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// Mode 600; never replaces a file. For secrets.
     OwnerOnly,
-    /// Mode 644; replaces a file of the same name in one step.
+    /// Mode 644; replaces a file of the same name in one step, but never a secret key.
     Everyone,
 }
 
@@ -33,6 +38,9 @@ impl Access {
 /// # Errors
 /// [`Error::NoSpace`], [`Error::NoFolder`], [`Error::Exists`] or [`Error::Write`], naming `path`.
 pub fn write_file(path: &Path, bytes: &[u8], access: Access) -> Result<(), Error> {
+    if is_secret_key(path) {
+        return Err(Error::Exists { path: path.into() });
+    }
     let temporary = beside(path).and_then(|temporary| {
         let written =
             write_new(&temporary, bytes, access).and_then(|()| place(&temporary, path, access));
@@ -51,7 +59,33 @@ fn beside(path: &Path) -> io::Result<PathBuf> {
         .ok_or(ErrorKind::InvalidInput)?
         .to_string_lossy();
     let random = getrandom::u64().map_err(io::Error::other)?;
-    Ok(path.with_file_name(format!(".{name}.{random:016x}.tmp")))
+    let digits = format!("{random:0RANDOM_DIGITS$x}");
+    Ok(path.with_file_name(format!(".{name}.{digits}{TEMPORARY}")))
+}
+
+/// Removes what [`write_file`] left half written in `folder` when its process was killed. Nobody else may be writing there.
+///
+/// # Errors
+/// What the system says.
+pub fn remove_unfinished(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let digits = name.to_str().and_then(|name| {
+            let (_, digits) = name
+                .strip_prefix('.')?
+                .strip_suffix(TEMPORARY)?
+                .rsplit_once('.')?;
+            Some(digits)
+        });
+        let is_random = |digits: &str| {
+            digits.len() == RANDOM_DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+        };
+        if digits.is_some_and(is_random) && entry.file_type()?.is_file() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn write_new(path: &Path, bytes: &[u8], access: Access) -> io::Result<()> {
@@ -91,6 +125,7 @@ fn failure(path: &Path, source: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Protection, SecretKey};
 
     fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).expect("readable");
@@ -135,6 +170,36 @@ mod tests {
         assert!(matches!(again, Err(Error::Exists { .. })));
         assert_eq!(fs::read(&path).expect("readable"), b"one");
         assert_eq!(names(folder.path()), ["x.key"]);
+    }
+
+    #[test]
+    fn nothing_is_written_over_a_secret_key() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let key = SecretKey::from_seed(&[1; 32]);
+        let files = key.save(folder.path(), "k", Protection::ModeOnly);
+        let path = files.expect("written").secret;
+        let before = fs::read(&path).expect("readable");
+        let written = write_file(&path, b"a bundle", Access::Everyone);
+        assert!(matches!(written, Err(Error::Exists { .. })));
+        assert_eq!(fs::read(&path).expect("readable"), before);
+        assert_eq!(names(folder.path()), ["k.key", "k.pub"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let left = beside(&folder.path().join("metrics.jsonl")).expect("a name");
+        let kept = [
+            ".metrics.jsonl.tmp",
+            ".x.0123456789abcdeg.tmp",
+            "a.0123456789abcdef.tmp",
+        ];
+        for name in kept {
+            fs::write(folder.path().join(name), b"x").expect("written");
+        }
+        fs::write(&left, b"half").expect("written");
+        remove_unfinished(folder.path()).expect("removed");
+        assert_eq!(names(folder.path()), kept);
     }
 
     #[test]

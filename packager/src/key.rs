@@ -10,7 +10,7 @@ use std::{
 
 use ed25519_dalek::{Signer, SigningKey};
 use preface_bundle::{Id, PublicKey, is_name};
-use rustix::fs::OFlags;
+use rustix::{fs::OFlags, io::Errno};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -194,6 +194,16 @@ impl KeyFile {
     }
 }
 
+/// Whether the file at `path` begins as a secret key does.
+pub(crate) fn is_secret_key(path: &Path) -> bool {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let mut found = [0; FIRST_LINE.len()];
+    file.and_then(|mut file| file.read_exact(&mut found))
+        .is_ok()
+        && found == *FIRST_LINE.as_bytes()
+}
+
 /// A signature that holds.
 fn checked(key: &PublicKey, message: &[u8], signature: [u8; 64]) -> Result<[u8; 64], Error> {
     key.has_signed(message, &signature)
@@ -208,6 +218,13 @@ fn damaged(path: &Path) -> Error {
     }
 }
 
+fn not_a_file(path: &Path) -> Error {
+    Error::KeyFile {
+        path: path.into(),
+        problem: "a secret is read from a regular file of at most 4096 bytes; name the file itself, not a link to it",
+    }
+}
+
 /// Reads a short text that nobody but the user of this process may know.
 ///
 /// # Errors
@@ -218,17 +235,14 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<String>, Error> {
         source,
     };
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(read)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|source| match source.raw_os_error() {
+        Some(code) if code == Errno::LOOP.raw_os_error() => not_a_file(path),
+        _ => read(source),
+    })?;
     let metadata = file.metadata().map_err(read)?;
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(Error::KeyFile {
-            path: path.into(),
-            problem: NO_KEY,
-        });
+        return Err(not_a_file(path));
     }
     let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
     if mode & 0o077 != 0 {
@@ -404,8 +418,10 @@ mod tests {
         }
         let link = folder.path().join("link");
         symlink(&path, &link).expect("linked");
-        assert!(SecretKey::open(&link).is_err());
         assert!(SecretKey::open(&folder.path().join("none")).is_err());
-        assert!(SecretKey::open(folder.path()).is_err());
+        for no_file in [&*link, folder.path()] {
+            let error = SecretKey::open(no_file).expect_err("must fail").to_string();
+            assert!(error.contains("regular file"), "{error}");
+        }
     }
 }

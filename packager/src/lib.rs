@@ -31,7 +31,7 @@ pub use adapter::Adapter;
 pub use description::{Answer, Decode, Description, Form, Head, Layer, Probe, TokenBudget};
 pub use encoding::{Encoding, Scales};
 pub use error::Error;
-pub use file::{Access, write_file};
+pub use file::{Access, remove_unfinished, write_file};
 pub use index::{IndexDraft, Newest, attach_to_index, sign_index};
 pub use key::{KeyFile, KeyFiles, Protection, SecretKey, read_private};
 pub use leak::{Neighbour, READABLE_COSINE, neighbours, spelled};

@@ -106,16 +106,7 @@ pub fn pack(adapter: &Adapter, options: &Options, keys: &[SecretKey]) -> Result<
     let unsigned = Unsigned::of(adapter, options)?;
     let file = [&unsigned.prefix[..], &unsigned.stored].concat();
     let mut signing = Signing::of_unsigned(&file).map_err(|source| Error::SelfCheck { source })?;
-    for key in keys {
-        signing.sign(key)?;
-    }
-    if signing.key_ids().count() < keys.len() {
-        let problem = "the same key is there twice".into();
-        return Err(Error::Option {
-            option: "--key",
-            problem,
-        });
-    }
+    signing.sign(keys)?;
     let bytes = signing.to_bytes();
     check(&bytes, adapter, options, keys, &unsigned.decoded)
         .map_err(|source| Error::SelfCheck { source })?;

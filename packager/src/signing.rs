@@ -1,6 +1,6 @@
 //! Signatures on bundles: what is signed, and how they are added.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64ct::{Base64, Encoding};
 use preface_bundle::{
@@ -79,15 +79,25 @@ impl Signing {
             .map_err(refused)
     }
 
-    /// Adds this key's signature.
+    /// Adds the signatures of these keys; one that is there already is made again.
     ///
     /// # Errors
-    /// [`Error::Signature`] for a fault of the machine, [`Error::Bundle`] where there is no room for one more.
-    pub fn sign(&mut self, key: &SecretKey) -> Result<KeyId, Error> {
-        let id = key.public().id();
-        let signature = key.sign(self.statement())?;
-        self.add(id, signature)?;
-        Ok(id)
+    /// [`Error::Signature`] for a fault of the machine, [`Error::Option`] where a key is there twice or there is no room
+    /// for one more.
+    pub fn sign(&mut self, keys: &[SecretKey]) -> Result<(), Error> {
+        let mut signed = BTreeSet::new();
+        for key in keys {
+            let id = key.public().id();
+            if !signed.insert(id) {
+                return Err(Error::Option {
+                    option: "--key",
+                    problem: "the same key is there twice".into(),
+                });
+            }
+            let signature = key.sign(self.statement())?;
+            self.add(id, signature)?;
+        }
+        Ok(())
     }
 
     /// Adds a signature made elsewhere, if a key of the trust store made it of this statement, and may.

@@ -1,13 +1,15 @@
 //! The one place where a file is mapped.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     ops::{Deref, Range},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
 };
 
 use memmap2::Mmap;
+use rustix::fs::OFlags;
 
 use crate::{Error, Image};
 
@@ -91,8 +93,12 @@ impl Image {
             path: path.to_owned(),
             source,
         };
-        let file = File::open(path).map_err(read)?;
-        if file.metadata().map_err(read)?.len() == 0 {
+        // A pipe whose other end nobody opens is not waited for.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+        let file = file.map_err(read)?;
+        let found = file.metadata().map_err(read)?;
+        if !found.is_file() || found.len() == 0 {
             return Err(Error::NotAnImage {
                 path: path.to_owned(),
             });

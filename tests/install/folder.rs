@@ -14,7 +14,7 @@ use std::{
 
 use preface_runtime::store::{Install, MonotonicCounter, Store, StoreError};
 
-use crate::scene::{PROGRAM, Scene, copy, good, id_of};
+use crate::scene::{PROGRAM, Scene, TASK, TEXT, copy, good, id_of};
 
 fn bundle(scene: &Scene, name: &str) -> PathBuf {
     let id = id_of(&scene.at(name));
@@ -76,6 +76,30 @@ fn a_bundle_that_is_revoked_later_is_refused_and_the_one_before_serves() {
     let id = id_of(&scene.at("new")).to_string();
     good(&["trust", "revoke", &scene.text("trust"), "--bundle", &id]);
     serves_the_one_before(&scene);
+}
+
+#[test]
+fn a_task_that_is_asked_for_and_not_served_is_told_why() {
+    let scene = Scene::new();
+    scene.installed("old");
+    let names = ["adapter", "keys/k.key", "other", "trust", "x.base", "store"];
+    let [adapter, key, other, trust, base, store] = names.map(|name| scene.text(name));
+    let pack = ["pack", &adapter, "--task", "other", "--sequence", "1"];
+    good(&[&pack[..], &["--key", &key, "-o", &other]].concat());
+    scene.installed("other");
+    let id = id_of(&scene.at("old")).to_string();
+    good(&["trust", "revoke", &trust, "--bundle", &id]);
+    let run = ["run", "--base", &base, "--trust", &trust, "--store", &store];
+    let run = [&run[..], &["--task", TASK, TEXT]].concat();
+    let output = Command::new(PROGRAM).args(run).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    for part in [
+        "the trust store revokes bundle",
+        "no bundle has the task intent; there are other",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
 }
 
 #[test]

@@ -61,6 +61,11 @@ fn a_signature_by_openssl_is_attached_and_the_key_never_was_here() {
         (10, Some("truncated")),
         "nothing unsigned is accepted"
     );
+    let said = report["message"].as_str().unwrap();
+    assert!(
+        said.contains("sign it where it was packed unsigned"),
+        "{said}"
+    );
     openssl_sign(&scene, "statement", "raw.sig");
     other(
         &scene,

@@ -13,9 +13,9 @@ use preface_graph::{
 use prost::Message;
 
 use self::attentions::{
-    attention_of_lengths, biased_heads, cached_heads, causal_attention, counted_positions, groups,
-    merged_heads, narrow_embeddings, one_key_head, packed_heads, plain_attention, rotated_heads,
-    scaled_attention, table_in_blocks,
+    attention_of_lengths, biased_heads, bytes_in_blocks, cached_heads, causal_attention,
+    counted_positions, groups, merged_heads, narrow_embeddings, one_key_head, packed_heads,
+    plain_attention, rotated_heads, scaled_attention, table_in_blocks,
 };
 
 const VOCABULARY: i64 = 97;
@@ -71,6 +71,7 @@ pub fn models() -> Vec<(&'static str, ModelProto)> {
         ("turned weights", plain_attention, turned),
         ("merged heads", merged_heads, layer_normalised),
         ("table in blocks", table_in_blocks, layer_normalised),
+        ("bytes in blocks", bytes_in_blocks, layer_normalised),
     ];
     let models = table.iter().map(|(name, attention, rest)| {
         let mut writer = Writer::begin();

@@ -403,6 +403,21 @@ impl Adapter {
         form
     }
 
+    /// Its prompt, for another training to start from.
+    ///
+    /// # Errors
+    /// When its layers are those of a decoder behind an encoder alone: a training counts all attentions that take a
+    /// prefix, those of the encoder first.
+    pub fn start(self, folder: &Path) -> Result<Prompt, Error> {
+        if self.card.positions == PositionPlan::DecoderAfterPrompt {
+            return Err(Error::Adapter {
+                path: folder.into(),
+                reason: "its prefix is of a decoder's layers alone, which no training learns; start from labels, vocabulary, a text or an adapter that was trained here".into(),
+            });
+        }
+        Ok(self.prompt)
+    }
+
     fn tensors(&self) -> Result<Vec<u8>, Error> {
         let form = &self.prompt.form;
         let stored = rows_by_token(form, &self.prompt.tensors);
@@ -662,6 +677,12 @@ mod tests {
             assert_eq!(Adapter::read(folder.path()).unwrap(), adapter);
             let left: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
             assert_eq!(left.len(), 3);
+            let at = folder.path();
+            assert_eq!(adapter.clone().start(at).unwrap(), adapter.prompt);
+            let mut of_decoder = adapter;
+            of_decoder.card.positions = PositionPlan::DecoderAfterPrompt;
+            let refused = of_decoder.start(at).unwrap_err().to_string();
+            assert!(refused.contains("a decoder's layers alone"), "{refused}");
         }
     }
 }

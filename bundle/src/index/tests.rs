@@ -45,7 +45,7 @@ fn store(version: u32, more: &str) -> String {
     let [key, root, time] = [1, 2, TIME].map(|seed| public_key([seed; 32]));
     format!(
         "preface-trust v1\nnamespace default\nversion {version}\nthreshold 1\nkey {key}\n\
-         root {root}\nroot-threshold 1\ntimestamp {time} name=clock\n{more}"
+         root {root}\nroot-threshold 1\ntimestamp {time} name=clock\n{more}\n"
     )
 }
 

@@ -177,7 +177,7 @@ pub(crate) fn refused(what: &str, error: OciDistributionError) -> anyhow::Error 
         OciDistributionError::RequestError(_) => {
             let said = printable(&format!("{:#}", anyhow::Error::from(error)));
             return anyhow!(
-                "{what}: {said}; look the name and the port up, and give --ca for a certificate of an authority of your own"
+                "{what}: {said}; look the name and the port up, give --ca for a certificate of an authority of your own, or --plain-http where the registry speaks HTTP alone"
             );
         }
         _ => 500,

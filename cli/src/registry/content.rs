@@ -1,6 +1,6 @@
 //! Bundles and indexes as a registry holds them: each a blob with a media type of its own, listed by one manifest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest};
@@ -84,6 +84,24 @@ impl Blob {
             annotations: Some(self.annotations.clone()),
             ..descriptor(self.kind.media_type(), &self.bytes)
         }
+    }
+}
+
+/// Refuses files that `pull` could not tell from each other at one place, or that are too many for one.
+pub(crate) fn check_together(blobs: &[Blob]) -> anyhow::Result<()> {
+    if blobs.len() > MAX_BLOBS {
+        bail!(
+            "{} files are too many for one place, which has at most {MAX_BLOBS}; give each task a place of its own",
+            blobs.len()
+        );
+    }
+    let mut titles = BTreeSet::new();
+    match blobs.iter().find(|blob| !titles.insert(blob.title())) {
+        Some(blob) => bail!(
+            "two of the files would be {} there; send one of them, or each to a place of its own",
+            blob.title()
+        ),
+        None => Ok(()),
     }
 }
 

@@ -85,7 +85,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     );
     let tasks = arguments.files.open(arguments.tokenizer())?;
     if !arguments.hold {
-        tasks.note(output);
+        tasks.note_memory(output);
     }
     let Tasks {
         image,

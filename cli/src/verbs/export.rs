@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use preface_bundle::{Frame, Policy, TrustStore};
 use preface_packager::{
@@ -74,6 +74,10 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         output: place,
         ..
     } = &arguments;
+    ensure!(
+        !arguments.table || matches!(arguments.format, Format::Numpy),
+        "--table is of numpy's arrays alone"
+    );
     let adapter = adapter(source, arguments.trust.as_deref())?;
     let target = arguments.base.as_deref().map(target).transpose()?;
     if let Some(target) = &target {

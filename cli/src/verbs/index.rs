@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use preface_bundle::{Index, IndexFloor, MAX_INDEX_BYTES, TrustStore, UtcTime, VerifiedIndex};
 use preface_runtime::{
     Trust,
-    bundle::{ReadError, read_trust},
+    bundle::read_text,
     store::{Checked, Standing, StoreError, TaskStanding},
     unix_now,
 };
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     output::Output,
-    refused::Refused,
+    refused::{Refused, valid_trust},
     store::{Place, refuse},
 };
 
@@ -106,8 +106,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 
 /// Reads an index file.
 pub(crate) fn read_index(path: &Path) -> Result<String, Refused> {
-    let refuse = |error: ReadError| Refused::at(path, error.bundle_exit_code(), &error);
-    preface_runtime::bundle::read_text(path, MAX_INDEX_BYTES).map_err(refuse)
+    read_text(path, MAX_INDEX_BYTES).map_err(Refused::unread)
 }
 
 fn show_index(show: &Show, output: &Output) -> anyhow::Result<ExitCode> {
@@ -116,10 +115,8 @@ fn show_index(show: &Show, output: &Output) -> anyhow::Result<ExitCode> {
     let refuse = |error: preface_bundle::Error| Refused::at(path, error.exit_code(), &error);
     let index = Index::parse(&text).map_err(refuse)?;
     if let Some(trust) = &show.trust {
-        let text = read_trust(trust)
-            .map_err(|error| Refused::at(trust, error.trust_exit_code(), &error))?;
-        let store = TrustStore::parse(&text)
-            .map_err(|error| Refused::at(trust, error.exit_code(), &error))?;
+        let text = valid_trust(trust)?;
+        let store = TrustStore::parse(&text)?;
         index.verify(&store, None, unix_now()).map_err(refuse)?;
     }
     let verified = show.trust.is_some();

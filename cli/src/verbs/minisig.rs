@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     keys::PassphraseFrom,
-    output::{Output, lossy},
+    output::{Output, lossy, shell_word},
     refused::Refused,
 };
 
@@ -45,7 +45,7 @@ pub struct Arguments {
 /// Runs the verb.
 pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let path = &arguments.file;
-    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    let file = read(path).map_err(Refused::unread)?;
     let manifest = Frame::parse(&file).and_then(|frame| frame.unverified_manifest());
     let manifest = manifest.map_err(|error| Refused::at(path, error.exit_code(), &error))?;
     let key = arguments.passphrase.key(&arguments.key)?;
@@ -66,7 +66,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     output.say(format_args!(
         "wrote {}; verify it with: minisign -V -P {base64} -m {}",
         written.display(),
-        path.display()
+        shell_word(path)
     ));
     output.json(&json!({"file": lossy(&written), "public": base64}))?;
     Ok(ExitCode::SUCCESS)

@@ -1,6 +1,6 @@
 //! `preface push`: bundles go to a registry.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::Path, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     output::Output,
     refused::Refused,
-    registry::{Access, Blob, Registry, has_tag_alone},
+    registry::{Access, Blob, Registry, check_together, has_tag_alone},
 };
 
 /// Send bundles, and the fleet's index, to an OCI registry
@@ -28,7 +28,7 @@ Example:
 pub struct Arguments {
     /// The bundles, and an index; then the place: REGISTRY/REPOSITORY:TAG
     #[arg(required = true, num_args = 2.., value_name = "FILE... PLACE")]
-    files: Vec<String>,
+    files: Vec<OsString>,
     #[command(flatten)]
     access: Access,
 }
@@ -39,6 +39,9 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
         .files
         .split_last()
         .context("give files, then the place")?;
+    let place = place
+        .to_str()
+        .context("the place, which comes last, is not UTF-8 text")?;
     if !has_tag_alone(place) {
         bail!(
             "{place} has no tag to put the files under; give one, like registry.example/fleet/intent:7"
@@ -46,8 +49,9 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     }
     let blobs: Vec<Blob> = files
         .iter()
-        .map(|file| blob(file))
+        .map(|file| blob(Path::new(file)))
         .collect::<anyhow::Result<_>>()?;
+    check_together(&blobs)?;
     let registry = Registry::at(place, &arguments.access)?;
     let digest = registry.push(&blobs)?;
     let pinned = registry.pinned(&digest);
@@ -66,11 +70,10 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn blob(file: &str) -> anyhow::Result<Blob> {
-    let path = PathBuf::from(file);
-    let bytes =
-        read(&path).map_err(|error| Refused::at(&path, error.bundle_exit_code(), &error))?;
+fn blob(path: &Path) -> anyhow::Result<Blob> {
+    let bytes = read(path).map_err(Refused::unread)?;
     Blob::of(bytes).map_err(|error| {
+        let file = path.display();
         Refused::because(
             10,
             format!("{file}: {error:#}; only signed bundles and indexes are sent"),

@@ -261,8 +261,9 @@ const NO_TAG: &str = "-";
 /// Opens the image and the bundles, and answers.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut tasks = arguments.files.open(TokenizerUse::AtOpen)?;
+    tasks.note_store(output);
     let mut answering = arguments.answering(&mut tasks)?;
-    tasks.note(output);
+    tasks.note_memory(output);
     let streams = output.shows_parts(arguments.generated.stream);
     if let Some(text) = &arguments.text {
         let generated = &mut None;

@@ -43,9 +43,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let mut signing = open(&arguments.file)?;
     say(&signing, output)?;
     let keys = arguments.passphrase.keys(&arguments.key)?;
-    for key in &keys {
-        signing.sign(key)?;
-    }
+    signing.sign(&keys)?;
     let public: Vec<_> = keys.iter().map(SecretKey::public).collect();
     signing.verify(&arguments.namespace, &public)?;
     let bytes = signing.to_bytes();

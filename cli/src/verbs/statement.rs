@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 
 /// Whether a file is one of those that begin with `word`.
 fn begins(path: &Path, word: &[u8]) -> Result<bool, Refused> {
-    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    let file = read(path).map_err(Refused::unread)?;
     Ok(file.starts_with(word))
 }
 
@@ -139,7 +139,7 @@ fn of_bundle(arguments: &Arguments, output: &Output) -> anyhow::Result<ExitCode>
 
 /// Reads a bundle to sign: 10 for what is none.
 pub(crate) fn open(path: &Path) -> Result<Signing, Refused> {
-    let file = read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+    let file = read(path).map_err(Refused::unread)?;
     Signing::read(&file).map_err(|error| Refused::at(path, error.exit_code(), &error))
 }
 
@@ -220,7 +220,7 @@ pub(crate) fn say(signing: &Signing, output: &Output) -> anyhow::Result<()> {
     } = signing.manifest()?;
     let until = match not_after {
         0 => "for ever".to_owned(),
-        seconds => format!("until unix time {seconds}"),
+        seconds => format!("until {}", UtcTime(seconds)),
     };
     output.note(format_args!(
         "Whoever signs bundle {} says that devices of namespace {namespace} may use it {until} as task {task}, \

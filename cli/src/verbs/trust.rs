@@ -6,19 +6,19 @@ mod update;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use preface_bundle::{KeyRole, TrustStore, TrustedKey};
-use preface_runtime::bundle::read_trust;
 use serde_json::{Value, json};
 
-use crate::output::Output;
+use crate::{output::Output, refused::valid_trust};
 
 /// Make, change, sign, update and show the trust store: whose signatures count
 #[derive(Args)]
 #[command(after_help = "\
 A store with roots is replaced on devices by `trust update`, if enough roots of the old and of the new one signed \
 that; a store without roots changes by hand alone.
+
+Exit: 0 done; 2 not done; 18 a trust store is missing or invalid; 21 others can write it.
 
 Example:
   preface trust new -o release.trust --key keys/release.pub
@@ -77,8 +77,8 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
 }
 
 fn show_store(show: &Show, output: &Output) -> anyhow::Result<ExitCode> {
-    let text = read_trust(&show.file)?;
-    let store = TrustStore::parse(&text).with_context(|| show.file.display().to_string())?;
+    let text = valid_trust(&show.file)?;
+    let store = TrustStore::parse(&text)?;
     output.say(format_args!(
         "namespace {}, version {}, {} of {} keys must sign",
         store.namespace_name(),

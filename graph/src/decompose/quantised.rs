@@ -1,17 +1,18 @@
 //! Quantised weights and products as floats. What rounds activations stays as it is: it is what the model computes, and
 //! its gradient is straight-through.
 
-use std::{
-    collections::{HashMap, HashSet},
-    path::Path,
-};
+mod tables;
+
+use std::{collections::HashMap, fmt, path::Path};
 
 use crate::{
     Error,
-    builder::{Attribute, Builder},
+    builder::Builder,
     decompose::contrib::unpacked,
     onnx::{GraphProto, NodeProto, TensorProto, data_type},
 };
+
+use self::tables::{TABLE, Tables, whole_tables};
 
 /// Writes out `DequantizeLinear` of weights and of rows looked up in a quantised table, `GatherBlockQuantized` of
 /// com.microsoft, and `MatMulInteger`, whose integers are exact in 32-bit floats but for the rounding of sums.
@@ -19,96 +20,85 @@ use crate::{
 /// # Errors
 /// When weights are quantised in a form that is not known, or cannot be read.
 pub(super) fn write_out(graph: &mut GraphProto, opset: i64, folder: &Path) -> Result<(), Error> {
-    let quantised = |node: &NodeProto| {
-        matches!(node.op_type(), "DequantizeLinear" | "MatMulInteger") && node.domain().is_empty()
-            || node.operator() == TABLE
-    };
-    if !graph.node.iter().any(quantised) {
+    if !graph.node.iter().any(is_quantised) {
         return Ok(());
     }
     let mut packed = as_bytes(graph);
     let whole_tables = whole_tables(graph, &mut packed)?;
     let mut builder = Builder::beside(graph, "dequantised", opset);
     let nodes = std::mem::take(&mut graph.node);
-    let makers: HashMap<&str, &NodeProto> = nodes
-        .iter()
-        .flat_map(|node| {
-            node.output
-                .iter()
-                .map(move |output| (output.as_str(), node))
-        })
-        .collect();
-    let looked_up = |value: &str| {
-        let mut lookups = nodes.iter().filter(|node| node.op_type() == "Gather");
-        lookups.any(|node| node.input(0) == Some(value))
-    };
-    let only_dequantised = |node: &NodeProto| {
-        let mut readers = nodes.iter().filter(|reader| {
-            let reads = |input: &String| node.output.contains(input);
-            reader.input.iter().any(reads)
-        });
-        let table = node.input(0).and_then(|name| graph.initializer(name));
-        let bytes = [data_type::INT8, data_type::UINT8];
-        node.op_type() == "Gather"
-            && table.is_some_and(|table| bytes.contains(&table.data_type()))
-            && readers.all(|reader| reader.op_type() == "DequantizeLinear" && quantised(reader))
-    };
-    let mut tables: HashMap<String, TensorProto> = HashMap::new();
-    for node in nodes.iter().filter(|node| !only_dequantised(node)) {
-        let input = node.input(0).unwrap_or_default();
+    let mut tables = Tables::of(graph, folder, &packed);
+    for node in &nodes {
         match node.op_type() {
-            "MatMulInteger" if quantised(node) => product(&mut builder, node),
-            "GatherBlockQuantized" if quantised(node) => {
-                let table = graph.initializer(input);
-                let table =
-                    table.ok_or_else(|| Error::at(node, "looks up rows of no fixed table"))?;
-                let name = format!("{}/{input}", builder.named("table"));
-                if !tables.contains_key(&name) {
-                    let dequantised = &whole_tables[node.output[0].as_str()];
-                    let from = (folder, &packed);
-                    let table = numbers(graph, dequantised, table, &name, from)?;
-                    tables.insert(name.clone(), table);
-                }
-                let (ids, rows) = (node.input(1).unwrap_or_default(), &*node.output[0]);
-                builder.write("Gather", &[&name, ids], &[rows], &[]);
+            "Gather" if is_only_dequantised(graph, &nodes, node) => {}
+            _ if !is_quantised(node) => builder.nodes.push(node.clone()),
+            "MatMulInteger" => product(&mut builder, node),
+            "DequantizeLinear" => dequantise(&mut builder, &mut tables, &nodes, node)?,
+            _ => {
+                let whole = &whole_tables[node.output[0].as_str()];
+                tables.look_up(&mut builder, node, whole)?;
             }
-            "DequantizeLinear" if quantised(node) => {
-                let lookup = makers
-                    .get(input)
-                    .filter(|maker| maker.op_type() == "Gather");
-                let table = lookup.and_then(|lookup| graph.initializer(lookup.input(0)?));
-                if let (Some(lookup), Some(table)) = (lookup, table) {
-                    let name = format!("{}/{}", builder.named("table"), table.name());
-                    if !tables.contains_key(&name) {
-                        tables.insert(
-                            name.clone(),
-                            numbers(graph, node, table, &name, (folder, &packed))?,
-                        );
-                    }
-                    let mut plain = (*lookup).clone();
-                    plain.name = Some(node.label().to_owned());
-                    plain.input[0] = name;
-                    plain.output.clone_from(&node.output);
-                    builder.nodes.push(plain);
-                } else if let Some(tensor) = graph.initializer(input) {
-                    let output = node.output[0].as_str();
-                    match looked_up(output) {
-                        true => {
-                            let table = numbers(graph, node, tensor, output, (folder, &packed))?;
-                            tables.insert(output.to_owned(), table);
-                        }
-                        false => weight(&mut builder, graph, node, tensor, &packed)?,
-                    }
-                } else {
-                    builder.nodes.push(node.clone());
-                }
-            }
-            _ => builder.nodes.push(node.clone()),
         }
     }
+    let tables = tables.made();
     builder.append_to(graph);
-    graph.initializer.extend(tables.into_values());
+    graph.initializer.extend(tables);
     Ok(())
+}
+
+/// Whether a node is one of those that are written out.
+fn is_quantised(node: &NodeProto) -> bool {
+    let standard = node.domain().is_empty();
+    matches!(node.op_type(), "DequantizeLinear" | "MatMulInteger") && standard
+        || node.operator() == TABLE
+}
+
+/// Whether a `Gather` looks up bytes that nothing reads but what dequantises them.
+fn is_only_dequantised(graph: &GraphProto, nodes: &[NodeProto], node: &NodeProto) -> bool {
+    let table = node.input(0).and_then(|name| graph.initializer(name));
+    let bytes = [data_type::INT8, data_type::UINT8];
+    let mut readers = nodes.iter().filter(|reader| {
+        let reads = |input: &String| node.output.contains(input);
+        reader.input.iter().any(reads)
+    });
+    table.is_some_and(|table| bytes.contains(&table.data_type()))
+        && readers.all(|reader| reader.op_type() == "DequantizeLinear" && is_quantised(reader))
+}
+
+/// Writes out a `DequantizeLinear`: of looked-up rows as a lookup in the table's numbers, of a table that is looked up as
+/// those numbers, of a weight in the graph. Of anything else it stays.
+fn dequantise(
+    builder: &mut Builder,
+    tables: &mut Tables<'_>,
+    nodes: &[NodeProto],
+    node: &NodeProto,
+) -> Result<(), Error> {
+    let graph = tables.graph;
+    let (input, output) = (node.input(0).unwrap_or_default(), &*node.output[0]);
+    let mut lookups = nodes.iter().filter(|node| node.op_type() == "Gather");
+    let made_by = |lookup: &&NodeProto| lookup.output.iter().any(|made| made == input);
+    let lookup = lookups.clone().find(made_by);
+    let table = lookup.and_then(|lookup| graph.initializer(lookup.input(0)?));
+    if let (Some(lookup), Some(table)) = (lookup, table) {
+        let name = format!("{}/{}", builder.named("table"), table.name());
+        tables.make(&name, node, table)?;
+        let mut plain = lookup.clone();
+        plain.name = Some(node.label().to_owned());
+        plain.input[0] = name;
+        plain.output.clone_from(&node.output);
+        builder.nodes.push(plain);
+        return Ok(());
+    }
+    match graph.initializer(input) {
+        Some(table) if lookups.any(|lookup| lookup.input(0) == Some(output)) => {
+            tables.make(output, node, table)
+        }
+        Some(tensor) => weight(builder, graph, node, tensor, tables.packed),
+        None => {
+            builder.nodes.push(node.clone());
+            Ok(())
+        }
+    }
 }
 
 /// `(A - a) (B - b)` in floats.
@@ -141,10 +131,7 @@ fn as_bytes(graph: &mut GraphProto) -> HashMap<String, Packed> {
             let mut inputs = node.input.iter();
             inputs.any(|input| input == tensor.name())
         });
-        let known = |node: &NodeProto| {
-            node.op_type() == "DequantizeLinear" && node.domain().is_empty()
-                || node.operator() == TABLE
-        };
+        let known = |node: &NodeProto| node.op_type() != "MatMulInteger" && is_quantised(node);
         if !narrow || !readers.all(known) {
             continue;
         }
@@ -157,80 +144,6 @@ fn as_bytes(graph: &mut GraphProto) -> HashMap<String, Packed> {
         packed.insert(tensor.name().to_owned(), found);
     }
     packed
-}
-
-/// The lookup in a table that is quantised in blocks.
-const TABLE: &str = "com.microsoft:GatherBlockQuantized";
-
-/// What makes the whole table of each lookup in a quantised one, by what the lookup makes; notes which tables hold two
-/// numbers a byte, and writes out the zero points that are left out.
-fn whole_tables(
-    graph: &mut GraphProto,
-    packed: &mut HashMap<String, Packed>,
-) -> Result<HashMap<String, NodeProto>, Error> {
-    let bytes: HashSet<String> = packed.keys().cloned().collect();
-    let mut found = HashMap::new();
-    let mut zeros = Vec::new();
-    for node in graph.node.iter().filter(|node| node.operator() == TABLE) {
-        let bits = node.int("bits", 4);
-        let [from, axis, block] = [
-            ("gather_axis", 0),
-            ("quantize_axis", 1),
-            ("block_size", 128),
-        ]
-        .map(|(name, usual)| node.int(name, usual));
-        let tensor = |index: usize| graph.initializer(node.input(index)?);
-        let known = from == 0 && matches!(bits, 4 | 8);
-        let (Some(table), Some(scale), true) = (tensor(0), tensor(2), known) else {
-            return Err(Error::at(
-                node,
-                "looks up other than the rows of a fixed table of 4 or 8 bits",
-            ));
-        };
-        let stored = table.data_type() == data_type::UINT8 && !bytes.contains(table.name());
-        let mut names = [table.name().to_owned(), scale.name().to_owned()].to_vec();
-        if stored && bits == 4 {
-            let zero = tensor(3).map(|zero| (zero, scale.dims.last()));
-            if zero.is_some_and(|(_, blocks)| blocks.is_none_or(|blocks| blocks % 2 == 1)) {
-                return Err(Error::at(node, "rows of an odd number of zero points"));
-            }
-            for tensor in [Some(table), zero.map(|(zero, _)| zero)]
-                .into_iter()
-                .flatten()
-            {
-                let mut dims = tensor.dims.clone();
-                dims.iter_mut().rev().take(1).for_each(|last| *last *= 2);
-                let signed = false;
-                packed.insert(tensor.name().to_owned(), Packed { signed, dims });
-            }
-        }
-        match node.input(3) {
-            Some(zero) => names.push(zero.to_owned()),
-            None if stored => {
-                let name = format!("{}.zeros", node.output[0]);
-                let middle = vec![1_u8 << (bits - 1); scale.elements()];
-                let zero = TensorProto::of_raw(&name, data_type::UINT8, &scale.dims, middle);
-                zeros.push(zero);
-                names.push(name);
-            }
-            None => {}
-        }
-        let mut builder = Builder::beside(graph, "whole", 21);
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let along = [
-            ("axis", Attribute::Int(axis)),
-            ("block_size", Attribute::Int(block)),
-        ];
-        builder.write("DequantizeLinear", &names, &[node.label()], &along);
-        found.extend(
-            builder
-                .nodes
-                .pop()
-                .map(|whole| (node.output[0].clone(), whole)),
-        );
-    }
-    graph.initializer.extend(zeros);
-    Ok(found)
 }
 
 /// The whole numbers of `name` as floats in their shape.
@@ -258,6 +171,7 @@ fn whole(builder: &mut Builder, name: &str, packed: &HashMap<String, Packed>) ->
 }
 
 /// How a weight's scales lie.
+#[derive(Clone, Copy)]
 enum Scales {
     /// One for all numbers.
     One,
@@ -267,15 +181,75 @@ enum Scales {
     Blocks(usize, i64),
 }
 
-/// How the scales of a weight `[..dims]` lie.
+impl Scales {
+    /// Whether scales or zero points of these dimensions lie so, for a weight `[..dims]`.
+    fn are(&self, own: &[i64], dims: &[i64]) -> bool {
+        let count: i64 = own.iter().product();
+        match *self {
+            Self::One => count == 1,
+            Self::Axis(axis) => dims.get(axis) == Some(&count),
+            Self::Blocks(axis, block) => {
+                let mut expected = dims.to_vec();
+                let places = expected.get_mut(axis).filter(|_| block > 0);
+                let fits = places.map(|places| {
+                    *places = *places / block + i64::from(*places % block != 0);
+                });
+                fits.is_some() && expected == own
+            }
+        }
+    }
+
+    /// Which scale number `at` of a weight `[..dims]` has.
+    fn place(&self, at: usize, dims: &[i64]) -> usize {
+        match *self {
+            Self::One => 0,
+            Self::Axis(axis) => at / behind(dims, axis) % extent(dims, axis),
+            Self::Blocks(axis, block) => {
+                let (inner, places) = (behind(dims, axis), extent(dims, axis));
+                let block = block.max(1) as usize;
+                let along = at / inner % places / block;
+                (at / inner / places * places.div_ceil(block) + along) * inner + at % inner
+            }
+        }
+    }
+}
+
+/// Places of an axis, at least one.
+fn extent(dims: &[i64], axis: usize) -> usize {
+    dims.get(axis).map_or(1, |&places| places.max(1) as usize)
+}
+
+/// Numbers behind one place of an axis, at least one.
+fn behind(dims: &[i64], axis: usize) -> usize {
+    let inner: i64 = dims.iter().skip(axis + 1).product();
+    inner.max(1) as usize
+}
+
+impl fmt::Display for Scales {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::One => formatter.write_str("one for all numbers"),
+            Self::Axis(axis) => write!(formatter, "one for each place of axis {axis}"),
+            Self::Blocks(axis, block) => {
+                write!(formatter, "one for {block} places each of axis {axis}")
+            }
+        }
+    }
+}
+
+/// How the scales of a weight `[..dims]` lie; zero points lie likewise.
+///
+/// # Errors
+/// When its integers are not known, the scales are not fixed, or there are more or fewer scales or zero points than places.
 fn scales(
     graph: &GraphProto,
     node: &NodeProto,
-    data_type: i32,
-    dims: &[i64],
+    tensor: &TensorProto,
+    packed: &HashMap<String, Packed>,
 ) -> Result<Scales, Error> {
+    let dims = dims_of(tensor, packed);
     let known = matches!(
-        data_type,
+        tensor.data_type(),
         data_type::INT8 | data_type::UINT8 | data_type::INT32
     );
     let scale = node.input(1).and_then(|name| graph.initializer(name));
@@ -288,24 +262,30 @@ fn scales(
     let rank = dims.len();
     let axis = node.int("axis", 1);
     let axis = usize::try_from(if axis < 0 { axis + rank as i64 } else { axis }).unwrap_or(rank);
-    match node.int("block_size", 0) {
-        0 if scale.elements() <= 1 => Ok(Scales::One),
-        0 => Ok(Scales::Axis(axis.min(rank.saturating_sub(1)))),
-        block => {
-            let mut expected = dims.to_vec();
-            let blocks = expected.get_mut(axis).filter(|_| block > 0);
-            if let Some(places) = blocks {
-                *places = *places / block + i64::from(*places % block != 0);
-            }
-            match expected == scale.dims && axis < rank && block > 0 {
-                true => Ok(Scales::Blocks(axis, block)),
-                false => Err(Error::at(
-                    node,
-                    format!("scales {:?} for blocks of {block} of {dims:?}", scale.dims),
-                )),
-            }
+    let found = match node.int("block_size", 0) {
+        0 if scale.elements() == 1 => Scales::One,
+        0 => Scales::Axis(axis.min(rank.saturating_sub(1))),
+        block => Scales::Blocks(axis, block),
+    };
+    let zero = node.input(2).and_then(|name| graph.initializer(name));
+    for (what, own) in [
+        ("scales", Some(&*scale.dims)),
+        ("zero points", zero.map(|zero| dims_of(zero, packed))),
+    ] {
+        if let Some(own) = own.filter(|own| !found.are(own, dims)) {
+            return Err(Error::at(
+                node,
+                format!("{what} {own:?} do not fit {found} of {dims:?}"),
+            ));
         }
     }
+    Ok(found)
+}
+
+/// The shape of a tensor, of one in bytes that of its numbers.
+fn dims_of<'a>(tensor: &'a TensorProto, packed: &'a HashMap<String, Packed>) -> &'a [i64] {
+    let own = packed.get(tensor.name());
+    own.map_or(&tensor.dims, |packed| &packed.dims)
 }
 
 /// `(weight - zero) scale`, in the graph.
@@ -316,9 +296,8 @@ fn weight(
     tensor: &TensorProto,
     packed: &HashMap<String, Packed>,
 ) -> Result<(), Error> {
-    let own = packed.get(tensor.name());
-    let dims = own.map_or(&tensor.dims, |packed| &packed.dims);
-    let scales = scales(graph, node, tensor.data_type(), dims)?;
+    let dims = dims_of(tensor, packed);
+    let scales = scales(graph, node, tensor, packed)?;
     let spread = |builder: &mut Builder, value: &str| match scales {
         Scales::Axis(axis) if axis + 1 < dims.len() => {
             let mut shape = vec![1; dims.len() - axis];
@@ -362,93 +341,6 @@ fn repeated(
     }
     let [start, end, axis] = [0, dims[axis], axis as i64].map(|place| builder.ints(&[place]));
     builder.apply("Slice", &[&value, &start, &end, &axis], &[])
-}
-
-/// A table's numbers, dequantised as `node` does.
-fn numbers(
-    graph: &GraphProto,
-    node: &NodeProto,
-    table: &TensorProto,
-    name: &str,
-    (folder, packed): (&Path, &HashMap<String, Packed>),
-) -> Result<TensorProto, Error> {
-    let own = packed.get(table.name());
-    let dims = own.map_or(&table.dims, |packed| &packed.dims);
-    let scales = scales(graph, node, table.data_type(), dims)?;
-    let factors = node.input(1).and_then(|name| graph.initializer(name));
-    let factors = factors.map(|scale| scale.floats(folder)).transpose()?;
-    let factors = factors.unwrap_or_default();
-    let zeros = match node.input(2).map(|name| graph.initializer(name)) {
-        None => Vec::new(),
-        Some(Some(zero)) => integers(node, zero, packed, folder)?,
-        Some(None) => {
-            return Err(Error::at(
-                node,
-                "a table with zero points of its own making is not known",
-            ));
-        }
-    };
-    let place = |at: usize| match scales {
-        Scales::One => 0,
-        Scales::Axis(axis) => at / behind(dims, axis) % extent(dims, axis),
-        Scales::Blocks(axis, block) => {
-            let (inner, places, block) = (
-                behind(dims, axis),
-                extent(dims, axis),
-                block.max(1) as usize,
-            );
-            let along = at / inner % places / block;
-            (at / inner / places * places.div_ceil(block) + along) * inner + at % inner
-        }
-    };
-    let of = |list: &[f32], at: usize| list.get(place(at)).copied();
-    let number = |(at, value): (usize, &f32)| {
-        (value - of(&zeros, at).unwrap_or(0.0)) * of(&factors, at).unwrap_or(1.0)
-    };
-    let whole = integers(node, table, packed, folder)?;
-    let values: Vec<f32> = whole.iter().enumerate().map(number).collect();
-    Ok(TensorProto::of_floats(name, dims, &values))
-}
-
-/// The whole numbers of a tensor of 4 or 8 bits.
-fn integers(
-    node: &NodeProto,
-    tensor: &TensorProto,
-    packed: &HashMap<String, Packed>,
-    folder: &Path,
-) -> Result<Vec<f32>, Error> {
-    let bytes = tensor.little_endian(folder)?;
-    let signed = |byte: &u8| f32::from(*byte as i8);
-    Ok(match (packed.get(tensor.name()), tensor.data_type()) {
-        (Some(Packed { signed, dims }), _) => {
-            let halves = bytes.iter().flat_map(|byte| [byte & 15, byte >> 4]);
-            let number = |half: u8| match *signed && half > 7 {
-                true => f32::from(half) - 16.0,
-                false => f32::from(half),
-            };
-            let elements: i64 = dims.iter().product();
-            halves.map(number).take(elements as usize).collect()
-        }
-        (None, data_type::INT8) => bytes.iter().map(signed).collect(),
-        (None, data_type::UINT8) => bytes.iter().map(|&byte| f32::from(byte)).collect(),
-        _ => {
-            return Err(Error::at(
-                node,
-                "a table of other than 4-bit or 8-bit integers",
-            ));
-        }
-    })
-}
-
-/// Places of an axis, at least one.
-fn extent(dims: &[i64], axis: usize) -> usize {
-    dims.get(axis).map_or(1, |&places| places.max(1) as usize)
-}
-
-/// Numbers behind one place of an axis, at least one.
-fn behind(dims: &[i64], axis: usize) -> usize {
-    let inner: i64 = dims.iter().skip(axis + 1).product();
-    inner.max(1) as usize
 }
 
 /// Replaces what rounds activations by the same arithmetic without rounding; whether there was any.
@@ -496,4 +388,72 @@ pub(crate) fn unround(graph: &mut GraphProto, opset: i64) -> bool {
     }
     builder.append_to(graph);
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::builder::Attribute;
+
+    fn bytes(name: &str, dims: &[i64], values: &[u8]) -> TensorProto {
+        TensorProto::of_raw(name, data_type::UINT8, dims, values.to_vec())
+    }
+
+    /// Rows looked up in a table `[3, 2]` of bytes and dequantised along `axis`.
+    fn looked_up(scales: &[f32], zeros: &[u8], axis: i64) -> GraphProto {
+        let mut graph = GraphProto {
+            initializer: vec![
+                bytes("table", &[3, 2], &[0, 1, 2, 3, 4, 5]),
+                TensorProto::of_floats("scales", &[scales.len() as i64], scales),
+                bytes("zeros", &[zeros.len() as i64], zeros),
+            ],
+            ..GraphProto::default()
+        };
+        let mut builder = Builder::beside(&graph, "rows", 21);
+        let rows = builder.apply("Gather", &["table", "ids"], &[]);
+        let inputs = [&*rows, "scales", "zeros"];
+        builder.apply(
+            "DequantizeLinear",
+            &inputs,
+            &[("axis", Attribute::Int(axis))],
+        );
+        builder.append_to(&mut graph);
+        graph
+    }
+
+    #[test]
+    fn a_table_has_the_scales_of_its_places() {
+        let table: [(&[f32], &[u8], [f32; 6]); 2] = [
+            (&[2.0], &[1], [-2.0, 0.0, 2.0, 4.0, 6.0, 8.0]),
+            (&[2.0, 10.0], &[0, 1], [0.0, 0.0, 4.0, 20.0, 8.0, 40.0]),
+        ];
+        for (scales, zeros, expected) in table {
+            let mut graph = looked_up(scales, zeros, -1);
+            write_out(&mut graph, 21, Path::new("")).unwrap();
+            let operators: Vec<_> = graph.node.iter().map(NodeProto::op_type).collect();
+            assert_eq!(operators, ["Gather"]);
+            let made = graph.node[0]
+                .input(0)
+                .and_then(|name| graph.initializer(name));
+            let made = made.unwrap().floats(Path::new("")).unwrap();
+            assert_eq!(made, expected);
+        }
+    }
+
+    #[test]
+    fn scales_and_zero_points_of_another_count_are_refused_by_the_node() {
+        let table: [(&[f32], &[u8], &str); 4] = [
+            (&[], &[], "scales [0]"),
+            (&[1.0, 2.0, 3.0], &[0, 0, 0], "scales [3]"),
+            (&[1.0, 2.0], &[0], "zero points [1]"),
+            (&[1.0], &[0, 0], "zero points [2]"),
+        ];
+        for (scales, zeros, part) in table {
+            let mut graph = looked_up(scales, zeros, -1);
+            let node = graph.node[1].label().to_owned();
+            let error = write_out(&mut graph, 21, Path::new("")).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains(part) && error.contains(&node), "{error}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The adapter folder of an imported prompt.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, fs, io::ErrorKind, path::Path};
 
 use preface_bundle::{HeadKind, Positions};
 use safetensors::{Dtype, tensor::TensorView};
@@ -70,11 +70,23 @@ pub(super) fn card(
 /// Writes the three files of an adapter folder, `preface.json` last: without it the folder is none.
 pub(super) fn write(folder: &Path, adapter: &Adapter, card: &Value) -> Result<(), Error> {
     make_folder(folder)?;
+    remove(&folder.join(DESCRIPTION))?;
     let config = peft_config::own(adapter);
     let write = |name: &str, bytes: &[u8]| write_file(&folder.join(name), bytes, Access::Everyone);
     write(TENSORS, &safetensors(folder, &own_tensors(adapter))?)?;
     write(CONFIG, &pretty(&config))?;
     write(DESCRIPTION, &pretty(card))
+}
+
+/// Removes a file where there is one.
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::Write {
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn pretty(value: &Value) -> Vec<u8> {

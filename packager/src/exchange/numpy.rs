@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     Imported, Target, Wishes,
-    card::{CONFIG, Parts, card},
+    card::{Parts, card},
     foreign, npy,
     peft::{head::alone, task_of},
     refuse_gguf, small,
@@ -55,7 +55,7 @@ pub fn import_numpy(path: &Path, target: &Target, wishes: &Wishes) -> Result<Imp
         pooling: &head.pooling,
         receipt: json!({"imported_from": "numpy"}),
     };
-    let (card, description) = card(&path.with_file_name(CONFIG), parts, target, wishes)?;
+    let (card, description) = card(path, parts, target, wishes)?;
     let adapter = Adapter {
         description,
         prompt,

@@ -15,7 +15,7 @@ use serde_json::json;
 use self::reader::{Parameter, parameters};
 use super::{
     BaseKind, Imported, Target, Wishes,
-    card::{CONFIG, Parts, card},
+    card::{Parts, card},
     foreign,
     peft::head::alone,
     refuse_gguf, small,
@@ -174,7 +174,7 @@ pub fn import_ort_adapter(
         pooling: &head.pooling,
         receipt: json!({"imported_from": "ort-adapter"}),
     };
-    let (card, description) = card(&path.with_file_name(CONFIG), parts, target, wishes)?;
+    let (card, description) = card(path, parts, target, wishes)?;
     let adapter = Adapter {
         description,
         prompt,

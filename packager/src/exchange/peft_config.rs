@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Access, Adapter, Description, Error, Form, Layer,
-    adapter::{BIAS, PROMPT, TENSORS, WEIGHT},
+    adapter::{BIAS, DESCRIPTION, PROMPT, TENSORS, WEIGHT},
     write_file,
 };
 
@@ -40,9 +40,15 @@ pub struct Exported {
 /// Writes a folder that `PeftModel.from_pretrained` loads on the base `target`.
 ///
 /// # Errors
-/// [`Error::Foreign`] where PEFT has no equal of the form; [`Error::Write`] and its neighbours.
+/// [`Error::Foreign`] where PEFT has no equal of the form, or the folder is an adapter's; [`Error::Write`] and its neighbours.
 pub fn export_peft(adapter: &Adapter, target: &Target, folder: &Path) -> Result<Exported, Error> {
     let description = &adapter.description;
+    if folder.join(DESCRIPTION).exists() {
+        return Err(foreign(
+            folder,
+            "it is an adapter folder of this program, whose tensors lie otherwise; name another folder with -o",
+        ));
+    }
     check_form(folder, description, target)?;
     let mut differences = position_difference(description);
     let (task_type, head) = head(adapter, target, &mut differences);

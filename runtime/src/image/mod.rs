@@ -299,6 +299,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_file_is_no_image_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), 0o600.into()).unwrap();
+        fs::write(at("empty"), "").unwrap();
+        for path in [folder.path().to_owned(), at("pipe"), at("empty")] {
+            let opened = open(&path);
+            assert!(
+                matches!(opened, Err(Error::NotAnImage { .. })),
+                "{opened:?}"
+            );
+        }
+    }
+
+    #[test]
     fn an_image_says_what_it_holds() {
         let (_folder, path, bytes) = compiled();
         let image = open(&path).unwrap();

@@ -145,14 +145,30 @@ pub fn groups(writer: &mut Writer, interleaved: i64, packed: bool, window: i64) 
 
 /// Embedding rows looked up in a table of 4 bits with a scale and a zero point a block.
 pub fn table_in_blocks(writer: &mut Writer) -> String {
+    looked_up_in_blocks(writer, 4, true)
+}
+
+/// The same of 8 bits, whose zero points are left out: they are the middle of the bytes.
+pub fn bytes_in_blocks(writer: &mut Writer) -> String {
+    looked_up_in_blocks(writer, 8, false)
+}
+
+fn looked_up_in_blocks(writer: &mut Writer, bits: i64, has_zeros: bool) -> String {
     const BLOCK: i64 = 16;
     writer.builder.nodes.clear();
-    let [table, zeros] = [WIDTH / 2, WIDTH / BLOCK / 2]
-        .map(|bytes| writer.whole(data_type::UINT8, &[VOCABULARY, bytes]));
-    let scales = writer.weight(&[VOCABULARY, WIDTH / BLOCK], 0.2);
-    let sizes = [("block_size", BLOCK), ("bits", 4), ("quantize_axis", 1)];
+    let of_bytes = |writer: &mut Writer, numbers: i64| {
+        writer.whole(data_type::UINT8, &[VOCABULARY, numbers * bits / 8])
+    };
+    let table = of_bytes(writer, WIDTH);
+    let spread = 3.2 / (1 << bits) as f32;
+    let scales = writer.weight(&[VOCABULARY, WIDTH / BLOCK], spread);
+    let mut inputs = vec![table, "ids".to_owned(), scales];
+    if has_zeros {
+        inputs.push(of_bytes(writer, WIDTH / BLOCK));
+    }
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let sizes = [("block_size", BLOCK), ("bits", bits), ("quantize_axis", 1)];
     let sizes = sizes.map(|(name, size)| (name, Attribute::Int(size)));
-    let inputs = [table.as_str(), "ids", &scales, &zeros];
     writer.rows = writer.contrib("GatherBlockQuantized", &inputs, &sizes);
     plain_attention(writer)
 }

@@ -6,7 +6,6 @@ mod device;
 
 use std::{
     borrow::Cow,
-    ffi::OsStr,
     path::{Path, PathBuf},
 };
 
@@ -126,17 +125,18 @@ impl Library {
     /// which change answers by several percent.
     ///
     /// # Errors
-    /// When ONNX Runtime refuses the model.
+    /// When ONNX Runtime refuses the model, or the folder's path is not UTF-8.
     pub fn session(
         &self,
         model: &ModelProto,
         folder: &Path,
         threads: usize,
     ) -> Result<Session, Error> {
+        let folder = name_of(folder)?;
         self.open(model, folder, threads).map_err(engine)
     }
 
-    fn open(&self, model: &ModelProto, folder: &Path, threads: usize) -> ort::Result<Session> {
+    fn open(&self, model: &ModelProto, folder: &str, threads: usize) -> ort::Result<Session> {
         let builder = Inner::builder(&self.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_log_level(LogLevel::Fatal)?
@@ -148,7 +148,7 @@ impl Library {
             .with_config_entry("session.disable_quant_qdq", "1")?
             .with_config_entry(
                 "session.model_external_initializers_file_folder_path",
-                text(folder.as_os_str()),
+                folder,
             )?;
         let mut builder = match self.place {
             Place::Cpu => builder,
@@ -166,10 +166,15 @@ fn packs(model: &ModelProto) -> bool {
     elements.sum::<usize>() <= MOST_PACKED
 }
 
-fn text(path: &OsStr) -> Cow<'_, str> {
-    match path.is_empty() {
-        true => Cow::Borrowed("."),
-        false => path.to_string_lossy(),
+/// A folder as ONNX Runtime is told it.
+fn name_of(folder: &Path) -> Result<&str, Error> {
+    match folder.to_str() {
+        Some("") => Ok("."),
+        Some(name) => Ok(name),
+        None => Err(Error::Options(format!(
+            "ONNX Runtime opens no folder whose path is not UTF-8: rename {}, or name a link to it",
+            folder.display()
+        ))),
     }
 }
 
@@ -200,7 +205,7 @@ impl Session {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::{io::Write, sync::OnceLock};
+    use std::{ffi::OsStr, io::Write, os::unix::ffi::OsStrExt, sync::OnceLock};
 
     use super::*;
 
@@ -217,6 +222,14 @@ pub(crate) mod tests {
             place: Place::Cpu,
             fallback: None,
         }
+    }
+
+    #[test]
+    fn a_folder_that_onnx_runtime_cannot_be_told_is_named() {
+        let folder = Path::new(OsStr::from_bytes(b"a\xffb"));
+        let opened = library().session(&ModelProto::default(), folder, 1);
+        let error = opened.err().unwrap().to_string();
+        assert!(error.contains("is not UTF-8: rename a\u{fffd}b"), "{error}");
     }
 
     #[test]

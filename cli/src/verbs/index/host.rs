@@ -108,8 +108,7 @@ pub fn new(new: &New, output: &Output) -> anyhow::Result<ExitCode> {
         bail!("there is nothing to name: give bundles, or --from the index before");
     }
     for path in &new.bundles {
-        let file =
-            read(path).map_err(|error| Refused::at(path, error.bundle_exit_code(), &error))?;
+        let file = read(path).map_err(Refused::unread)?;
         let release = verified(path, &file, &store)?;
         let newest = Newest {
             trust_version: release.trust_version,

@@ -348,9 +348,10 @@ impl Arguments {
     fn init(&self) -> anyhow::Result<Init> {
         let named = match self.init.split_once(':') {
             Some(("text", text)) => Some(Init::Text(text.to_owned())),
-            Some(("adapter", folder)) => Some(Init::Prompt(Box::new(
-                Adapter::read(folder.as_ref())?.prompt,
-            ))),
+            Some(("adapter", folder)) => {
+                let adapter = Adapter::read(folder.as_ref())?;
+                Some(Init::Prompt(Box::new(adapter.start(folder.as_ref())?)))
+            }
             _ => None,
         };
         Ok(match (named, self.init.as_str()) {

@@ -13,7 +13,6 @@ use preface_packager::{
     Access, TrustChange, VersionStep, change_trust, is_root, new_trust, signature_text, write_file,
     write_trust,
 };
-use preface_runtime::bundle::read_trust;
 use serde_json::json;
 
 use crate::{
@@ -213,7 +212,7 @@ impl Place {
             true => VersionStep::Stay,
             false => VersionStep::Next,
         };
-        let text = change_trust(&read_trust(&self.file)?, change, step)?;
+        let text = change_trust(&valid_trust(&self.file)?, change, step)?;
         write(self.output.as_ref().unwrap_or(&self.file), &text, output)
     }
 }
