@@ -653,7 +653,19 @@ fn files_that_do_not_go_together_are_named() {
     let scene = Scene::new();
     fs::copy(scene.at("rows.preface"), scene.at("again.preface")).unwrap();
     fs::write(scene.at("bad"), "preface-trust v1\n").unwrap();
-    let table: [(&[&str], &str); 3] = [
+    let table: [(&[&str], &str); 4] = [
+        (
+            &[
+                "--base",
+                "x.base",
+                "--trust",
+                "trust",
+                "--bundle",
+                "rows.preface",
+                "it is dark",
+            ],
+            "a text stands before it, or behind --: cannot read it is dark",
+        ),
         (
             &[
                 "--base",

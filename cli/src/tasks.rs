@@ -121,7 +121,13 @@ impl Files {
     ) -> anyhow::Result<Vec<TaskHandle>> {
         let mut handles = Vec::new();
         for path in &self.bundles {
-            let handle = session.load_file(path, trust, unix_now())?;
+            let handle = session.load_file(path, trust, unix_now());
+            let handle = match handle {
+                Err(error) if !handles.is_empty() && !path.exists() => Err(error).context(
+                    "every word that follows --bundle is a file: a text stands before it, or behind --",
+                ),
+                handle => Ok(handle?),
+            }?;
             if let Some(place) = handles.iter().position(|&other| other == handle) {
                 bail!(
                     "{} and {} both have the task {}; give one of them",
