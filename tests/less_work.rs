@@ -14,7 +14,7 @@ use preface_graph::{
     facts::Facts,
     hidden,
     inputs::Size,
-    onnx::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto, data_type},
+    onnx::{GraphProto, ModelProto, ValueInfoProto, data_type},
     rows, splice,
     splice::Prefix,
     wiring::Wiring,
@@ -44,16 +44,11 @@ struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     fn new(base: &'a Base) -> Self {
-        let mut bench = Self {
+        Self {
             base,
             model: base.model.clone(),
             extra: Vec::new(),
-        };
-        bench.model.opset_import.push(OperatorSetIdProto {
-            domain: Some("com.microsoft".into()),
-            version: Some(1),
-        });
-        bench
+        }
     }
 
     fn graph(&mut self) -> &mut GraphProto {
@@ -137,12 +132,11 @@ impl<'a> Bench<'a> {
         });
         let facts = self.facts();
         let opset = self.model.opset();
-        let graph = self.graph();
-        let mut builder = Builder::beside(graph, "gradient", opset);
+        let mut builder = Builder::beside(self.graph(), "gradient", opset);
         let wanted: Vec<String> = wanted.iter().map(|&name| name.to_owned()).collect();
         let seeds = [(value.to_owned(), COTANGENT.to_owned())];
-        let gradients = backward(graph, &facts, &mut builder, &seeds, &wanted).unwrap();
-        builder.append_to(graph);
+        let gradients = backward(&mut self.model, &facts, &mut builder, &seeds, &wanted).unwrap();
+        builder.append_to(self.graph());
         gradients
     }
 

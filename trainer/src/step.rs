@@ -16,7 +16,7 @@ use preface_graph::{
     cut,
     facts::Facts,
     inputs::Size,
-    onnx::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto, data_type},
+    onnx::{GraphProto, ModelProto, ValueInfoProto, data_type},
     order, rows, splice,
     wiring::Wiring,
 };
@@ -243,7 +243,6 @@ struct Assembly<'a> {
 impl<'a> Assembly<'a> {
     fn begin(base: &'a Base, sizes: &'a Sizes, extent: Extent) -> Self {
         let mut model = base.model.clone();
-        import_contrib(&mut model);
         let opset = model.opset();
         let builder = Builder::beside(model.graph.get_or_insert_default(), "preface", opset);
         Self {
@@ -534,8 +533,7 @@ impl<'a> Assembly<'a> {
             .iter()
             .map(|(.., name)| name.clone())
             .collect();
-        let graph = self.model.graph.get_or_insert_default();
-        let gradients = backward(graph, &facts, &mut self.builder, seeds, &names)?;
+        let gradients = backward(&mut self.model, &facts, &mut self.builder, seeds, &names)?;
         self.flush();
         Ok(gradients)
     }
@@ -580,19 +578,5 @@ impl<'a> Assembly<'a> {
     /// Whether the prompt stands behind the text.
     fn after(&self) -> bool {
         self.sizes.form.place() == Place::After
-    }
-}
-
-fn import_contrib(model: &mut ModelProto) {
-    let domain = "com.microsoft";
-    if !model
-        .opset_import
-        .iter()
-        .any(|entry| entry.domain() == domain)
-    {
-        model.opset_import.push(OperatorSetIdProto {
-            domain: Some(domain.into()),
-            version: Some(1),
-        });
     }
 }

@@ -3,6 +3,7 @@
 mod array;
 mod cuda;
 mod device;
+mod kernels;
 
 use std::{
     borrow::Cow,
@@ -151,7 +152,7 @@ impl Library {
                 text(folder.as_os_str()),
             )?;
         let mut builder = match self.place {
-            Place::Cpu => builder,
+            Place::Cpu => builder.with_operators(kernels::domain()?)?,
             Place::Cuda(number) => builder.with_execution_providers([cuda::provider(number)])?,
         };
         let inner = builder.commit_from_memory(&model.encode_to_vec())?;
