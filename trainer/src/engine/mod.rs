@@ -124,7 +124,8 @@ impl Library {
     /// Weights that lie in files are mapped, not read. Those of small models are laid out anew, which products gain
     /// from; larger ones are used where they are. Memory is not planned by the shape of a batch, which would double it,
     /// and threads that wait sleep. What rounds activations is computed as it is written, not by integers in between,
-    /// which change answers by several percent.
+    /// which change answers by several percent. The processor has kernels for the passes of
+    /// [`autodiff::passes`](crate::autodiff::passes); other devices run their definitions.
     ///
     /// # Errors
     /// When ONNX Runtime refuses the model.
