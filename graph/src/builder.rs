@@ -5,7 +5,10 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use crate::onnx::{AttributeProto, GraphProto, NodeProto, TensorProto, attribute_type, data_type};
+use crate::onnx::{
+    AttributeProto, FunctionProto, GraphProto, NodeProto, OperatorSetIdProto, TensorProto,
+    attribute_type, data_type,
+};
 
 /// The value of an attribute.
 #[derive(Clone, Debug)]
@@ -182,6 +185,39 @@ impl Builder {
                 &[input],
                 &[("axes", Attribute::Ints(axes.to_vec())), keepdims],
             )
+        }
+    }
+
+    /// Makes the nodes, with their constants before them, a function of the model's own.
+    pub fn into_function(
+        self,
+        domain: &str,
+        name: &str,
+        inputs: Vec<String>,
+        output: String,
+    ) -> FunctionProto {
+        let constants = self.initializers.into_iter().map(|tensor| NodeProto {
+            op_type: Some("Constant".into()),
+            output: vec![tensor.name().to_owned()],
+            attribute: vec![AttributeProto {
+                name: Some("value".into()),
+                r#type: Some(attribute_type::TENSOR),
+                t: Some(tensor),
+                ..AttributeProto::default()
+            }],
+            ..NodeProto::default()
+        });
+        FunctionProto {
+            domain: Some(domain.to_owned()),
+            name: Some(name.to_owned()),
+            input: inputs,
+            output: vec![output],
+            node: constants.chain(self.nodes).collect(),
+            opset_import: vec![OperatorSetIdProto {
+                domain: Some(String::new()),
+                version: Some(self.opset),
+            }],
+            ..FunctionProto::default()
         }
     }
 

@@ -6,6 +6,7 @@
 //! node's output, and the walk alone sums them back to the shape of the input.
 
 mod gelu;
+pub mod passes;
 mod rules;
 mod slices;
 
@@ -14,9 +15,10 @@ use std::collections::{HashMap, HashSet};
 use preface_graph::{
     builder::{Attribute, Builder},
     facts::{Fact, Facts},
-    onnx::{GraphProto, NodeProto},
+    onnx::{GraphProto, ModelProto, NodeProto, OperatorSetIdProto, data_type},
 };
 
+use self::passes::{PASSES, Pass};
 use crate::Error;
 
 pub use rules::RULES;
@@ -209,6 +211,17 @@ impl Call<'_> {
         self.builder.apply(operator, inputs, &[])
     }
 
+    /// Applies a gradient in one pass.
+    ///
+    /// # Errors
+    /// When the element type of the first output is not known.
+    pub fn pass(&mut self, pass: &Pass, operands: &[&str]) -> Result<String, Error> {
+        Ok(match self.fact(&self.output())?.data_type {
+            data_type::FLOAT => self.apply(&pass.operator(), operands),
+            other => (pass.body)(self.builder, other, operands),
+        })
+    }
+
     /// A scalar of the element type of the first output.
     ///
     /// # Errors
@@ -275,17 +288,18 @@ impl Call<'_> {
 /// returns their names, in the order of `wanted`.
 ///
 /// GELUs that the graph writes out become nodes of com.microsoft first, and nodes are asked for further outputs that
-/// gradients use; the model must import that domain.
+/// gradients use; the model imports the domains of new nodes and defines the [`passes`] that they apply.
 ///
 /// # Errors
 /// When an operator on the way has no rule, or no gradient reaches a wanted value; the node is named.
 pub fn backward(
-    graph: &mut GraphProto,
+    model: &mut ModelProto,
     facts: &Facts,
     builder: &mut Builder,
     seeds: &[(String, String)],
     wanted: &[String],
 ) -> Result<Vec<String>, Error> {
+    let graph = model.graph.get_or_insert_default();
     gelu::fuse(graph, facts);
     let Path { needed, nodes } = nodes_between(graph, facts, seeds, wanted)?;
     let mended = mended(graph, facts);
@@ -327,7 +341,32 @@ pub fn backward(
         })?;
         Ok(sum(builder, parts))
     };
-    wanted.iter().map(gradient_of).collect()
+    let gradients = wanted.iter().map(gradient_of).collect();
+    import(model, builder);
+    gradients
+}
+
+/// Imports the domains of nodes that gradients take, and defines the passes that `builder` applied.
+fn import(model: &mut ModelProto, builder: &Builder) {
+    const FIRST_WITH_FUNCTIONS: i64 = 8;
+    for domain in ["com.microsoft", passes::DOMAIN] {
+        let mut imported = model.opset_import.iter();
+        if !imported.any(|entry| entry.domain() == domain) {
+            model.opset_import.push(OperatorSetIdProto {
+                domain: Some(domain.into()),
+                version: Some(1),
+            });
+        }
+    }
+    for pass in PASSES {
+        let mut nodes = builder.nodes.iter();
+        if nodes.any(|node| node.operator() == pass.operator()) {
+            model
+                .functions
+                .push(pass.function(data_type::FLOAT, builder.opset()));
+            model.ir_version = model.ir_version.max(Some(FIRST_WITH_FUNCTIONS));
+        }
+    }
 }
 
 type Flow = fn(&mut Call) -> Result<Vec<Part>, Error>;

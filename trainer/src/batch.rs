@@ -1,13 +1,13 @@
 //! Examples as the arrays that a graph is fed.
 
-use preface_graph::{Description, Kind};
+use preface_graph::{Description, Kind, cut::Cut};
 
 use crate::{
     encode::{Encoded, Truth},
     engine::Array,
     form::{Form, Moves, Place},
     heads::Pooling,
-    step::{CHOICE, LABELS, LOWER, PLACES, Step, TARGETS, WEIGHTS},
+    step::{CHOICE, LABELS, PLACES, Step, TARGETS, WEIGHTS},
 };
 
 /// How rows are laid out for one step.
@@ -54,7 +54,7 @@ impl Batch {
         sheet.texts();
         sheet.past();
         sheet.places(step.input(PLACES));
-        sheet.lower(step.input(LOWER));
+        sheet.lower(&step.cuts);
         sheet.answers(step, candidates.first().map_or(0, Vec::len));
         let graph = step.model.graph.iter();
         let declared: Vec<&str> = graph
@@ -147,18 +147,12 @@ impl Sheet<'_> {
             let Some(layer) = self.layout.base.layers.get(index / 2) else {
                 return;
             };
-            let mut cache = Vec::new();
-            for row in self.rows {
-                let own = row.past.caches.get(index).map_or(&[][..], Vec::as_slice);
-                let head = row.past.ids.len() * layer.head_dim;
-                for number in 0..layer.kv_heads {
-                    cache.extend_from_slice(&own[number * head..(number + 1) * head]);
-                    cache.resize(
-                        cache.len() + (width - row.past.ids.len()) * layer.head_dim,
-                        0.0,
-                    );
-                }
-            }
+            let parts = self.rows.iter().map(|row| {
+                let cache = row.past.caches.get(index);
+                cache.map_or(&[][..], Vec::as_slice)
+            });
+            let parts: Vec<&[f32]> = parts.collect();
+            let cache = padded(&parts, layer.kv_heads, width * layer.head_dim);
             let shape = [self.rows.len(), layer.kv_heads, width, layer.head_dim];
             self.feeds
                 .push((name.clone(), Array::floats(&shape, cache)));
@@ -183,20 +177,17 @@ impl Sheet<'_> {
             .push((name.into(), Array::floats(&shape, places)));
     }
 
-    /// Hidden rows that were computed before: `[rows, sequence, hidden]`.
-    fn lower(&mut self, name: &str) {
-        if self.rows.iter().any(|row| row.lower.is_empty()) {
-            return;
+    /// What was computed before, cut by cut.
+    fn lower(&mut self, cuts: &[Cut]) {
+        for (index, cut) in cuts.iter().enumerate() {
+            let parts = self.rows.iter().filter_map(|row| row.lower.get(index));
+            let parts: Vec<&[f32]> = parts.map(Vec::as_slice).collect();
+            let line = self.width * cut.inner.iter().product::<usize>();
+            let values = padded(&parts, cut.outer.iter().product(), line);
+            let shape = cut.shape(self.rows.len(), self.width);
+            self.feeds
+                .push((cut.value.clone(), Array::floats(&shape, values)));
         }
-        let line = self.width * self.layout.base.hidden;
-        let mut hidden = Vec::with_capacity(self.rows.len() * line);
-        for (index, row) in self.rows.iter().enumerate() {
-            hidden.extend_from_slice(&row.lower);
-            hidden.resize((index + 1) * line, 0.0);
-        }
-        let shape = [self.rows.len(), self.width, self.layout.base.hidden];
-        self.feeds
-            .push((name.into(), Array::floats(&shape, hidden)));
     }
 
     /// Where answers are read, what they should be, and how much each counts.
@@ -322,6 +313,19 @@ struct Reading {
     chosen: Vec<(usize, f32)>,
     class: usize,
     weight: f32,
+}
+
+/// Parts of so many lines each, side by side, every line filled up with zeros to `length` numbers.
+fn padded(parts: &[&[f32]], lines: usize, length: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(parts.len() * lines * length);
+    for part in parts {
+        let own = part.len() / lines;
+        for line in 0..lines {
+            values.extend_from_slice(&part[line * own..(line + 1) * own]);
+            values.resize(values.len() + length - own, 0.0);
+        }
+    }
+    values
 }
 
 /// The index of the id at a place of the sequence; `None` at the prompt.

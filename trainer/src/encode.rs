@@ -55,8 +55,8 @@ pub struct Encoded {
     pub truth: Truth,
     /// The line in its file, counted from 1.
     pub line: usize,
-    /// Hidden rows `[ids, hidden]` of the layers that no prompt reaches, where they were computed before.
-    pub lower: Vec<f32>,
+    /// What no prompt reaches, where it was computed before: `[..outer, ids, ..inner]` of each of the graph's cuts.
+    pub lower: Vec<Vec<f32>>,
     /// Keys and values of the text before the ids, where they were computed before.
     pub past: Past,
 }

@@ -13,10 +13,10 @@ use preface_bundle::Before;
 use preface_graph::{
     Base, SIZES,
     builder::{Attribute, Builder},
-    cut,
+    cut::{self, Cut},
     facts::Facts,
     inputs::Size,
-    onnx::{GraphProto, ModelProto, OperatorSetIdProto, ValueInfoProto, data_type},
+    onnx::{GraphProto, ModelProto, ValueInfoProto, data_type},
     order, rows, splice,
     wiring::Wiring,
 };
@@ -43,8 +43,6 @@ pub const WEIGHTS: &str = "weights";
 pub const TARGETS: &str = "targets";
 /// Which virtual token stands at each place `[batch, sequence, tokens]`.
 pub const PLACES: &str = "places";
-/// Hidden rows below the first layer that a prompt reaches `[batch, sequence, hidden]`.
-pub const LOWER: &str = "lower";
 /// The gradient of the hidden rows `[batch, sequence, hidden]`.
 pub const COTANGENT: &str = "cotangent";
 
@@ -107,9 +105,9 @@ pub enum Purpose<'a> {
 pub struct Extent {
     /// Prompts, each with its head.
     pub candidates: usize,
-    /// Whether what no prompt reaches is taken as it was computed before: layers below a prefix from [`LOWER`], the text
-    /// before a prompt behind it from the graph's caches.
-    pub cached: bool,
+    /// Numbers a token that may be taken as they were computed before, where no prompt reaches them: below a prefix
+    /// [`Step::cuts`], of the text before a prompt behind it the graph's caches. 0 where everything is computed.
+    pub cached: usize,
 }
 
 impl Extent {
@@ -124,7 +122,7 @@ impl Extent {
     /// One candidate, all layers.
     pub const ONE: Self = Self {
         candidates: 1,
-        cached: false,
+        cached: 0,
     };
 }
 
@@ -142,7 +140,9 @@ pub struct Step {
     pub inputs: HashMap<&'static str, String>,
     /// Classes of the head.
     pub classes: usize,
-    /// The model that computes [`LOWER`] from the base's inputs, where it is taken from there.
+    /// What the graph takes as it was computed before.
+    pub cuts: Vec<Cut>,
+    /// The model that computes it from the base's inputs, where there is any.
     pub lower: Option<ModelProto>,
     /// Where it has dropout.
     pub dropout: Places,
@@ -188,6 +188,7 @@ impl Step {
             given: Vec::new(),
             inputs: HashMap::new(),
             classes: 0,
+            cuts: Vec::new(),
             lower: None,
             dropout: Places::default(),
         }
@@ -236,6 +237,7 @@ struct Assembly<'a> {
     inputs: HashMap<&'static str, String>,
     shapes: HashMap<String, [Vec<i64>; 2]>,
     classes: usize,
+    cuts: Vec<Cut>,
     lower: Option<ModelProto>,
     dropout: Places,
 }
@@ -243,7 +245,6 @@ struct Assembly<'a> {
 impl<'a> Assembly<'a> {
     fn begin(base: &'a Base, sizes: &'a Sizes, extent: Extent) -> Self {
         let mut model = base.model.clone();
-        import_contrib(&mut model);
         let opset = model.opset();
         let builder = Builder::beside(model.graph.get_or_insert_default(), "preface", opset);
         Self {
@@ -257,6 +258,7 @@ impl<'a> Assembly<'a> {
             inputs: HashMap::new(),
             shapes: HashMap::new(),
             classes: 0,
+            cuts: Vec::new(),
             lower: None,
             dropout: Places::default(),
         }
@@ -339,9 +341,9 @@ impl<'a> Assembly<'a> {
         self.put(end);
     }
 
-    /// Takes the layers that no prompt reaches out of the graph, where that is asked for and there are any.
+    /// Takes what no prompt reaches out of the graph, where that is asked for and there is any.
     fn cut_lower(&mut self) -> Result<(), Error> {
-        if !self.extent.cached || self.after() {
+        if self.extent.cached == 0 || self.after() {
             return Ok(());
         }
         let facts = self.facts();
@@ -351,23 +353,25 @@ impl<'a> Assembly<'a> {
             .map(|(.., name)| name.clone())
             .collect();
         let graph = self.model.graph.get_or_insert_default();
-        let Some(value) = cut::find(graph, &facts, &self.base.description, &free) else {
+        let description = &self.base.description;
+        let cuts = cut::find(graph, &facts, description, &free, self.extent.cached);
+        if cuts.is_empty() {
             return Ok(());
-        };
+        }
         let mut lower = self.model.clone();
-        splice::prune(
-            lower.graph.get_or_insert_default(),
-            vec![ValueInfoProto::untyped(&value)],
-        );
+        let outputs = cuts.iter().map(|cut| ValueInfoProto::untyped(&cut.value));
+        splice::prune(lower.graph.get_or_insert_default(), outputs.collect());
         self.lower = Some(lower);
         let opset = self.model.opset();
-        cut::behind(self.graph(), opset, &facts, &value)?;
-        let hidden = self.base.description.hidden as i64;
-        self.shapes.insert(
-            value.clone(),
-            self.at_sizes(|size| vec![size.batch, size.sequence, hidden]),
-        );
-        self.inputs.insert(LOWER, value);
+        cut::behind(self.graph(), opset, &facts, &cuts)?;
+        for cut in &cuts {
+            let shapes = self.at_sizes(|size| {
+                let shape = cut.shape(size.batch as usize, size.sequence as usize);
+                shape.into_iter().map(|dim| dim as i64).collect()
+            });
+            self.shapes.insert(cut.value.clone(), shapes);
+        }
+        self.cuts = cuts;
         Ok(())
     }
 
@@ -426,6 +430,7 @@ impl<'a> Assembly<'a> {
             given: self.given,
             inputs: self.inputs,
             classes: self.classes,
+            cuts: self.cuts,
             lower: self.lower,
             dropout: self.dropout,
         }
@@ -534,8 +539,7 @@ impl<'a> Assembly<'a> {
             .iter()
             .map(|(.., name)| name.clone())
             .collect();
-        let graph = self.model.graph.get_or_insert_default();
-        let gradients = backward(graph, &facts, &mut self.builder, seeds, &names)?;
+        let gradients = backward(&mut self.model, &facts, &mut self.builder, seeds, &names)?;
         self.flush();
         Ok(gradients)
     }
@@ -546,7 +550,7 @@ impl<'a> Assembly<'a> {
             batch: size.batch * self.extent.candidates as i64,
             sequence: size.sequence + self.sizes.form.slots() as i64,
             decoder_sequence: size.decoder_sequence + self.sizes.form.decoder_slots() as i64,
-            past: if self.extent.cached && self.after() {
+            past: if self.extent.cached > 0 && self.after() {
                 size.past
             } else {
                 0
@@ -580,19 +584,5 @@ impl<'a> Assembly<'a> {
     /// Whether the prompt stands behind the text.
     fn after(&self) -> bool {
         self.sizes.form.place() == Place::After
-    }
-}
-
-fn import_contrib(model: &mut ModelProto) {
-    let domain = "com.microsoft";
-    if !model
-        .opset_import
-        .iter()
-        .any(|entry| entry.domain() == domain)
-    {
-        model.opset_import.push(OperatorSetIdProto {
-            domain: Some(domain.into()),
-            version: Some(1),
-        });
     }
 }

@@ -92,7 +92,7 @@ impl<'a> Task<'a> {
             class_weights: class_weights(options.class_weights, &train.rows, labels.len()),
             extent: Extent {
                 candidates: options.candidates.len(),
-                cached: false,
+                cached: 0,
             },
             base,
             options,

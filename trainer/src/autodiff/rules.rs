@@ -3,7 +3,7 @@
 //! Formulas are those of the operators' definitions in the ONNX operator reference, differentiated by hand;
 //! the source is named where there is another.
 
-use std::f64::consts::{FRAC_1_SQRT_2, PI};
+use std::f64::consts::PI;
 
 use preface_graph::{builder::Attribute, onnx::data_type};
 
@@ -11,7 +11,7 @@ use super::{
     Call, Check, Gradient,
     Gradient::{Flows, Stops},
     Operand::{Absent, Fixed, Free, Ints, Number, Positive, Table, Truth},
-    Part, Rule, Setting, slices,
+    Part, Rule, Setting, passes, slices,
 };
 use crate::Error;
 
@@ -662,12 +662,16 @@ fn gemm(call: &mut Call) -> Parts {
 
 /// `y (dy - sum(dy y))`; a row that hides everything passes nothing.
 fn softmax(call: &mut Call) -> Parts {
-    let axis = call.node.int("axis", -1);
     let (output, gradient) = (call.mended_output(), call.gradient()?);
-    let weighted = call.apply("Mul", &[&gradient, &output]);
-    let total = call.builder.reduce("ReduceSum", &weighted, &[axis], true);
-    let shared = call.apply("Mul", &[&output, &total]);
-    one(Part::exact(0, call.apply("Sub", &[&weighted, &shared])))
+    let operands = [gradient.as_str(), &output];
+    let rank = call.fact(&output)?.rank();
+    let axis = call.node.int("axis", -1);
+    let through = if call.axis(axis, rank) + 1 == rank {
+        call.pass(&passes::SOFTMAX_GRAD, &operands)?
+    } else {
+        passes::softmax_grad(call.builder, &operands, axis)
+    };
+    one(Part::exact(0, through))
 }
 
 /// `dy - exp(y) sum(dy)`.
@@ -680,9 +684,7 @@ fn log_softmax(call: &mut Call) -> Parts {
     one(Part::exact(0, call.apply("Sub", &[&gradient, &shared])))
 }
 
-/// Layer normalisation (Ba et al. 2016) from the forward's own mean and inverse deviation: with `n` the normalised
-/// input and `g = dy * scale`, `dx = (g - mean(g) - n mean(g n)) / deviation`. The centred input stands for `n`, its two
-/// inverse deviations are multiplied into the mean.
+/// Layer normalisation, from the forward's own mean and inverse deviation.
 fn layer_normalization(call: &mut Call) -> Parts {
     normalises_last_axis(call)?;
     let (output, input, scale) = (call.output(), call.input(0)?, call.input(1)?);
@@ -692,17 +694,9 @@ fn layer_normalization(call: &mut Call) -> Parts {
     );
     call.node.output = vec![output, mean.clone(), inverse.clone()];
     let gradient = call.gradient()?;
-    let gradient = call.apply("Mul", &[&gradient, &scale]);
-    let centred = call.apply("Sub", &[&input, &mean]);
-    let average = call.builder.reduce("ReduceMean", &gradient, &[-1], true);
-    let level = call.apply("Sub", &[&gradient, &average]);
-    let product = call.apply("Mul", &[&gradient, &centred]);
-    let along = call.builder.reduce("ReduceMean", &product, &[-1], true);
-    let square = call.apply("Mul", &[&inverse, &inverse]);
-    let along = call.apply("Mul", &[&along, &square]);
-    let rest = call.apply("Mul", &[&centred, &along]);
-    let rest = call.apply("Sub", &[&level, &rest]);
-    one(Part::exact(0, call.apply("Mul", &[&rest, &inverse])))
+    let operands = [&gradient, &input, &scale, &mean, &inverse].map(String::as_str);
+    let through = call.pass(&passes::LAYER_NORMALIZATION_GRAD, &operands)?;
+    one(Part::exact(0, through))
 }
 
 /// Root-mean-square normalisation (Zhang and Sennrich 2019): as layer normalisation, without the mean.
@@ -837,28 +831,12 @@ fn passes_where(call: &mut Call, otherwise: f64) -> Parts {
 
 /// Gaussian error linear unit (Hendrycks and Gimpel 2016), exact and with tanh.
 fn gelu(call: &mut Call) -> Parts {
-    match call.node.text("approximate", "none") {
-        "tanh" => times(call, gelu_tanh_derivative),
-        _ => times(call, gelu_derivative),
+    if call.node.text("approximate", "none") == "tanh" {
+        return times(call, gelu_tanh_derivative);
     }
-}
-
-/// With `u = x / sqrt 2`: `(1 + erf u) / 2 + u exp(-u^2) / sqrt(pi)`. A division by `exp(u^2)`, infinite or not, saves
-/// a pass over the negation, and a sigmoid of straight lines, exact between -1 and 1, one over the sum.
-fn gelu_derivative(call: &mut Call, input: &str) -> Result<String, Error> {
-    let (root, height) = (call.number(FRAC_1_SQRT_2)?, call.number(1.0 / PI.sqrt())?);
-    let scaled = call.apply("Mul", &[input, &root]);
-    let error = call.apply("Erf", &[&scaled]);
-    let line = [
-        ("alpha", Attribute::Float(0.5)),
-        ("beta", Attribute::Float(0.5)),
-    ];
-    let area = call.builder.apply("HardSigmoid", &[&error], &line);
-    let square = call.apply("Mul", &[&scaled, &scaled]);
-    let inverse = call.apply("Exp", &[&square]);
-    let bell = call.apply("Div", &[&scaled, &inverse]);
-    let moved = call.apply("Mul", &[&bell, &height]);
-    Ok(call.apply("Add", &[&area, &moved]))
+    let (input, gradient) = (call.input(0)?, call.gradient()?);
+    let through = call.pass(&passes::GELU_GRAD, &[&gradient, &input])?;
+    one(Part::exact(0, through))
 }
 
 /// With `u = sqrt(2 / pi) (x + c x^3)`: `(1 + tanh u) / 2 + x (1 - tanh^2 u) sqrt(2 / pi) (1 + 3 c x^2) / 2`.

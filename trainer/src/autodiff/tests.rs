@@ -64,7 +64,7 @@ fn an_operator_without_a_rule_is_named() {
     let mut builder = Builder::beside(&graph, "g", OPSET);
     let seeds = [(output, "dy".to_owned())];
     let error = backward(
-        &mut graph,
+        &mut model(graph),
         &Facts::default(),
         &mut builder,
         &seeds,
@@ -212,13 +212,12 @@ fn largest_error(library: &Library, operator: &str, check: &Check) -> f64 {
         .map(|output| (output.clone(), format!("d{output}")))
         .collect();
     let mut builder = Builder::beside(&bench.graph, "g", OPSET);
-    let gradients = backward(&mut bench.graph, &facts, &mut builder, &seeds, &bench.free).unwrap();
-    builder.append_to(&mut bench.graph);
-    let names = outputs.iter().chain(&gradients);
-    let declared = names.map(|name| ValueInfoProto::untyped(name));
-    splice::prune(&mut bench.graph, declared.collect());
-    let mut session = session(library, bench.graph.clone());
-    let needed = |name: &str| bench.graph.input.iter().any(|input| input.name() == name);
+    let mut model = model(bench.graph);
+    let gradients = backward(&mut model, &facts, &mut builder, &seeds, &bench.free).unwrap();
+    let outputs: Vec<String> = outputs.into_iter().chain(gradients).collect();
+    let inputs = finish(&mut model, builder, &outputs);
+    let mut session = library.session(&model, Path::new(""), 1).unwrap();
+    let needed = |name: &str| inputs.iter().any(|input| input == name);
     bench.feeds.retain(|(name, _)| needed(name));
     let fed_weights: Vec<_> = weights
         .iter()
@@ -228,7 +227,7 @@ fn largest_error(library: &Library, operator: &str, check: &Check) -> f64 {
     let exact = run(&mut session, &bench.feeds, &fed_weights);
     let mut worst: f64 = 0.0;
     for (index, free) in bench.free.iter().enumerate() {
-        let gradient = &exact[outputs.len() + index];
+        let gradient = &exact[check.outputs + index];
         let scale = gradient
             .iter()
             .fold(1e-3, |most: f64, value| most.max(f64::from(value.abs())));
@@ -295,18 +294,26 @@ fn run(
         .collect()
 }
 
-fn session(library: &Library, graph: GraphProto) -> Session {
-    let set = |domain: &str, version| OperatorSetIdProto {
-        domain: Some(domain.into()),
-        version: Some(version),
-    };
-    let model = ModelProto {
+fn model(graph: GraphProto) -> ModelProto {
+    ModelProto {
         ir_version: Some(10),
-        opset_import: vec![set("", OPSET), set("com.microsoft", 1)],
+        opset_import: vec![OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(OPSET),
+        }],
         graph: Some(graph),
         ..ModelProto::default()
-    };
-    library.session(&model, Path::new(""), 1).unwrap()
+    }
+}
+
+/// Puts written nodes behind those of a model and keeps what leads to `outputs`; returns the names of the inputs left.
+fn finish(model: &mut ModelProto, builder: Builder, outputs: &[String]) -> Vec<String> {
+    let graph = model.graph.as_mut().unwrap();
+    builder.append_to(graph);
+    let declared = outputs.iter().map(|name| ValueInfoProto::untyped(name));
+    splice::prune(graph, declared.collect());
+    let inputs = graph.input.iter().map(|input| input.name().to_owned());
+    inputs.collect()
 }
 
 /// A row that hides every key is NaN behind the Softmax and mended there; its gradient is zero.
@@ -348,19 +355,9 @@ fn a_row_that_hides_everything_passes_no_nan() {
             .collect(),
     );
     let wanted = ["x".to_owned()];
-    let found = backward(&mut graph, &facts, &mut builder, &[(mended, seed)], &wanted).unwrap();
-    builder.append_to(&mut graph);
-    let output = ValueInfoProto::untyped(&found[0]);
-    splice::prune(&mut graph, vec![output]);
-    let model = ModelProto {
-        ir_version: Some(8),
-        graph: Some(graph),
-        opset_import: vec![OperatorSetIdProto {
-            domain: None,
-            version: Some(OPSET),
-        }],
-        ..ModelProto::default()
-    };
+    let mut model = model(graph);
+    let found = backward(&mut model, &facts, &mut builder, &[(mended, seed)], &wanted).unwrap();
+    finish(&mut model, builder, &found);
     let mut session = library().session(&model, Path::new(""), 1).unwrap();
     let x = Array::Floats(vec![2, 3], vec![0.1, 0.4, -0.2, 0.3, 0.2, 0.1]);
     let gradient = session
@@ -376,4 +373,58 @@ fn a_row_that_hides_everything_passes_no_nan() {
         "{gradient:?}"
     );
     assert_eq!(gradient[3..], [0.0; 3]);
+}
+
+/// A pass gives the same by its kernel and, in a domain without one, by its definition.
+#[test]
+fn kernels_of_passes_agree_with_their_bodies() {
+    const SHAPE: [i64; 3] = [3, 5, 37];
+    for pass in PASSES {
+        let mut graph = GraphProto::default();
+        let mut feeds = Vec::new();
+        for (index, operand) in pass.operands.iter().enumerate() {
+            let shape = match operand {
+                passes::Operand::Elements => SHAPE.to_vec(),
+                passes::Operand::Columns => SHAPE[2..].to_vec(),
+                passes::Operand::Rows => [&SHAPE[..2], &[1]].concat(),
+            };
+            let name = format!("x{index}");
+            let dims: Vec<String> = shape.iter().map(i64::to_string).collect();
+            let dims: Vec<&str> = dims.iter().map(String::as_str).collect();
+            graph
+                .input
+                .push(ValueInfoProto::tensor(&name, data_type::FLOAT, &dims));
+            let count = shape.iter().product::<i64>() as usize;
+            let numbers = values(count, index as f32, false);
+            let wide = numbers.iter().map(|number| 4.0 * number).collect();
+            feeds.push((name, Array::Floats(shape, wide)));
+        }
+        let names: Vec<&str> = feeds.iter().map(|(name, _)| name.as_str()).collect();
+        let mut builder = Builder::beside(&graph, "t", OPSET);
+        let kernel = builder.apply(&pass.operator(), &names, &[]);
+        let defined = builder.apply(&format!("elsewhere:{}", pass.name), &names, &[]);
+        let mut model = model(graph);
+        import(&mut model, &builder);
+        finish(&mut model, builder, &[kernel, defined]);
+        let mut function = model.functions[0].clone();
+        function.domain = Some("elsewhere".into());
+        model.functions.push(function);
+        model.opset_import.push(OperatorSetIdProto {
+            domain: Some("elsewhere".into()),
+            version: Some(1),
+        });
+        let mut session = library().session(&model, Path::new(""), 1).unwrap();
+        let found = run(&mut session, &feeds, &[]);
+        let most = found[1]
+            .iter()
+            .fold(0.0, |most: f32, value| most.max(value.abs()));
+        for (kernel, defined) in found[0].iter().zip(&found[1]) {
+            assert!(
+                (kernel - defined).abs() < 1e-6 * most,
+                "{}: {kernel} {defined}",
+                pass.name
+            );
+        }
+        assert_ne!(found[0], found[1], "{}: the kernel did not run", pass.name);
+    }
 }

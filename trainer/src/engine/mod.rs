@@ -3,6 +3,7 @@
 mod array;
 mod cuda;
 mod device;
+mod kernels;
 
 use std::{
     borrow::Cow,
@@ -122,7 +123,8 @@ impl Library {
     /// Weights that lie in files are mapped, not read. Those of small models are laid out anew, which products gain
     /// from; larger ones are used where they are. Memory is not planned by the shape of a batch, which would double it,
     /// and threads that wait sleep. What rounds activations is computed as it is written, not by integers in between,
-    /// which change answers by several percent.
+    /// which change answers by several percent. The processor has kernels for the passes of
+    /// [`autodiff::passes`](crate::autodiff::passes); other devices run their definitions.
     ///
     /// # Errors
     /// When ONNX Runtime refuses the model, or the folder's path is not UTF-8.
@@ -151,7 +153,7 @@ impl Library {
                 folder,
             )?;
         let mut builder = match self.place {
-            Place::Cpu => builder,
+            Place::Cpu => builder.with_operators(kernels::domain()?)?,
             Place::Cuda(number) => builder.with_execution_providers([cuda::provider(number)])?,
         };
         let inner = builder.commit_from_memory(&model.encode_to_vec())?;

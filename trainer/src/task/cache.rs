@@ -18,14 +18,11 @@ use crate::{
 const CACHED_ROWS: usize = 32;
 
 impl Task<'_> {
-    /// Runs the layers that no prompt reaches once for every example, where there are any and the rows fit the memory
-    /// that they may take.
+    /// Computes what no prompt reaches once for every example, where there is any and it fits the memory that it may
+    /// take.
     pub(super) fn cache_lower_layers(&mut self, library: &Library) -> Result<(), Error> {
-        let hidden = self.base.description.hidden;
         let rows = self.train.rows.iter().chain(&self.dev.rows);
-        let bytes: usize = rows
-            .map(|row| row.ids.len() * hidden * size_of::<f32>())
-            .sum();
+        let tokens: usize = rows.map(|row| row.ids.len()).sum();
         let deep = matches!(
             self.sizes.form,
             Form::KeyValues {
@@ -33,12 +30,12 @@ impl Task<'_> {
                 ..
             }
         );
-        if !deep || bytes > self.options.cache_bytes {
+        if !deep {
             return Ok(());
         }
         let extent = Extent {
             candidates: 1,
-            cached: true,
+            cached: self.options.cache_bytes / size_of::<f32>() / tokens.max(1),
         };
         let step = Step::build(self.base, self.method, &self.sizes, extent, Purpose::Hidden)?;
         let Some(lower) = step.lower.map(Step::bare) else {
@@ -57,18 +54,22 @@ impl Task<'_> {
             order.sort_by_key(|&row| rows[row].ids.len());
             for chunk in order.chunks(CACHED_ROWS) {
                 let batch: Vec<&Encoded> = chunk.iter().map(|&row| &rows[row]).collect();
+                let longest = batch.iter().map(|row| row.ids.len()).max().unwrap_or(0);
                 let arrays = Batch::of(&[batch], layout, &lower);
-                let values = session
-                    .run(&arrays.with(&[]))?
-                    .swap_remove(0)
-                    .into_floats()?;
-                let width = values.len() / chunk.len();
-                for (values, &row) in values.chunks(width).zip(chunk) {
-                    rows[row].lower = values[..rows[row].ids.len() * hidden].to_vec();
+                let outputs = session.run(&arrays.with(&[]))?;
+                for (output, cut) in outputs.into_iter().zip(&step.cuts) {
+                    let values = output.into_floats()?;
+                    let inner: usize = cut.inner.iter().product();
+                    let parts = values.chunks(values.len() / chunk.len());
+                    for (part, &row) in parts.zip(chunk) {
+                        let own = rows[row].ids.len() * inner;
+                        let own = beginnings(part, longest * inner, own);
+                        rows[row].lower.push(own);
+                    }
                 }
             }
         }
-        self.extent.cached = true;
+        self.extent.cached = extent.cached;
         Ok(())
     }
 
@@ -81,13 +82,13 @@ impl Task<'_> {
             && !description.inputs.past.is_empty()
             && description.inputs.positions.is_some()
             && matches!(self.reader().reading, Reading::One | Reading::Several);
-        let token = description
+        let width = description
             .layers
             .iter()
             .map(|layer| 2 * layer.kv_heads * layer.head_dim)
             .sum::<usize>();
         let rows = self.train.rows.iter().chain(&self.dev.rows);
-        let bytes: usize = rows.map(|row| row.text * token * size_of::<f32>()).sum();
+        let bytes: usize = rows.map(|row| row.text * width * size_of::<f32>()).sum();
         if !fits || bytes > self.options.cache_bytes {
             return Ok(());
         }
@@ -105,7 +106,7 @@ impl Task<'_> {
                 }
             }
         }
-        self.extent.cached = true;
+        self.extent.cached = width;
         Ok(())
     }
 }
@@ -177,14 +178,19 @@ impl<'a> Texts<'a> {
                     longest,
                     layer.head_dim,
                 );
-                let heads = values.chunks(longest * layer.head_dim);
-                past.caches.push(
-                    heads
-                        .flat_map(|head| head[..past.ids.len() * layer.head_dim].iter().copied())
-                        .collect(),
-                );
+                let own = past.ids.len() * layer.head_dim;
+                past.caches
+                    .push(beginnings(&values, longest * layer.head_dim, own));
             }
         }
         Ok(pasts)
     }
+}
+
+/// The first `kept` numbers of every line of `length` numbers.
+fn beginnings(values: &[f32], length: usize, kept: usize) -> Vec<f32> {
+    let lines = values.chunks(length);
+    lines
+        .flat_map(|line| line[..kept].iter().copied())
+        .collect()
 }
