@@ -72,7 +72,7 @@ impl Scene {
         ];
         let epochs: &[&str] = match more.contains(&"--epochs") {
             true => &[],
-            false => &["--epochs", "3"],
+            false => &["--epochs", "4"],
         };
         preface(&[&arguments, epochs, more].concat())
     }
@@ -269,7 +269,7 @@ fn train_eval_and_repeat() {
             .map(|line| serde_json::from_str::<Value>(line).unwrap());
         lines.filter(|line| line["kind"] == kind).count()
     };
-    assert_eq!((kinds("epoch"), kinds("step")), (3, 15));
+    assert_eq!((kinds("epoch"), kinds("step")), (4, 20));
     let left = files(&scene.at("adapter"));
     assert_eq!(left.len(), 6, "{left:?}");
     assert!(left[2].starts_with("events.out.tfevents"), "{left:?}");
