@@ -135,12 +135,13 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Part of the numbers that dropout takes: what BERT was trained with, and nothing on decoders and encoder-decoders,
-    /// most of whose families have seen none.
+    /// Part of the numbers that dropout takes: what BERT was trained with; nothing on decoders and encoder-decoders, most of
+    /// whose families have seen none, nor with heads that are given their columns, which learn little by heart.
     pub fn dropout(&self) -> f32 {
+        let is_given = !(self.head.given)(self.reader().size).is_empty();
         let usual = match self.base.description.kind {
-            Kind::Encoder => 0.1,
-            Kind::Decoder | Kind::EncoderDecoder => 0.0,
+            Kind::Encoder if !is_given => 0.1,
+            Kind::Encoder | Kind::Decoder | Kind::EncoderDecoder => 0.0,
         };
         self.options.dropout.unwrap_or(usual)
     }

@@ -152,7 +152,8 @@ pub struct Arguments {
     /// Weight decay of the head
     #[arg(long, value_name = "DECAY", default_value_t = 0.01)]
     pub weight_decay: f32,
-    /// Part of the base's numbers that dropout takes in training; without it 0.1 on encoders, 0 on others
+    /// Part of the base's numbers that dropout takes in training; without it 0.1 on encoders with heads that
+    /// learn all of their own, 0 elsewhere
     #[arg(long, value_name = "PART")]
     pub dropout: Option<f32>,
     /// Seed of every random choice
