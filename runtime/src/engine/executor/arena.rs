@@ -51,8 +51,7 @@ impl Arena {
     /// [`Error::Memory`].
     pub fn new(count: usize) -> Result<Self, Error> {
         find_room(count)?;
-        // SAFETY: every slot is written before it is read, since every step's inputs are outputs of earlier steps; and
-        // any bits are a number.
+        // SAFETY: what is read was written before, as `Program::check` makes sure; and any bits are a number.
         let tensor = unsafe { Tensor::uninitialized_aligned::<f32>(&[count], ALIGNMENT_BYTES) };
         tensor.map(Self).map_err(failed("reserving the arena"))
     }

@@ -4,6 +4,7 @@
 //! Rows live in slots; what only one chain needs lives in scratch space of one row.
 
 mod check;
+mod written;
 
 use serde::{Deserialize, Serialize};
 

@@ -2,11 +2,11 @@
 
 use super::{
     Attend, Columns, Encoder, Heads, Keep, KeyHeads, Logits, Mask, Operand, Product, Program,
-    RowStep, Source, Step, Tied,
+    RowStep, Source, Step, Tied, written::Written,
 };
 
 impl Program {
-    /// Whether every step stays within slots, scratch space, weights and constants.
+    /// Whether every step stays within slots, scratch space, weights and constants, and reads what was written.
     ///
     /// # Errors
     /// What does not.
@@ -26,7 +26,7 @@ impl Program {
             scratch: self.scratch,
             rows: self.max_rows,
         };
-        bounds.steps(&self.steps, "the program")?;
+        bounds.steps(&self.steps, (self.output, base.hidden), "the program")?;
         self.check_crossings()?;
         if let Some(encoder) = &self.encoder {
             encoder.check(base, self.max_rows)?;
@@ -85,7 +85,9 @@ impl Encoder {
             scratch: self.scratch,
             rows,
         };
-        bounds.steps(&self.steps, "the encoder")
+        // What it gives is kept on the way.
+        let nothing = Columns { slot: 0, first: 0 };
+        bounds.steps(&self.steps, (nothing, 0), "the encoder")
     }
 }
 
@@ -104,7 +106,7 @@ impl Logits {
             rows: 1,
         };
         bounds.columns(self.output, self.vocabulary)?;
-        bounds.steps(&self.steps, "the logits")
+        bounds.steps(&self.steps, (self.output, self.vocabulary), "the logits")
     }
 }
 
@@ -137,12 +139,19 @@ struct Bounds<'a> {
 }
 
 impl Bounds<'_> {
-    fn steps(&self, steps: &[Step], of: &str) -> Result<(), String> {
+    /// Whether `steps` stay within bounds and write what they and whoever takes the `count` columns of `output` read.
+    fn steps(
+        &self,
+        steps: &[Step],
+        (output, count): (Columns, usize),
+        of: &str,
+    ) -> Result<(), String> {
         let widths = self.slots.iter().chain([&self.scratch]);
         let total = widths.fold(0usize, |sum, &width| sum.saturating_add(width));
         if total.saturating_mul(self.rows) > MOST_NUMBERS {
             return Err(format!("{of} needs more room than any model"));
         }
+        let mut written = Written::new(self.base, self.slots, self.scratch);
         for (index, step) in steps.iter().enumerate() {
             let checked = match step {
                 Step::Product(product) => self.product(product),
@@ -151,9 +160,16 @@ impl Bounds<'_> {
                 Step::Keep(keep) => self.keep(keep),
                 Step::Rows(steps) => steps.iter().try_for_each(|step| self.row(step)),
             };
+            let checked = checked.and_then(|()| match written.step(step) {
+                true => Ok(()),
+                false => Err("it reads what is written nowhere before".into()),
+            });
             checked.map_err(|reason| format!("step {index} of {of}: {reason}"))?;
         }
-        Ok(())
+        match written.has(output, count) {
+            true => Ok(()),
+            false => Err(format!("{of} does not write what it gives")),
+        }
     }
 
     fn columns(&self, columns: Columns, count: usize) -> Result<(), String> {
@@ -422,7 +438,7 @@ mod tests {
                     head_dim: 2,
                     from: KeyHeads {
                         key: heads(0),
-                        value: heads(1),
+                        value: heads(0),
                     },
                 })],
             }),
@@ -465,7 +481,7 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 37] = [
+        let table: [(&str, Change); 43] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
@@ -555,6 +571,27 @@ mod tests {
             ("are no columns", |program| logits(program).vocabulary = 10),
             ("are no columns", |program| tied(program).output.first = 1),
             ("its bias is none", |program| tied(program).bias = Some(30)),
+            ("written nowhere before", |program| {
+                program.steps.remove(0);
+            }),
+            ("written nowhere before", |program| {
+                product(program).residual = Some(Columns { slot: 1, first: 0 })
+            }),
+            ("written nowhere before", |program| {
+                program.scratch = 8;
+                row(program).inputs[0].source = Source::Scratch;
+                row(program).inputs[0].first = 4
+            }),
+            ("written nowhere before", |program| {
+                keep(program).from.value.slot = 1
+            }),
+            ("does not write what it gives", |program| {
+                program.slots.push(4);
+                program.output.slot = 2
+            }),
+            ("does not write what it gives", |program| {
+                logits(program).steps.clear()
+            }),
         ];
         let sizes = Sizes {
             weights: &[(4, 6)],
