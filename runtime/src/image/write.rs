@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufWriter, Seek, SeekFrom, Write},
+    io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Description, Packed,
-    format::{Index, PAGE_BYTES, Preamble, Section, Span, Table},
+    format::{FAMILY, Index, PAGE_BYTES, Preamble, Section, Span, Table},
 };
 use crate::{Error, Weights, engine::executor::program::Program};
 
@@ -42,7 +42,18 @@ pub(crate) struct Parts<'a> {
 }
 
 impl Writer {
+    /// Begins a file beside `path`.
+    ///
+    /// # Errors
+    /// When it cannot be written, or something else than an image is in its place.
     pub fn create(path: &Path) -> Result<Self, Error> {
+        if !is_replaceable(path) {
+            let reason = "another file than a base image is there; move it away, or choose another place with -o";
+            return Err(Error::Write {
+                path: path.to_owned(),
+                source: io::Error::new(ErrorKind::AlreadyExists, reason),
+            });
+        }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
         let file = OpenOptions::new()
@@ -196,6 +207,19 @@ impl Drop for Writer {
     }
 }
 
+/// Whether an image may take the place of what is at `path`: nothing, an empty file, or an image of any version.
+fn is_replaceable(path: &Path) -> bool {
+    let mut start = Vec::new();
+    let read = File::open(path).and_then(|file| {
+        let mut file = file.take(FAMILY.len() as u64);
+        file.read_to_end(&mut start)
+    });
+    match read {
+        Ok(_) => start.is_empty() || start == FAMILY,
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,7 +273,8 @@ mod tests {
     fn what_does_not_run_or_is_not_kept_leaves_the_older_image() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.base");
-        fs::write(&path, "an older image").unwrap();
+        let older = [FAMILY, b"v005"].concat();
+        fs::write(&path, &older).unwrap();
         for said in [Err(Error::NoTask), Ok(false)] {
             let mut writer = Writer::create(&path).unwrap();
             let parts = parts(&mut writer, Weights::F32, &[0; 64]);
@@ -262,8 +287,31 @@ mod tests {
                 (tried, runs),
                 (Ok(None), true) | (Err(Error::NoTask), false)
             ));
-            assert_eq!(fs::read_to_string(&path).unwrap(), "an older image");
+            assert_eq!(fs::read(&path).unwrap(), older);
             assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         }
+    }
+
+    #[test]
+    fn nothing_else_than_an_image_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("release.key");
+        for (bytes, replaced) in [
+            (&b"a secret key"[..], false),
+            (&FAMILY[..9], false),
+            (FAMILY, true),
+            (b"", true),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            let error = Writer::create(&path).err();
+            assert_eq!(error.is_none(), replaced, "{bytes:?}: {error:?}");
+            assert_eq!(fs::read(&path).unwrap(), bytes);
+        }
+        fs::remove_file(&path).unwrap();
+        Writer::create(&path).unwrap();
+        assert!(matches!(
+            Writer::create(folder.path()),
+            Err(Error::Write { .. })
+        ));
     }
 }
