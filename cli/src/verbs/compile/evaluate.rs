@@ -1,11 +1,14 @@
 //! `preface compile --evaluate`: what weights in fewer bits cost tasks.
 
 use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use preface_graph::Base;
 use preface_runtime::{Image, Options, Session, Trust, Weights, compile::Summary, unix_now};
 use preface_trainer::{data::Dataset, metrics::Evaluation};
@@ -19,7 +22,7 @@ use crate::{output::Output, tasks::overlength, verbs::eval::on_runtime};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A bundle and labelled texts to measure its task on, on this image and with weights in f32; may be repeated.
-    #[arg(long, value_name = "BUNDLE=DATA", requires = "trust", value_parser = pair)]
+    #[arg(long, value_name = "BUNDLE=DATA", requires = "trust", value_parser = OsStringValueParser::new().try_map(pair))]
     evaluate: Vec<(PathBuf, PathBuf)>,
     /// Trust store with the keys that may sign the bundles.
     #[arg(long, value_name = "FILE", requires = "evaluate")]
@@ -32,10 +35,12 @@ pub struct Arguments {
     truncate: bool,
 }
 
-fn pair(text: &str) -> Result<(PathBuf, PathBuf), &'static str> {
-    let parted = text.rsplit_once('=');
-    let (bundle, data) = parted.ok_or("give a bundle and its data, parted by =")?;
-    Ok((bundle.into(), data.into()))
+fn pair(text: OsString) -> Result<(PathBuf, PathBuf), &'static str> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().rposition(|&byte| byte == b'=');
+    let at = at.ok_or("give a bundle and its data, parted by =")?;
+    let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+    Ok((path(&bytes[..at]), path(&bytes[at + 1..])))
 }
 
 /// Reads points on the command line.
