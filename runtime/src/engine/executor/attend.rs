@@ -204,6 +204,11 @@ impl Attention {
             step: width,
         };
         let size = (step.head_dim, queries);
+        let next = head / (step.heads / step.kv_heads) + 1;
+        let soon = |half| match scene.keys.layer() {
+            Some(layer) if next < step.kv_heads => layer.head(half, next),
+            _ => &[],
+        };
         let scores = Block {
             first: self.scores,
             step: keys,
@@ -215,6 +220,7 @@ impl Attention {
             scale: Some(scene.scale),
             residual: None,
             output: scores,
+            soon: soon(Half::Keys),
         };
         self.kernel.multiply(scene.arena, (keys, queries), &sums)?;
         let region = self.scores..self.scores + queries * keys;
@@ -234,6 +240,7 @@ impl Attention {
             scale: None,
             residual: None,
             output,
+            soon: soon(Half::Values),
         };
         self.kernel
             .multiply(scene.arena, (step.value_dim, queries), &sums)

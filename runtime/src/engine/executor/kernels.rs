@@ -63,6 +63,8 @@ pub(super) struct Sums<'a> {
     pub residual: Option<Block>,
     /// Where the runs of `rows` numbers go.
     pub output: Block,
+    /// What is read soon after: fetched meanwhile, where the kernel does that.
+    pub soon: &'a [f32],
 }
 
 impl Kernel {
@@ -169,6 +171,7 @@ impl Kernel {
             scale: Some(&tensor0(1.0f32)),
             residual: Some(output),
             output,
+            soon: &[],
         };
         self.multiply(arena, (1, 1), &sums)
     }
@@ -310,6 +313,7 @@ unsafe fn tiles(
     let bias = bias.transpose()?;
     let scale = sums.scale.map(floats).transpose()?;
     let numbers = arena.as_mut_ptr();
+    let mut soon = sums.soon.chunks(depth * avx512::LANES);
     for (panel, first) in (0..rows).step_by(avx512::ROWS).enumerate() {
         let panel_at = |index: usize| match sums.left {
             Left::Floats(left) => left.panel_bytes(index, None),
@@ -334,9 +338,12 @@ unsafe fn tiles(
                         Left::Stored(left) => left.packed().dtype,
                     },
                     left,
-                    next: match run < avx512::RUNS * avx512::VECTORS {
-                        true => next.wrapping_add(run / avx512::RUNS * depth * avx512::LINE_BYTES),
-                        false => left,
+                    next: match soon.next() {
+                        Some(soon) => soon.as_ptr().cast(),
+                        None if run < avx512::RUNS * avx512::VECTORS => {
+                            next.wrapping_add(run / avx512::RUNS * depth * avx512::LINE_BYTES)
+                        }
+                        None => left,
                     },
                     right: numbers.add(right.first + run * right.step),
                     right_step: right.step,
@@ -477,6 +484,7 @@ mod tests {
                 scale: None,
                 residual: Some(residual),
                 output,
+                soon: &[],
             };
             kernel.multiply(shared, (rows, runs), &sums).unwrap();
             let name = kernel.name().to_owned();
@@ -534,6 +542,7 @@ mod tests {
                 scale: None,
                 residual: None,
                 output,
+                soon: &[],
             };
             kernel.multiply(arena, (8, 2), &sums).is_ok()
         };

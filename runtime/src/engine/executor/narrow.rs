@@ -323,6 +323,7 @@ pub(super) mod tests {
                             step: mn,
                         }),
                         output: Block { first: 0, step: mn },
+                        soon: &[],
                     };
                     let multiplied = match as_stored {
                         true => kernel.multiply(shared, (mn, runs), &sums),

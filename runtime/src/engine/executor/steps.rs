@@ -120,6 +120,7 @@ impl Executor {
                 scale: None,
                 residual: product.residual.map(block),
                 output: block(product.output),
+                soon: &[],
             };
             let kernel = &mut worker.kernels[which];
             match (&piece.panels, &mut worker.expanded[which]) {
