@@ -17,7 +17,7 @@ use preface_trainer::{
     metrics::{Evaluation, Found, rejection_threshold},
     options::{Candidate, ClassWeights, Options},
     progress::Silent,
-    step::{Extent, Purpose, Step},
+    step::{Extent, Manner, Purpose, Step},
     task::{Task, refuse_unmeasurable},
     tokens::Tokens,
     training::{self, Outcome},
@@ -633,7 +633,7 @@ fn balanced_classes_weigh_as_by_hand() {
         task.method,
         &task.sizes,
         Extent::ONE,
-        Purpose::Training(task.reader(), false),
+        Purpose::Training(task.reader(), Manner::default()),
     )
     .unwrap();
     let mut session = library()

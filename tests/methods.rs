@@ -18,10 +18,10 @@ use preface_trainer::{
     form::{Form, Place, Prompt},
     heads::{Pooling, Reads},
     methods::{METHODS, Method},
-    options::{Candidate, Layers, Options},
+    options::{Candidate, Layers, Options, Precision},
     progress::Silent,
     seedbed::{Init, Seedbed},
-    step::{Extent, KEPT, Purpose, Reading, Step},
+    step::{Extent, KEPT, Manner, Purpose, Reading, Step},
     task::Task,
     tokens::Tokens,
     training::{self, Outcome},
@@ -297,21 +297,25 @@ impl Bench {
                 1.0 / 0.9
             }
         };
-        Self::with_dropout(task, candidates, from, Some(factor))
+        Self::of(task, (candidates, from), Some(factor), Precision::F32)
     }
 
-    /// As [`Bench::new`], with these factors of dropout.
-    fn with_dropout(
+    /// As [`Bench::new`], with these factors of dropout, and products that read numbers of that precision.
+    fn of(
         task: &Task,
-        candidates: usize,
-        from: usize,
+        (candidates, from): (usize, usize),
         factor: Option<fn(usize) -> f32>,
+        precision: Precision,
     ) -> Self {
         let extent = Extent {
             candidates,
             ..task.extent
         };
-        let purpose = Purpose::Training(task.reader(), factor.is_some());
+        let manner = Manner {
+            drops: factor.is_some(),
+            precision,
+        };
+        let purpose = Purpose::Training(task.reader(), manner);
         let step = Step::build(task.base, task.method, &task.sizes, extent, purpose).unwrap();
         let session = library()
             .session(&step.model, &task.base.folder, 1)
@@ -463,13 +467,36 @@ fn moved(values: &[Vec<f32>], directions: &[Vec<f32>], step: f32) -> Vec<Vec<f32
 }
 
 #[test]
+fn products_of_16_bits_change_losses_and_gradients_a_little() {
+    for name in [BERT, GPT2, LLAMA] {
+        let Some(scene) = Scene::of(name) else { return };
+        for method in METHODS
+            .iter()
+            .filter(|method| takes(&scene.base, method, name))
+        {
+            let options = options(method.name);
+            let task = scene.task(&options).unwrap();
+            let values = values(&task, 0);
+            let run = |precision| Bench::of(&task, (1, 0), None, precision).run(&values);
+            let (losses, gradients) = run(Precision::F32);
+            let (halved_losses, halved) = run(Precision::F16);
+            let apart = (halved_losses[0] / losses[0] - 1.0).abs();
+            let difference: Vec<Vec<f32>> = moved(&halved, &gradients, -1.0);
+            let error = norm(&difference) / norm(&gradients);
+            let what = format!("{name} {}: {apart}, {error}", method.name);
+            assert!(apart < 1e-3 && (1e-6..1e-2).contains(&error), "{what}");
+        }
+    }
+}
+
+#[test]
 fn dropout_that_takes_nothing_changes_nothing() {
     for name in [BERT, GPT2, LLAMA] {
         let Some(scene) = Scene::of(name) else { return };
         let options = options("prompt-tuning");
         let task = scene.task(&options).unwrap();
         let values = values(&task, 0);
-        let run = |factor| Bench::with_dropout(&task, 1, 0, factor).run(&values);
+        let run = |factor| Bench::of(&task, (1, 0), factor, Precision::F32).run(&values);
         let without = run(None);
         assert_eq!(without, run(Some(|_| 1.0)), "{name}");
         let drawn = run(Some(|index| if index % 3 == 0 { 0.0 } else { 1.5 }));

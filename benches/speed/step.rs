@@ -15,7 +15,7 @@ use preface_trainer::{
     methods::{Sizes, stored},
     optimizer::{Group, Optimizer, Rule, clip},
     options::Layers,
-    step::{Extent, Loss, Purpose, Reader, Reading, Step},
+    step::{Extent, Loss, Manner, Purpose, Reader, Reading, Step},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -78,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         stored(&form),
         &sizes,
         extent,
-        Purpose::Training(reader, false),
+        Purpose::Training(reader, Manner::default()),
     )?;
     let mut random = ChaCha8Rng::seed_from_u64(0);
     let mut uniform = || (random.next_u32() >> 8) as f32 / (1 << 24) as f32 - 0.5;

@@ -5,6 +5,8 @@ use std::{
     path::PathBuf,
 };
 
+use crate::options::Precision;
+
 /// Why training, evaluating or checking failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -67,8 +69,9 @@ pub enum Error {
     },
     /// The loss or a gradient is no number any more.
     #[error(
-        "the loss is no number in epoch {epoch}, step {step} (lines {}); pass a smaller --learning-rate or --clip, or look at those lines",
-        listed(lines)
+        "the loss is no number in epoch {epoch}, step {step} (lines {}); pass {}a smaller --learning-rate or --clip, or look at those lines",
+        listed(lines),
+        if *precision == Precision::F16 { "--precision f32, " } else { "" }
     )]
     Diverged {
         /// The epoch, counted from 1.
@@ -77,6 +80,8 @@ pub enum Error {
         step: usize,
         /// Lines of the training file in the step's batch.
         lines: Vec<usize>,
+        /// What the step's products read.
+        precision: Precision,
     },
     /// A line of a data file is not an example.
     #[error("{path}, line {line}: {reason}")]

@@ -60,6 +60,8 @@ pub struct Options {
     pub weight_decay: f32,
     /// Part of the numbers that dropout takes, from 0 up to but not including 1; what suits the base where `None`.
     pub dropout: Option<f32>,
+    /// What products of a step read.
+    pub precision: Precision,
     /// How classes count in the loss.
     pub class_weights: ClassWeights,
     /// The label of dev and test texts that have none of the labels.
@@ -109,6 +111,7 @@ impl Default for Options {
             clip: 1.0,
             weight_decay: 0.01,
             dropout: None,
+            precision: Precision::F32,
             class_weights: ClassWeights::Equal,
             out_of_scope: None,
             threads: 1,
@@ -176,6 +179,33 @@ impl Layers {
             true => Ok((from, to)),
             false => Err(Error::Options(format!(
                 "the base has {count} layers that take a prefix; --layers asks for others"
+            ))),
+        }
+    }
+}
+
+/// What matrix products of training steps read. Dev and test data are measured in 32 bits either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// 16-bit floats; all other arithmetic stays in 32 bits.
+    F16,
+}
+
+impl Precision {
+    /// The precision of that name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn named(name: &str) -> Result<Self, Error> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            other => Err(Error::Options(format!(
+                "there is no precision {other}; choose f32 or f16"
             ))),
         }
     }

@@ -4,6 +4,7 @@
 //! head of its own.
 
 mod dropout;
+mod half;
 mod loss;
 mod prompt;
 
@@ -28,6 +29,7 @@ use crate::{
     form::{Form, Place},
     heads::{Head, HeadSize, Reads},
     methods::{Canvas, Method, Parameter, Sizes},
+    options::Precision,
 };
 
 pub use dropout::{KEPT, Places};
@@ -96,8 +98,17 @@ pub enum Purpose<'a> {
     Features(Reads, Reading),
     /// What [`Loss::answers`] lists.
     Answers(Reader<'a>),
-    /// The loss of each candidate `[candidates]`, and the gradient of every parameter; with dropout where it says so.
-    Training(Reader<'a>, bool),
+    /// The loss of each candidate `[candidates]`, and the gradient of every parameter.
+    Training(Reader<'a>, Manner),
+}
+
+/// How a step trains.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// Whether it has dropout.
+    pub drops: bool,
+    /// What products read.
+    pub precision: Precision,
 }
 
 /// How many candidates a graph holds, and what it may leave out.
@@ -398,13 +409,17 @@ impl<'a> Assembly<'a> {
                 let logits = self.logits(reader, &features);
                 self.answers(reader, &logits)
             }
-            Purpose::Training(reader, drops) => {
+            Purpose::Training(reader, manner) => {
                 let features = self.features(reader.head.reads, reader.reading)?;
                 let logits = self.logits(reader, &features);
-                if drops {
+                if manner.drops {
                     self.drop_out(reader.head.reads, &features);
                 }
-                self.training(reader, &logits)?
+                let outputs = self.training(reader, &logits, manner.precision)?;
+                if manner.precision == Precision::F16 {
+                    self.halve_products();
+                }
+                outputs
             }
         };
         Ok(self.done(outputs))

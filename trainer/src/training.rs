@@ -27,7 +27,7 @@ use crate::{
     options::Options,
     progress::{EpochFigures, Progress, StepFigures},
     seedbed::shuffle,
-    step::{KEPT, Purpose, Step},
+    step::{KEPT, Manner, Purpose, Step},
     task::Task,
 };
 
@@ -141,7 +141,11 @@ impl<'a> Run<'a> {
             ..
         } = task;
         let begun = Instant::now();
-        let purpose = Purpose::Training(task.reader(), task.dropout() > 0.0);
+        let manner = Manner {
+            drops: task.dropout() > 0.0,
+            precision: options.precision,
+        };
+        let purpose = Purpose::Training(task.reader(), manner);
         let step = Step::build(base, method, sizes, *extent, purpose)?;
         let session = library.session(&step.model, &base.folder, options.threads)?;
         let evaluator = Evaluator::new(
@@ -275,6 +279,7 @@ impl<'a> Run<'a> {
                 epoch,
                 step: number + 1,
                 lines,
+                precision: options.precision,
             });
         }
         let factor = options

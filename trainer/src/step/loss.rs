@@ -7,7 +7,11 @@ use preface_graph::{
 use serde::{Deserialize, Serialize};
 
 use super::{Assembly, LABELS, Reader, Reading, TARGETS, WEIGHTS};
-use crate::{Error, data::AnswerKind};
+use crate::{Error, data::AnswerKind, options::Precision};
+
+/// What gradients are multiplied by on their way through products of 16 bits, which would round the small ones to zero
+/// (Micikevicius et al. 2018, section 3.2).
+const GRADIENT_SCALE: f32 = 1024.0;
 
 const LAST: (&str, Attribute) = ("axis", Attribute::Int(-1));
 
@@ -37,7 +41,12 @@ impl Assembly<'_> {
         &mut self,
         reader: Reader,
         logits: &[String],
+        precision: Precision,
     ) -> Result<Vec<String>, Error> {
+        let scale = match precision {
+            Precision::F32 => 1.0,
+            Precision::F16 => GRADIENT_SCALE,
+        };
         let rows = self.row_losses(reader, logits);
         let weights = self.per_reading(WEIGHTS, data_type::FLOAT, reader.reading);
         let weights = self.parts(&weights, None);
@@ -46,16 +55,23 @@ impl Assembly<'_> {
             let weighted = self.builder.apply("Mul", &[rows, weights], &[]);
             losses.push(self.builder.reduce("ReduceSum", &weighted, &[0], true));
         }
-        let one = self.builder.floats(&[1.0]);
+        let seed = self.builder.floats(&[scale]);
         let names: Vec<&str> = losses.iter().map(String::as_str).collect();
         let all = self
             .builder
             .apply("Concat", &names, &[("axis", Attribute::Int(0))]);
         self.flush();
-        let seeds: Vec<(String, String)> =
-            losses.into_iter().map(|loss| (loss, one.clone())).collect();
+        let seeds: Vec<(String, String)> = losses
+            .into_iter()
+            .map(|loss| (loss, seed.clone()))
+            .collect();
         let mut outputs = vec![all];
-        outputs.extend(self.gradients(&seeds)?);
+        let gradients = self.gradients(&seeds)?;
+        outputs.extend(gradients.into_iter().map(|gradient| match precision {
+            Precision::F32 => gradient,
+            Precision::F16 => self.builder.apply("Div", &[&gradient, &seed], &[]),
+        }));
+        self.flush();
         Ok(outputs)
     }
 

@@ -14,7 +14,7 @@ use preface_trainer::{
     heads::Pooling,
     methods::method,
     optimizer::{Decay, Rule},
-    options::{Candidate, ClassWeights, Layers, Options},
+    options::{Candidate, ClassWeights, Layers, Options, Precision},
     search::Given,
     seedbed::Init,
 };
@@ -156,6 +156,10 @@ pub struct Arguments {
     /// learn all of their own, 0 elsewhere
     #[arg(long, value_name = "PART")]
     pub dropout: Option<f32>,
+    /// What matrix products of training steps read: f32, or f16 for GPUs with units for it; the rest, dev and
+    /// test stay in 32 bits
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision)]
+    pub precision: Precision,
     /// Seed of every random choice
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -201,6 +205,10 @@ fn pooling(text: &str) -> Result<Pooling, String> {
 
 fn optimizer(text: &str) -> Result<Rule, String> {
     Rule::named(text).map_err(|error| error.to_string())
+}
+
+fn precision(text: &str) -> Result<Precision, String> {
+    Precision::named(text).map_err(|error| error.to_string())
 }
 
 fn decay(text: &str) -> Result<Decay, String> {
@@ -260,6 +268,7 @@ impl Arguments {
             clip: self.clip,
             weight_decay: self.weight_decay,
             dropout: self.dropout,
+            precision: self.precision,
             class_weights: if self.balance_classes {
                 ClassWeights::Balanced
             } else {

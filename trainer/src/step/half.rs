@@ -1,0 +1,41 @@
+//! Products of 16-bit floats, for devices that have units for them: all else, and what is added up, stays in 32 bits
+//! (Micikevicius et al. 2018, section 3).
+
+use std::{collections::HashMap, mem};
+
+use preface_graph::{builder::Attribute, onnx::data_type};
+
+use super::Assembly;
+
+/// Operators that multiply matrices.
+const PRODUCTS: [&str; 3] = ["MatMul", "Gemm", "com.microsoft:FusedMatMul"];
+
+impl Assembly<'_> {
+    /// Rounds what products read, and what they give, to 16 bits. Weights are rounded once, when ONNX Runtime folds constants.
+    pub(super) fn halve_products(&mut self) {
+        let facts = self.facts();
+        let is_float = |name: &String| {
+            let fact = facts.get(name);
+            name.is_empty() || fact.is_some_and(|fact| fact.data_type == data_type::FLOAT)
+        };
+        let mut halves: HashMap<String, String> = HashMap::new();
+        for mut node in mem::take(&mut self.graph().node) {
+            let product = PRODUCTS.contains(&node.operator().as_str());
+            if !product || !node.input.iter().chain(&node.output).all(is_float) {
+                self.builder.nodes.push(node);
+                continue;
+            }
+            for input in node.input.iter_mut().filter(|input| !input.is_empty()) {
+                let half = halves.entry(input.clone());
+                let half = half.or_insert_with(|| self.builder.cast(input, data_type::FLOAT16));
+                input.clone_from(half);
+            }
+            let half = self.builder.fresh();
+            let whole = mem::replace(&mut node.output[0], half.clone());
+            self.builder.nodes.push(node);
+            let to = ("to", Attribute::Int(data_type::FLOAT.into()));
+            self.builder.write("Cast", &[&half], &[&whole], &[to]);
+        }
+        self.flush();
+    }
+}
