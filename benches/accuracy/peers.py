@@ -7,8 +7,8 @@ the same linear head. The epoch that is best on dev is kept, among equals the on
 file is read once, with that epoch. `--lr`, `--head-lr`, `--dropout` and `--batch` override a peer's recipe.
 `--no-test` leaves the test file alone: for choosing a recipe on dev.
 
-`cpu_seconds` is the processor time of training alone, without the evaluations; `cpu_seconds_to_dev` pairs the time up
-to the end of each epoch with the dev score there.
+`cpu_seconds` is the processor time of training alone, without the evaluations. `cpu_seconds_to_dev` pairs the time from
+the first step up to each dev score, evaluations and all, with that score.
 """
 
 import argparse
@@ -282,7 +282,7 @@ def train(model, parts, labels, options, recipe):
     generator = random.Random(options.seed)
     steps = options.epochs * math.ceil(len(parts["train"]) / recipe["batch"])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_then_decay(step, steps))
-    best, curve, spent = None, [], 0.0
+    best, curve, spent, first = None, [], 0.0, time.process_time()
     for epoch in range(1, options.epochs + 1):
         begun = time.process_time()
         model.train()
@@ -298,7 +298,7 @@ def train(model, parts, labels, options, recipe):
             schedule.step()
         spent += time.process_time() - begun
         score, _, dev_loss = evaluate(model, parts["dev"], labels, options.task, options.bio)
-        curve.append([round(spent, 2), round(score, 5)])
+        curve.append([round(time.process_time() - first, 2), round(score, 5)])
         if best is None or (score, -dev_loss) > best[:2]:
             best = (score, -dev_loss, epoch, copy.deepcopy({k: v.detach() for k, v in model.trained().items()}))
     with torch.no_grad():
