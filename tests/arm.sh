@@ -7,8 +7,8 @@
 # each board in BOARDS (default "rpi3 rpi4") under qemu: compiles the base image for that CPU, verifies the bundle of
 # every task in demo/tasks, refuses altered copies with the right exit code, and compares the labels of a dozen test
 # sentences of each task with those of the x86-64 program. The smallest program for boards is built too, stays below its
-# size, and answers the same. The bundles are those of out/demo, which is made first where it is missing. Leaves its
-# files in out/arm.
+# size, and answers the same. The bundles are those of out/demo, which is made first where it is missing. A small decoder
+# generates the same texts from C, where ../shared has one. Leaves its files in out/arm.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +20,7 @@ triple=aarch64-unknown-linux-gnu
 out=out/arm
 sentences_per_task=12
 most_device_bytes=5000000
+decoder=../shared/models/stories260K
 tasks=()
 for folder in demo/tasks/*/; do tasks+=("$(basename "$folder")"); done
 
@@ -33,8 +34,9 @@ mkdir -p "$out"
 
 build_native() {
   say "building for x86-64"
-  "$cargo" build --release -p preface
-  native=${CARGO_TARGET_DIR:-target}/release/preface
+  "$cargo" build --release -p preface -p preface-c
+  native_libraries=${CARGO_TARGET_DIR:-target}/release
+  native=$native_libraries/preface
 }
 
 make_demo() {
@@ -65,14 +67,53 @@ build_device() (
   [ "$bytes" -le "$most_device_bytes" ] || fail "the smallest program takes $bytes bytes, at most $most_device_bytes are allowed"
 )
 
-# The C program with the shared library beside it, and with the static one in it.
+# The C programs with the shared library beside them, and with the static one in them; that which generates also for
+# this machine.
 build_c() {
-  say "building tests/c/answer.c for $triple"
-  local libraries=target/arm/$triple/release
-  local compile=(aarch64-linux-gnu-gcc -std=c99 -O1 -Wall -Wextra -Werror -DCOUNT_ALLOCATIONS -I runtime/c/include tests/c/answer.c)
+  local libraries=target/arm/$triple/release program
+  local options=(-std=c99 -O1 -Wall -Wextra -Werror -DCOUNT_ALLOCATIONS -I runtime/c/include)
+  local static=(-lpthread -ldl -lm -lgcc_s -Wl,-z,noexecstack)
   cp "$libraries/libpreface.so" "$out"
-  "${compile[@]}" -L "$out" -lpreface -lpthread "-Wl,-rpath,$PWD/$out" -o "$out/answer-shared"
-  "${compile[@]}" "$libraries/libpreface.a" -lpthread -ldl -lm -lgcc_s -Wl,-z,noexecstack -o "$out/answer-static"
+  for program in answer generate; do
+    say "building tests/c/$program.c for $triple"
+    aarch64-linux-gnu-gcc "${options[@]}" "tests/c/$program.c" -L "$out" -lpreface -lpthread "-Wl,-rpath,$PWD/$out" -o "$out/$program-shared"
+    aarch64-linux-gnu-gcc "${options[@]}" "tests/c/$program.c" "$libraries/libpreface.a" "${static[@]}" -o "$out/$program-static"
+  done
+  gcc "${options[@]}" tests/c/generate.c "$native_libraries/libpreface.a" "${static[@]}" -o "$out/generate-x86-64"
+}
+
+# A task of the decoder that generates, and one that gives labels, by the key that the C program trusts.
+make_generating() {
+  local kind train=("$native" train --base "$decoder" --epochs 1 --no-advice --method prefix-tuning --tokens 3)
+  say "a task that generates"
+  rm -rf "$out"/{text,label}{,.jsonl,.preface} "$out/decoder"
+  "$native" keygen --no-passphrase -o "$out/decoder" --name decoder
+  "$native" trust new -o "$out/decoder/trust" --key "$out/decoder/decoder.pub"
+  for name in Lily Tom Sara Ben; do
+    printf '{"text": "%s had a red ball.", "target": " It was big and red, and %s played with it all day in the park."}\n' "$name" "$name" >>"$out/text.jsonl"
+    printf '{"text": "%s had a red ball.", "label": "%s"}\n{"text": "%s ran.", "label": "run"}\n' "$name" ball "$name" >>"$out/label.jsonl"
+  done
+  for kind in text label; do
+    "${train[@]}" --train "$out/$kind.jsonl" --dev "$out/$kind.jsonl" -o "$out/$kind"
+    "$native" pack "$out/$kind" --task "$kind" --sequence 1 --key "$out/decoder/decoder.key" -o "$out/$kind.preface"
+  done
+  "$native" compile "$decoder" -o "$out/x86-64.decoder"
+  generate x86-64 "$out/generate-x86-64" >"$out/generated.x86-64"
+}
+
+# What the C program PROGRAM generates with the image of MACHINE.
+generate() { # MACHINE PROGRAM...
+  "${@:2}" "$out/$1.decoder" "$out/decoder/trust" "$out/text.preface" "$out/label.preface" "Once upon a time" \
+    '{"on": "boolean", "level": "integer"}' "and" "never said"
+}
+
+check_generated() { # BOARD
+  local library
+  on "$1" compile "$decoder" -o "$out/$1.decoder"
+  for library in shared static; do
+    generate "$1" emulate "$1" "$out/generate-$library" >"$out/generated.$1"
+    diff -u "$out/generated.x86-64" "$out/generated.$1" || fail "$1: the C program generates otherwise than on x86-64"
+  done
 }
 
 # The newest glibc symbol version that the programs need is in the oldest glibc of the boards.
@@ -182,6 +223,7 @@ build_arm
 build_device
 build_c
 check_glibc
+[ ! -f "$decoder/model.onnx" ] || make_generating
 for board in $boards; do
   say "$board: compiling the base image"
   on "$board" compile out/base -o "$out/$board.base"
@@ -194,4 +236,7 @@ for board in $boards; do
   done
   check_c "$board"
   say "$board: the C program, shared and static: every error met, labels equal, no allocation"
+  [ -f "$decoder/model.onnx" ] || { say "SKIPPED: generated texts: no $decoder"; continue; }
+  check_generated "$board"
+  say "$board: the C program that generates, shared and static: $(wc -l <"$out/generated.$board") texts equal, no allocation"
 done
