@@ -64,6 +64,7 @@ pub(super) struct Sums<'a> {
     /// Where the runs of `rows` numbers go.
     pub output: Block,
     /// What is read soon after: fetched meanwhile, where the kernel does that.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub soon: &'a [f32],
 }
 
