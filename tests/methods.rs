@@ -116,6 +116,17 @@ impl Scene {
     }
 }
 
+/// Calls `check` with every method on each of the bases, those that take it.
+fn with_every_method(names: &[&str], check: impl Fn(&str, &Scene, &Method)) {
+    for &name in names {
+        let Some(scene) = Scene::of(name) else { return };
+        let methods = METHODS.iter();
+        methods
+            .filter(|method| takes(&scene.base, method, name))
+            .for_each(|method| check(name, &scene, method));
+    }
+}
+
 /// Hidden prompts cannot enter where keys are rotated.
 fn takes(base: &Base, method: &Method, name: &str) -> bool {
     let rotary = name.starts_with("llama");
@@ -162,34 +173,28 @@ fn every_method_learns_a_small_task() {
 
 #[test]
 fn a_seed_repeats_bit_for_bit_and_another_does_not() {
-    for name in [BERT, GPT2] {
-        let Some(scene) = Scene::of(name) else { return };
-        for method in METHODS
-            .iter()
-            .filter(|method| takes(&scene.base, method, name))
-        {
-            let with = |seed| Options {
-                candidates: vec![candidate(seed)],
-                epochs: 2,
-                ..options(method.name)
-            };
-            let [first, second, other] =
-                [3, 3, 4].map(|seed| train(&scene.base, &scene.data, &with(seed)).remove(0));
-            assert_eq!(first.adapter, second.adapter, "{name} {}", method.name);
-            assert_eq!(
-                bits(&first.adapter),
-                bits(&second.adapter),
-                "{name} {}",
-                method.name
-            );
-            assert_ne!(
-                bits(&first.adapter),
-                bits(&other.adapter),
-                "{name} {}",
-                method.name
-            );
-        }
-    }
+    with_every_method(&[BERT, GPT2], |name, scene, method| {
+        let with = |seed| Options {
+            candidates: vec![candidate(seed)],
+            epochs: 2,
+            ..options(method.name)
+        };
+        let [first, second, other] =
+            [3, 3, 4].map(|seed| train(&scene.base, &scene.data, &with(seed)).remove(0));
+        assert_eq!(first.adapter, second.adapter, "{name} {}", method.name);
+        assert_eq!(
+            bits(&first.adapter),
+            bits(&second.adapter),
+            "{name} {}",
+            method.name
+        );
+        assert_ne!(
+            bits(&first.adapter),
+            bits(&other.adapter),
+            "{name} {}",
+            method.name
+        );
+    });
 }
 
 /// The numbers of each virtual token of a prompt, keys and values of every layer apart.
@@ -220,63 +225,57 @@ fn by_token(prompt: &Prompt) -> Vec<Vec<f32>> {
 
 #[test]
 fn every_row_of_a_prompt_and_the_head_move_and_the_prompt_alone_lowers_the_loss() {
-    for name in [BERT, GPT2, LLAMA] {
-        let Some(scene) = Scene::of(name) else { return };
-        for method in METHODS
-            .iter()
-            .filter(|method| takes(&scene.base, method, name))
-        {
-            let all = options(method.name);
-            let before = start(&scene.base, &scene.data, &all);
-            let after = train(&scene.base, &scene.data, &all).remove(0).adapter;
-            assert_eq!(before.prompt.form, after.prompt.form);
-            let rows = by_token(&before.prompt)
-                .into_iter()
-                .zip(by_token(&after.prompt));
-            for (index, (before, after)) in rows.enumerate() {
-                assert_ne!(before, after, "{name} {}: row {index} is dead", method.name);
-            }
-            assert!(
-                before
-                    .head
-                    .iter()
-                    .zip(&after.head)
-                    .all(|(before, after)| before != after)
-            );
-            if let (Form::KeyValues { gated: true, .. }, Some(gates)) =
-                (&after.prompt.form, after.prompt.tensors.last())
-            {
-                let closed = before.prompt.tensors.last().unwrap();
-                assert!(
-                    gates.iter().zip(closed).all(|(gate, closed)| gate > closed),
-                    "{gates:?} {closed:?}"
-                );
-            }
-            let alone = Options {
-                head: Some(SPEAKING.into()),
-                candidates: vec![Candidate {
-                    head_learning_rate: STILL,
-                    ..candidate(0)
-                }],
-                weight_decay: 0.0,
-                epochs: 12,
-                ..all
-            };
-            let (outcomes, told) = told(&scene.base, &scene.data, &alone);
-            let mut head = outcomes[0].adapter.head.iter().flatten();
-            assert!(
-                head.all(|bias| bias.abs() < 1e-20),
-                "{name} {}",
-                method.name
-            );
-            let losses: Vec<f64> = told.epochs.iter().map(|epoch| epoch.train_loss).collect();
-            eprintln!(
-                "{name} {}: {:.4} to {:.4}",
-                method.name, losses[0], losses[11]
-            );
-            assert!(losses[11] < losses[0], "{name} {}: {losses:?}", method.name);
+    with_every_method(&[BERT, GPT2, LLAMA], |name, scene, method| {
+        let all = options(method.name);
+        let before = start(&scene.base, &scene.data, &all);
+        let after = train(&scene.base, &scene.data, &all).remove(0).adapter;
+        assert_eq!(before.prompt.form, after.prompt.form);
+        let rows = by_token(&before.prompt)
+            .into_iter()
+            .zip(by_token(&after.prompt));
+        for (index, (before, after)) in rows.enumerate() {
+            assert_ne!(before, after, "{name} {}: row {index} is dead", method.name);
         }
-    }
+        assert!(
+            before
+                .head
+                .iter()
+                .zip(&after.head)
+                .all(|(before, after)| before != after)
+        );
+        if let (Form::KeyValues { gated: true, .. }, Some(gates)) =
+            (&after.prompt.form, after.prompt.tensors.last())
+        {
+            let closed = before.prompt.tensors.last().unwrap();
+            assert!(
+                gates.iter().zip(closed).all(|(gate, closed)| gate > closed),
+                "{gates:?} {closed:?}"
+            );
+        }
+        let alone = Options {
+            head: Some(SPEAKING.into()),
+            candidates: vec![Candidate {
+                head_learning_rate: STILL,
+                ..candidate(0)
+            }],
+            weight_decay: 0.0,
+            epochs: 12,
+            ..all
+        };
+        let (outcomes, told) = told(&scene.base, &scene.data, &alone);
+        let mut head = outcomes[0].adapter.head.iter().flatten();
+        assert!(
+            head.all(|bias| bias.abs() < 1e-20),
+            "{name} {}",
+            method.name
+        );
+        let losses: Vec<f64> = told.epochs.iter().map(|epoch| epoch.train_loss).collect();
+        eprintln!(
+            "{name} {}: {:.4} to {:.4}",
+            method.name, losses[0], losses[11]
+        );
+        assert!(losses[11] < losses[0], "{name} {}: {losses:?}", method.name);
+    });
 }
 
 /// The graph of a training step with its session, its batch and values for its parameters.
@@ -394,54 +393,47 @@ const STEPS: [f32; 5] = [3e-2, 1e-2, 3e-3, 1e-3, 3e-4];
 
 #[test]
 fn gradients_of_the_training_loss_agree_with_finite_differences() {
-    for name in [BERT, GPT2, LLAMA] {
-        let Some(scene) = Scene::of(name) else { return };
-        for method in METHODS
-            .iter()
-            .filter(|method| takes(&scene.base, method, name))
-        {
-            for candidates in [1, 2] {
-                let options = Options {
-                    candidates: (0..candidates).map(candidate).collect(),
-                    ..options(method.name)
-                };
-                let task = scene.task(&options).unwrap();
-                let candidates = candidates as usize;
-                let mut bench = Bench::new(&task, candidates, 0);
-                let all: Vec<Vec<f32>> = (0..candidates as u64)
-                    .flat_map(|seed| values(&task, seed))
-                    .collect();
-                let each = all.len() / candidates;
-                let (losses, gradients) = bench.run(&all);
-                for one in 0..candidates {
-                    let own = one * each..(one + 1) * each;
-                    let prompt = (task.method.parameters)(&task.sizes).len();
-                    for part in [own.start..own.start + prompt, own.start + prompt..own.end] {
-                        let what = format!("{name} {} of {candidates}, {part:?}", method.name);
-                        let directions = along(&all, &gradients, part);
-                        let products = gradients.iter().flatten().zip(directions.iter().flatten());
-                        let slope: f64 =
-                            products.map(|(left, right)| f64::from(left * right)).sum();
-                        assert!(slope > 1e-6, "{what}: no gradient");
-                        let mut error = f64::INFINITY;
-                        for step in STEPS {
-                            let ends = [step, -step].map(|step| {
-                                let found = bench.run(&moved(&all, &directions, step)).0;
-                                for other in (0..candidates).filter(|&other| other != one) {
-                                    let apart = (found[other] - losses[other]).abs();
-                                    assert!(apart < 1e-6, "{what}: candidates mix, {apart}");
-                                }
-                                f64::from(found[one])
-                            });
-                            let difference = (ends[0] - ends[1]) / f64::from(2.0 * step);
-                            error = error.min((difference / slope - 1.0).abs());
-                        }
-                        assert!(error < 3e-2, "{what}: {error}");
+    with_every_method(&[BERT, GPT2, LLAMA], |name, scene, method| {
+        for candidates in [1, 2] {
+            let options = Options {
+                candidates: (0..candidates).map(candidate).collect(),
+                ..options(method.name)
+            };
+            let task = scene.task(&options).unwrap();
+            let candidates = candidates as usize;
+            let mut bench = Bench::new(&task, candidates, 0);
+            let all: Vec<Vec<f32>> = (0..candidates as u64)
+                .flat_map(|seed| values(&task, seed))
+                .collect();
+            let each = all.len() / candidates;
+            let (losses, gradients) = bench.run(&all);
+            for one in 0..candidates {
+                let own = one * each..(one + 1) * each;
+                let prompt = (task.method.parameters)(&task.sizes).len();
+                for part in [own.start..own.start + prompt, own.start + prompt..own.end] {
+                    let what = format!("{name} {} of {candidates}, {part:?}", method.name);
+                    let directions = along(&all, &gradients, part);
+                    let products = gradients.iter().flatten().zip(directions.iter().flatten());
+                    let slope: f64 = products.map(|(left, right)| f64::from(left * right)).sum();
+                    assert!(slope > 1e-6, "{what}: no gradient");
+                    let mut error = f64::INFINITY;
+                    for step in STEPS {
+                        let ends = [step, -step].map(|step| {
+                            let found = bench.run(&moved(&all, &directions, step)).0;
+                            for other in (0..candidates).filter(|&other| other != one) {
+                                let apart = (found[other] - losses[other]).abs();
+                                assert!(apart < 1e-6, "{what}: candidates mix, {apart}");
+                            }
+                            f64::from(found[one])
+                        });
+                        let difference = (ends[0] - ends[1]) / f64::from(2.0 * step);
+                        error = error.min((difference / slope - 1.0).abs());
                     }
+                    assert!(error < 3e-2, "{what}: {error}");
                 }
             }
         }
-    }
+    });
 }
 
 /// The gradients of the tensors in `part`, each as large as its values; zeros elsewhere.
@@ -468,25 +460,19 @@ fn moved(values: &[Vec<f32>], directions: &[Vec<f32>], step: f32) -> Vec<Vec<f32
 
 #[test]
 fn products_of_16_bits_change_losses_and_gradients_a_little() {
-    for name in [BERT, GPT2, LLAMA] {
-        let Some(scene) = Scene::of(name) else { return };
-        for method in METHODS
-            .iter()
-            .filter(|method| takes(&scene.base, method, name))
-        {
-            let options = options(method.name);
-            let task = scene.task(&options).unwrap();
-            let values = values(&task, 0);
-            let run = |precision| Bench::of(&task, (1, 0), None, precision).run(&values);
-            let (losses, gradients) = run(Precision::F32);
-            let (halved_losses, halved) = run(Precision::F16);
-            let apart = (halved_losses[0] / losses[0] - 1.0).abs();
-            let difference: Vec<Vec<f32>> = moved(&halved, &gradients, -1.0);
-            let error = norm(&difference) / norm(&gradients);
-            let what = format!("{name} {}: {apart}, {error}", method.name);
-            assert!(apart < 1e-3 && (1e-6..1e-2).contains(&error), "{what}");
-        }
-    }
+    with_every_method(&[BERT, GPT2, LLAMA], |name, scene, method| {
+        let options = options(method.name);
+        let task = scene.task(&options).unwrap();
+        let values = values(&task, 0);
+        let run = |precision| Bench::of(&task, (1, 0), None, precision).run(&values);
+        let (losses, gradients) = run(Precision::F32);
+        let (halved_losses, halved) = run(Precision::F16);
+        let apart = (halved_losses[0] / losses[0] - 1.0).abs();
+        let difference: Vec<Vec<f32>> = moved(&halved, &gradients, -1.0);
+        let error = norm(&difference) / norm(&gradients);
+        let what = format!("{name} {}: {apart}, {error}", method.name);
+        assert!(apart < 1e-3 && (1e-6..1e-2).contains(&error), "{what}");
+    });
 }
 
 #[test]
@@ -506,36 +492,30 @@ fn dropout_that_takes_nothing_changes_nothing() {
 
 #[test]
 fn two_candidates_at_once_are_each_alone() {
-    for name in [BERT, GPT2, LLAMA] {
-        let Some(scene) = Scene::of(name) else { return };
-        for method in METHODS
-            .iter()
-            .filter(|method| takes(&scene.base, method, name))
-        {
-            let options = options(method.name);
-            let task = scene.task(&options).unwrap();
-            let both: Vec<Vec<Vec<f32>>> = (0..2).map(|seed| values(&task, seed)).collect();
-            let together = Bench::new(&task, 2, 0).run(&both.concat());
-            for (one, own) in both.iter().enumerate() {
-                let alone = Bench::new(&task, 1, one).run(own);
-                let apart = (together.0[one] - alone.0[0]).abs();
-                assert!(apart < 1e-5, "{name} {}: loss {apart}", method.name);
-                let gradients = &together.1[one * own.len()..(one + 1) * own.len()];
-                let differences: Vec<Vec<f32>> = gradients
-                    .iter()
-                    .zip(&alone.1)
-                    .map(|(left, right)| {
-                        left.iter()
-                            .zip(right)
-                            .map(|(left, right)| left - right)
-                            .collect()
-                    })
-                    .collect();
-                let apart = norm(&differences) / norm(&alone.1);
-                assert!(apart < 1e-5, "{name} {}: gradient {apart}", method.name);
-            }
+    with_every_method(&[BERT, GPT2, LLAMA], |name, scene, method| {
+        let options = options(method.name);
+        let task = scene.task(&options).unwrap();
+        let both: Vec<Vec<Vec<f32>>> = (0..2).map(|seed| values(&task, seed)).collect();
+        let together = Bench::new(&task, 2, 0).run(&both.concat());
+        for (one, own) in both.iter().enumerate() {
+            let alone = Bench::new(&task, 1, one).run(own);
+            let apart = (together.0[one] - alone.0[0]).abs();
+            assert!(apart < 1e-5, "{name} {}: loss {apart}", method.name);
+            let gradients = &together.1[one * own.len()..(one + 1) * own.len()];
+            let differences: Vec<Vec<f32>> = gradients
+                .iter()
+                .zip(&alone.1)
+                .map(|(left, right)| {
+                    left.iter()
+                        .zip(right)
+                        .map(|(left, right)| left - right)
+                        .collect()
+                })
+                .collect();
+            let apart = norm(&differences) / norm(&alone.1);
+            assert!(apart < 1e-5, "{name} {}: gradient {apart}", method.name);
         }
-    }
+    });
 }
 
 /// What the head would read of the dev texts.
