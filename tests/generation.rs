@@ -305,6 +305,28 @@ fn a_text_ends_where_positions_run_out() {
 }
 
 #[test]
+fn a_text_fits_behind_its_prompt_where_the_base_names_no_positions() {
+    let Some((mut scene, _)) = scene_of("stories260K_model") else {
+        return;
+    };
+    assert_eq!(scene.base.description.max_positions, None);
+    let long = "and ".repeat(3000);
+    for (number, form) in forms(&scene.base).iter().enumerate() {
+        let task = format!("task-{number}");
+        scene.load(&task, form, json!({}));
+        let session = &mut scene.session;
+        let refused = session.encode(&long, None);
+        let Err(Error::TooLong { limit, .. }) = refused else {
+            panic!("{form:?}: {refused:?}");
+        };
+        let answered = session.answer_encoded(&Encoded::of_ids(&vec![5; limit]));
+        assert!(answered.is_ok(), "{form:?}: {answered:?}");
+        let said = scene.run("run", &task, &["--truncate", "--json", &long]);
+        assert!(said.contains(r#""label":"#), "{form:?}: {said}");
+    }
+}
+
+#[test]
 fn a_text_is_streamed_up_to_a_stop() {
     let Some((mut scene, form)) = scene_of(LLAMA) else {
         return;

@@ -567,6 +567,11 @@ fn what_cannot_be_answered_is_refused() {
         (scene.served("run", &["--max-tokens", "0", "light"]), "1.."),
         (scene.served("bench", &["--runs", "9999999"]), "1000000"),
         (scene.served("bench", &["--tokens", "0"]), "1.."),
+        (scene.served("bench", &["--generate", "1"]), "2.."),
+        (
+            scene.served("bench", &["--generate", "5"]),
+            "task rows answers with labels; it generates no text",
+        ),
         (scene.served("bench", &["--processes", "0"]), "1.."),
         (
             scene.served("run", &[&long]),
@@ -720,18 +725,26 @@ fn a_stdout_that_takes_nothing_is_no_panic() {
 #[test]
 fn a_line_that_is_no_text_is_named() {
     let scene = Scene::new();
-    fs::write(scene.at("lines"), b"light\n\xff\xfe\n").unwrap();
-    let output = shell(
-        &scene,
-        r#"exec "$0" "$@" < lines"#,
-        &scene.served("run", &[]),
-    );
-    assert_eq!(output.status.code(), Some(2));
-    let said = text(&output.stderr);
-    assert!(
-        said.contains("line 2 of standard input is not UTF-8 text"),
-        "{said}"
-    );
+    let table: [(&[u8], &str); 2] = [
+        (b"\xff\xfe", "line 2 of standard input is not UTF-8 text"),
+        (
+            br#"{"tokens": ["light", ""]}"#,
+            r#"line 2 of standard input: the token "" is not one word"#,
+        ),
+    ];
+    for (line, message) in table {
+        fs::write(scene.at("lines"), [b"light\n", line, b"\n"].concat()).unwrap();
+        let output = shell(
+            &scene,
+            r#"exec "$0" "$@" < lines"#,
+            &scene.served("run", &[]),
+        );
+        assert_eq!(output.status.code(), Some(2));
+        let said = text(&output.stderr);
+        assert!(said.contains(message), "{said}");
+    }
+    let said = scene.refused(&scene.served("bench", &["--text", "lines"]));
+    assert!(said.contains("lines, line 2: the token"), "{said}");
 }
 
 #[test]
@@ -756,6 +769,24 @@ fn an_image_is_verified_and_shown() {
         report["checks"][1],
         json!({"name": "weights", "result": "failed"})
     );
+}
+
+#[test]
+fn a_file_that_begins_as_nothing_known_is_malformed() {
+    let scene = Scene::new();
+    let image = fs::read(scene.at("x.base")).unwrap();
+    let mut flipped = image.clone();
+    flipped[0] ^= 1;
+    for bytes in [&flipped[..], &image[..20], b""] {
+        fs::write(scene.at("cut"), bytes).unwrap();
+        let said = scene.refused_with(10, &["verify", "cut"]);
+        assert!(
+            said.contains("neither as a bundle nor as a base image"),
+            "{said}"
+        );
+    }
+    let said = scene.refused(&["verify", "rows.preface"]);
+    assert!(said.contains("give --trust"), "{said}");
 }
 
 #[test]

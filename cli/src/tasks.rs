@@ -203,7 +203,8 @@ impl Tasks {
     }
 }
 
-fn name(session: &Session, handle: TaskHandle) -> &str {
+/// The name of a loaded task.
+pub fn name(session: &Session, handle: TaskHandle) -> &str {
     let found = session.tasks().find(|&(other, _)| other == handle);
     found.map_or("", |(_, name)| name)
 }
@@ -249,7 +250,7 @@ impl Text {
     /// tab parts a pair. What is for pairs alone is passed over where one text is read.
     ///
     /// # Errors
-    /// When the line is a JSON object of something else.
+    /// When the line is a JSON object of something else, or one of the "tokens" is not one word.
     pub fn of_line(line: &str, inputs: Inputs) -> anyhow::Result<Self> {
         let is_pair = inputs == Inputs::Pair;
         let object = line.trim_start().starts_with('{');
@@ -257,9 +258,12 @@ impl Text {
             object.then(|| serde_json::from_str(line).ok()).flatten();
         if let Some(value) = value {
             let field = |name| Some(value.get(name)?.as_str()?.to_owned());
-            let first = field("text").or_else(|| words(value.get("tokens")?));
+            let first = match field("text") {
+                Some(text) => text,
+                None => words(&value["tokens"])?,
+            };
             return Ok(Self {
-                first: first.context(NO_TEXT)?,
+                first,
                 second: field("text2").filter(|_| is_pair),
             });
         }
@@ -293,10 +297,15 @@ impl Text {
 }
 
 /// Words with a space between them.
-fn words(tokens: &serde_json::Value) -> Option<String> {
-    let tokens = tokens.as_array()?.iter();
+fn words(tokens: &serde_json::Value) -> anyhow::Result<String> {
+    let tokens = tokens.as_array().context(NO_TEXT)?.iter();
     let tokens: Option<Vec<&str>> = tokens.map(serde_json::Value::as_str).collect();
-    Some(tokens?.join(" "))
+    let tokens = tokens.context(NO_TEXT)?;
+    let is_word = |token: &str| !token.is_empty() && !token.contains(char::is_whitespace);
+    if let Some(token) = tokens.iter().find(|token| !is_word(token)) {
+        bail!("the token {token:?} is not one word; a token has no space in it and is not empty");
+    }
+    Ok(tokens.join(" "))
 }
 
 /// Why a JSON object is no question.
@@ -332,9 +341,33 @@ mod tests {
             let whole = if line.contains('\t') { line } else { first };
             assert_eq!((&*one.first, one.second), (whole, None), "{line}");
         }
-        for line in [r#"{"texts": "turn on"}"#, r#"{"text": 5}"#] {
+        for line in [
+            r#"{"texts": "turn on"}"#,
+            r#"{"text": 5}"#,
+            r#"{"tokens": "on"}"#,
+            r#"{"tokens": [5]}"#,
+        ] {
             let error = Text::of_line(line, Inputs::One).unwrap_err();
             assert_eq!(error.to_string(), NO_TEXT);
+        }
+    }
+
+    #[test]
+    fn a_token_is_one_word() {
+        for token in [
+            "",
+            " ",
+            "New York",
+            " on",
+            "on\t",
+            "on\n",
+            "New\u{a0}York",
+            "on\u{3000}",
+        ] {
+            let line = serde_json::json!({"tokens": ["turn", token]}).to_string();
+            let error = Text::of_line(&line, Inputs::One).unwrap_err().to_string();
+            let expected = format!("the token {token:?} is not one word");
+            assert!(error.starts_with(&expected), "{error}");
         }
     }
 }

@@ -233,14 +233,15 @@ impl Session {
     /// # Errors
     /// When no task is active, it reads another number of texts, or the text has no tokens or too many.
     pub fn encode(&self, text: &str, second: Option<&str>) -> Result<Encoded, Error> {
-        let task = &self.active()?.task;
+        let loaded = self.active()?;
+        let task = &loaded.task;
         let name = || task.id.clone();
         match (task.answer.inputs, second) {
             (Inputs::Pair, None) => return Err(Error::OneText { task: name() }),
             (Inputs::One, Some(_)) => return Err(Error::TwoTexts { task: name() }),
             _ => {}
         }
-        let limit = self.limit(task);
+        let limit = self.limit(loaded);
         let encoded = self.written(task, text, second)?;
         let can_be_cut = task.answer.kind != AnswerKind::Tags;
         if encoded.len() > limit && can_be_cut {
@@ -363,7 +364,7 @@ impl Session {
 
     /// Whether there is room for a text behind the prompt of its task.
     fn check(&self, (handle, text): (TaskHandle, &Encoded)) -> Result<(), Error> {
-        text.check(self.limit(&self.loaded(handle)?.task))
+        text.check(self.limit(self.loaded(handle)?))
     }
 
     /// Runs the texts of `requests`, which were checked, at once; of an encoder-decoder it is one.
@@ -479,8 +480,8 @@ impl Session {
         }
     }
 
-    /// Tokens of a text that fit beside the prompt of `task`.
-    fn limit(&self, task: &Task) -> usize {
+    /// Tokens of a text that fit beside the prompt of a task.
+    fn limit(&self, Loaded { task, past, .. }: &Loaded) -> usize {
         let positions = self.image.description().max_positions.unwrap_or(usize::MAX);
         let room = positions.saturating_sub(task.prompt_positions());
         let rows = match task.form {
@@ -490,8 +491,11 @@ impl Session {
             Form::Ran { tokens } => tokens.saturating_sub(PROMPT_ROWS),
         };
         let reserved = self.engine.most_rows().unwrap_or(usize::MAX);
+        let behind = self.engine.rows_behind(past).unwrap_or(usize::MAX);
         let most = self.options.max_tokens.unwrap_or(usize::MAX);
-        room.min(reserved.saturating_sub(rows)).min(most)
+        room.min(reserved.saturating_sub(rows))
+            .min(behind)
+            .min(most)
     }
 }
 

@@ -14,7 +14,8 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use preface_bundle::Inputs;
+use clap::builder::RangedU64ValueParser;
+use preface_bundle::{AnswerKind, Inputs};
 use preface_runtime::{
     Encoded, Error, Part, Request, Sampling, Session, TaskHandle, TokenizerUse, Trust, unix_now,
 };
@@ -28,7 +29,7 @@ use crate::{
     allocations,
     memory::Memory,
     output::Output,
-    tasks::{Files, Tasks, Text, count},
+    tasks::{Files, Tasks, Text, count, name},
 };
 
 /// Processes started to take the median cold start of.
@@ -66,8 +67,9 @@ pub struct Arguments {
     /// How many runs are timed.
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = count(1_000_000))]
     runs: usize,
-    /// Time the tokens of generated texts, each of at most N; takes a task that generates.
-    #[arg(long, value_name = "N", value_parser = count(1_000_000))]
+    /// Time the tokens of generated texts but for the first of each, each text of at most N tokens, 2 or more; takes a
+    /// task that generates.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..=1_000_000))]
     generate: Option<usize>,
     /// Processes that have the image open while memory is read, this one included.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = count(1000))]
@@ -96,6 +98,11 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     let &first = handles.first().context("no bundle is given")?;
     session.activate(first)?;
     let plan = session.plan(first);
+    let generates = plan.is_some_and(|plan| plan.kind == AnswerKind::Text);
+    if arguments.generate.is_some() && !generates {
+        let task = name(&session, first).to_owned();
+        return Err(Error::NoText { task }.into());
+    }
     let texts = arguments.texts(&session, plan.map_or(Inputs::One, |plan| plan.inputs))?;
     let mut bench = Bench {
         session,
@@ -182,8 +189,13 @@ impl Arguments {
         };
         let content =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let lines = content.lines().filter(|line| !line.trim().is_empty());
-        let samples = lines.map(|line| Sample::of(session, Text::of_line(line, inputs)?));
+        let lines = (1..).zip(content.lines());
+        let lines = lines.filter(|(_, line)| !line.trim().is_empty());
+        let samples = lines.map(|(number, line)| {
+            let text = Text::of_line(line, inputs);
+            let sample = text.and_then(|text| Sample::of(session, text));
+            sample.with_context(|| format!("{}, line {number}", path.display()))
+        });
         let samples: Vec<Sample> = samples.collect::<anyhow::Result<_>>()?;
         ensure!(!samples.is_empty(), "{} has no text", path.display());
         Ok(samples)

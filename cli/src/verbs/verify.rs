@@ -3,14 +3,16 @@
 mod image;
 
 use std::{
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use preface_bundle::{
-    Binding, Check, Frame, Id, Namespace, Policy, TrustStore, VerifiedBundle, is_name,
+    Binding, Check, Frame, Id, MAGIC, Namespace, Policy, TrustStore, VerifiedBundle, is_name,
 };
 use preface_runtime::{
     Image,
@@ -70,9 +72,9 @@ fn name(text: &str) -> Result<String, String> {
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     // With a trust store it is a bundle that is asked for: who can put an image in its place can digest it too.
-    let report = match arguments.trust.is_none() && Image::is_at(&arguments.file) {
-        true => image::report(&arguments)?,
-        false => bundle_report(&arguments)?,
+    let report = match &arguments.trust {
+        Some(trust) => bundle_report(&arguments, trust),
+        None => report_without_trust(&arguments)?,
     };
     let notes = report
         .checks
@@ -91,17 +93,44 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(report.exit_code))
 }
 
-fn bundle_report(arguments: &Arguments) -> anyhow::Result<Report> {
-    let trust = arguments.trust.as_deref();
-    let trust = trust.context("a bundle is verified with a trust store; give --trust FILE")?;
+fn bundle_report(arguments: &Arguments, trust: &Path) -> Report {
     let mut bundle_id = None;
-    Ok(match verified(arguments, trust, &mut bundle_id) {
+    match verified(arguments, trust, &mut bundle_id) {
         Ok(sentence) => Report::new(arguments, bundle_id, None, sentence),
-        Err(refusal) => {
-            let sentence = refusal.sentence.clone();
-            Report::new(arguments, bundle_id, Some(&refusal), sentence)
-        }
-    })
+        Err(refusal) => Report::refused(arguments, bundle_id, &refusal),
+    }
+}
+
+/// What the digests of a base image say, or that the file is neither that nor a bundle.
+fn report_without_trust(arguments: &Arguments) -> anyhow::Result<Report> {
+    let path = &arguments.file;
+    if Image::is_at(path) {
+        return image::report(arguments);
+    }
+    ensure!(
+        path.is_file() && begins_as_bundle(path).is_ok_and(|is_bundle| !is_bundle),
+        "a bundle is verified with a trust store; give --trust FILE"
+    );
+    Ok(Report::refused(
+        arguments,
+        None,
+        &Refusal {
+            exit_code: 10,
+            reason: "malformed",
+            check: Some(Check::Frame),
+            sentence: format!(
+                "{}: begins neither as a bundle nor as a base image; it is damaged, cut short or something else",
+                path.display()
+            ),
+        },
+    ))
+}
+
+fn begins_as_bundle(path: &Path) -> io::Result<bool> {
+    let mut start = Vec::new();
+    let file = File::open(path)?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+    Ok(start == MAGIC)
 }
 
 /// Why the answer is no.
@@ -246,6 +275,11 @@ struct CheckReport {
 }
 
 impl Report {
+    fn refused(arguments: &Arguments, bundle_id: Option<Id>, refusal: &Refusal) -> Self {
+        let message = refusal.sentence.clone();
+        Self::new(arguments, bundle_id, Some(refusal), message)
+    }
+
     fn new(
         arguments: &Arguments,
         bundle_id: Option<Id>,

@@ -182,6 +182,15 @@ impl Engine {
         }
     }
 
+    /// Rows of a text that positions are left for behind the prompt of `past`; `None` where the engine sets no bound.
+    pub fn rows_behind(&self, past: &Past) -> Option<usize> {
+        match (self, past) {
+            (Self::Executor(executor), Past::Executor(past)) => Some(executor.rows_behind(past)),
+            #[cfg(feature = "plan")]
+            _ => None,
+        }
+    }
+
     /// The layers in which the tokens of a decoder behind an encoder look at each other, in their order; none where the base
     /// has no such decoder, or this engine does not run it.
     pub fn decoder_layers(&self) -> Vec<usize> {

@@ -155,13 +155,13 @@ impl Sampler {
         seen: &[u32],
         allowed: Option<&Allowed>,
     ) -> Result<u32, Error> {
-        self.penalise(logits, seen)?;
         if logits
             .iter()
             .any(|&logit| logit.is_nan() || logit == f32::INFINITY)
         {
             return Err(Error::NotANumber);
         }
+        self.penalise(logits, seen)?;
         match allowed {
             None => self.choose((0..).zip(&*logits).map(|(id, &logit)| (id, logit))),
             Some(allowed) => {
@@ -171,7 +171,7 @@ impl Sampler {
         }
     }
 
-    /// Each token counts once, however often it was seen.
+    /// Each token counts once, however often it was seen. What would become infinite is the greatest number or the least.
     fn penalise(&mut self, logits: &mut [f32], seen: &[u32]) -> Result<(), Error> {
         let penalty = self.sampling.repetition_penalty;
         if penalty == 1.0 {
@@ -184,10 +184,13 @@ impl Sampler {
                 id,
                 vocabulary: self.vocabulary,
             })?;
-            match self.penalised.insert(id) {
-                true if *logit > 0.0 => *logit /= penalty,
-                true => *logit *= penalty,
-                false => {}
+            // A hidden token stays hidden.
+            if self.penalised.insert(id) && logit.is_finite() {
+                let penalised = match *logit > 0.0 {
+                    true => *logit / penalty,
+                    false => *logit * penalty,
+                };
+                *logit = penalised.clamp(f32::MIN, f32::MAX);
             }
         }
         Ok(())
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn the_greatest_logit_wins() {
-        let table: [(&[f32], &[u32], f32, u32); 7] = [
+        let table: [(&[f32], &[u32], f32, u32); 10] = [
             (&[0.0, 2.0, 1.0], &[], 1.0, 1),
             (&[3.0, 5.0, 5.0], &[], 1.0, 1),
             (&[HIDDEN, HIDDEN, -1e30], &[], 1.0, 2),
@@ -309,6 +312,9 @@ mod tests {
             (&[1.0, 4.0, 3.0], &[1, 1, 1], 1.25, 1),
             (&[-3.0, -2.0, -5.0], &[1], 2.0, 0),
             (&[0.0, -2.0, HIDDEN], &[0, 2], 9.0, 0),
+            (&[1.0, 9.0, 4.0], &[2], 1e-38, 2),
+            (&[HIDDEN, f32::MIN, f32::MIN], &[0, 2], 1e-38, 2),
+            (&[HIDDEN, f32::MIN], &[0, 1], 1e38, 1),
         ];
         for (logits, seen, penalty, id) in table {
             assert_eq!(
@@ -336,9 +342,10 @@ mod tests {
                 Err(Error::NotANumber)
             ));
             assert!(matches!(
-                next([f32::MAX, 1.0], &[0]),
+                next([f32::INFINITY, 1.0], &[0]),
                 Err(Error::NotANumber)
             ));
+            assert!(matches!(next([f32::MAX, 1.0], &[0]), Ok(0)));
             assert!(matches!(next([HIDDEN; 2], &[]), Err(Error::NothingAllowed)));
             assert!(matches!(
                 next([1.0; 2], &[2]),

@@ -209,19 +209,23 @@ impl Drop for Writer {
 
 /// Whether an image may take the place of what is at `path`: nothing, an empty file, or an image of any version.
 fn is_replaceable(path: &Path) -> bool {
-    let mut start = Vec::new();
-    let read = File::open(path).and_then(|file| {
-        let mut file = file.take(FAMILY.len() as u64);
-        file.read_to_end(&mut start)
-    });
-    match read {
-        Ok(_) => start.is_empty() || start == FAMILY,
+    let is_empty_or_image = || {
+        let mut start = Vec::new();
+        let file = File::open(path)?;
+        file.take(FAMILY.len() as u64).read_to_end(&mut start)?;
+        io::Result::Ok(start.is_empty() || start == FAMILY)
+    };
+    match fs::metadata(path) {
+        // Opening a pipe waits for whoever writes to it.
+        Ok(found) => found.is_file() && is_empty_or_image().unwrap_or(false),
         Err(error) => error.kind() == ErrorKind::NotFound,
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
     use crate::testing;
 
@@ -309,9 +313,12 @@ mod tests {
         }
         fs::remove_file(&path).unwrap();
         Writer::create(&path).unwrap();
-        assert!(matches!(
-            Writer::create(folder.path()),
-            Err(Error::Write { .. })
-        ));
+        let pipe = folder.path().join("pipe");
+        let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        for path in [folder.path(), &pipe, Path::new("/dev/null")] {
+            let created = Writer::create(path);
+            assert!(matches!(created, Err(Error::Write { .. })), "{path:?}");
+        }
     }
 }

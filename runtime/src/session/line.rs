@@ -123,10 +123,10 @@ impl Session {
 
     /// Whether there is room for a text behind the prompt of a task that generates.
     pub(super) fn check_line(&self, request: &Request<'_>) -> Result<(), Error> {
-        let task = &self.loaded(request.task)?.task;
-        limits(task)?;
+        let loaded = self.loaded(request.task)?;
+        limits(&loaded.task)?;
         request.sampling.check()?;
-        request.text.check(self.limit(task))
+        request.text.check(self.limit(loaded))
     }
 
     /// Chooses the next token of the text in place `place` by the scores number `scored`. Whether the text ends.

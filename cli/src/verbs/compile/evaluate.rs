@@ -35,11 +35,14 @@ pub struct Arguments {
     truncate: bool,
 }
 
+/// Parts a bundle from its data at the first = behind the name of a file, or else at the last.
 fn pair(text: OsString) -> Result<(PathBuf, PathBuf), &'static str> {
     let bytes = text.as_bytes();
-    let at = bytes.iter().rposition(|&byte| byte == b'=');
-    let at = at.ok_or("give a bundle and its data, parted by =")?;
     let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
+    let signs = || (0..bytes.len()).filter(|&at| bytes[at] == b'=');
+    let at = signs().find(|&at| path(&bytes[..at]).is_file());
+    let at = at.or_else(|| signs().last());
+    let at = at.ok_or("give a bundle and its data, parted by =")?;
     Ok((path(&bytes[..at]), path(&bytes[at + 1..])))
 }
 
@@ -223,12 +226,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pair_is_parted_at_its_last_equals_sign() {
-        assert_eq!(
-            pair("a=b.preface=c"),
-            Ok(("a=b.preface".into(), "c".into()))
-        );
-        assert!(pair("a.preface").is_err());
+    fn a_pair_is_parted_behind_its_bundle_or_at_its_last_equals_sign() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().to_str().unwrap();
+        std::fs::write(format!("{folder}/a=b.preface"), "").unwrap();
+        for (bundle, data) in [
+            ("a=b.preface", "c"),
+            ("a=b.preface", "lr=1/c=d"),
+            ("a=none.preface", "c"),
+        ] {
+            let bundle = format!("{folder}/{bundle}");
+            let text = format!("{bundle}={data}");
+            assert_eq!(pair(text.into()), Ok((bundle.into(), data.into())));
+        }
+        assert!(pair("a.preface".into()).is_err());
     }
 
     #[test]

@@ -165,6 +165,20 @@ impl Executor {
         self.most_rows
     }
 
+    /// Rows of a text that positions are left for behind the prompt of `past`; an encoder's begin anew.
+    pub fn rows_behind(&self, past: &Past) -> usize {
+        let taken = match self.image.description().kind {
+            Kind::EncoderDecoder => 0,
+            _ => past.position(),
+        };
+        self.positions().saturating_sub(taken)
+    }
+
+    /// Rows that the tables of positions have.
+    fn positions(&self) -> usize {
+        self.image.steps().map_or(0, |program| program.max_rows)
+    }
+
     /// Bytes that are reserved.
     pub fn arena_bytes(&self) -> usize {
         self.arena.len() * size_of::<f32>()
@@ -312,10 +326,9 @@ impl Executor {
 
     /// How many tokens can still be run one by one behind `past`.
     pub fn left(&self, past: &Past) -> usize {
-        let positions = self.image.steps().map_or(0, |program| program.max_rows);
         let layers = self.growing().map(|attend| attend.layer);
         past.left(layers)
-            .min(positions.saturating_sub(past.position()))
+            .min(self.positions().saturating_sub(past.position()))
     }
 
     /// The hidden rows of the last run, `[rows, hidden]`.
@@ -340,7 +353,7 @@ impl Executor {
         before: &Before<'_, '_>,
         padding: Option<u32>,
     ) -> Result<(), Error> {
-        let most = self.image.steps().map_or(0, |program| program.max_rows);
+        let most = self.positions();
         let rows = input.ids.len();
         debug_assert_eq!(input.lengths.iter().sum::<usize>(), rows);
         let fits = |rows: usize, limit: usize| match rows <= limit {
