@@ -206,11 +206,15 @@ fn runs(folder: &Path, candidates: usize) -> io::Result<Vec<Events>> {
     let runs = (0..candidates)
         .map(create)
         .collect::<io::Result<Vec<_>>>()?;
-    for folder in run_folders(folder)? {
-        for path in event_files(&folder)? {
+    for run_folder in run_folders(folder)? {
+        for path in event_files(&run_folder)? {
             if !runs.iter().any(|run| run.path() == path) {
                 fs::remove_file(path)?;
             }
+        }
+        // One of a candidate that is none any more; it stays where it holds anything else.
+        if run_folder != folder {
+            let _ = fs::remove_dir(run_folder);
         }
     }
     Ok(runs)
@@ -348,11 +352,7 @@ mod tests {
             .unwrap()
             .finish()
             .unwrap();
-        assert!(
-            event_files(&folder.path().join("candidate-1"))
-                .unwrap()
-                .is_empty()
-        );
+        assert!(!folder.path().join("candidate-1").exists());
         assert!(lines(folder.path()).is_empty() && events(folder.path()).is_empty());
     }
 

@@ -43,7 +43,7 @@ pub fn key_values(
             Some(node) => Error::at(
                 node,
                 format!(
-                    "keys and values depend on {other}, not on the layer's input {input} alone; hidden prompts cannot enter here"
+                    "keys and values depend on {other}, not on the layer's input {input} alone, as where positions turn keys: hidden prompts cannot enter here, a prefix of keys and values can (--method prefix-tuning)"
                 ),
             ),
             None => Error::unusable(format!("keys and values depend on {other}")),

@@ -199,7 +199,8 @@ impl<'a> Encoder<'a> {
         dataset.expect(self.wording.kind, self.wording.pairs)?;
         let mut rows = Rows::default();
         for example in &dataset.examples {
-            let whole = self.row(dataset, example, example.text.as_str())?;
+            let text2 = example.text2.as_deref();
+            let whole = self.row(dataset, example, (&example.text, text2))?;
             let over = self
                 .wording
                 .room
@@ -258,21 +259,39 @@ impl<'a> Encoder<'a> {
         if self.wording.overlength == Overlength::Refuse {
             return Err(refused());
         }
-        let mut keep = self.tokens.plain(&example.text)?.len();
+        let text2 = example.text2.as_deref();
+        let count = |text: &str| Ok::<_, Error>(self.tokens.plain(text)?.len());
+        let mut keep = [count(&example.text)?, text2.map_or(Ok(0), count)?];
         let mut row = whole.clone();
         while row.length() > room {
-            keep = keep.saturating_sub(row.length() - room);
-            if keep == 0 {
-                return Err(refused());
+            // The longer of the two loses tokens, down to the other.
+            let longer = usize::from(keep[1] > keep[0]);
+            let apart = keep[longer] - keep[1 - longer];
+            let over = (row.length() - room).min(apart.max(1));
+            keep[longer] = keep[longer].saturating_sub(over);
+            if keep[0] == 0 {
+                return Err(dataset.at(
+                    example.line,
+                    format!(
+                        "{} tokens, but the base's positions leave room for {room}, and none is left for the text beside what is not cut; shorten the target or the template",
+                        whole.length()
+                    ),
+                ));
             }
-            let text = self.tokens.beginning(&example.text, keep)?;
-            row = self.row(dataset, example, text)?;
+            let cut = self.tokens.beginning(&example.text, keep[0])?;
+            let cut2 = text2.map(|text| self.tokens.beginning(text, keep[1]));
+            row = self.row(dataset, example, (cut, cut2.transpose()?))?;
         }
         Ok(row)
     }
 
-    fn row(&self, dataset: &Dataset, example: &Example, text: &str) -> Result<Encoded, Error> {
-        let Sequence { ids, types, words } = self.text(text, example.text2.as_deref())?;
+    fn row(
+        &self,
+        dataset: &Dataset,
+        example: &Example,
+        (text, text2): (&str, Option<&str>),
+    ) -> Result<Encoded, Error> {
+        let Sequence { ids, types, words } = self.text(text, text2)?;
         let outside = self
             .outside
             .is_some_and(|outside| example.target.names() == [outside]);

@@ -1,5 +1,7 @@
 //! What heads are given: tensors that the frozen base and the label names make.
 
+use std::collections::BTreeMap;
+
 use preface_graph::{Base, Kind, Projection};
 
 use crate::{
@@ -157,7 +159,9 @@ fn prototypes(
     };
     let mut prototypes = Vec::new();
     for word in words {
-        let row = Encoded::of_ids(tokens.encode(&spoken(word))?);
+        let mut row = Encoded::of_ids(tokens.encode(&spoken(word))?);
+        row.decoder_ids
+            .extend(base.description.start_token.map(i64::from));
         let batch = Batch::of(&[vec![&row]], layout, &step);
         let mut outputs = session.run(&batch.with(&[]))?;
         prototypes.extend(outputs.swap_remove(0).into_floats()?);
@@ -183,15 +187,26 @@ fn verbaliser(base: &Base, tokens: &Tokens, words: &[String]) -> Result<Vec<Vec<
                 "the tokenizer has no tokens for the label {word:?}; give another word with --verbaliser"
             )));
         }
-        if let Some(same) = found.iter().position(|other| *other == ids) {
+        if let Some(same) = found.iter().position(|other| parts(other) == parts(&ids)) {
             return Err(Error::Options(format!(
-                "the labels {:?} and {word:?} have the same tokens; give other words with --verbaliser",
+                "the words {:?} and {word:?} of two labels have the same tokens, of which a label is the mean; give other words with --verbaliser",
                 words[same]
             )));
         }
         found.push(ids);
     }
     Ok(found)
+}
+
+/// Which part of `ids` each of them is, whatever their order.
+fn parts(ids: &[i64]) -> BTreeMap<i64, f64> {
+    let mut counts = BTreeMap::new();
+    ids.iter()
+        .for_each(|&id| *counts.entry(id).or_insert(0.0) += 1.0);
+    counts
+        .values_mut()
+        .for_each(|count| *count /= ids.len() as f64);
+    counts
 }
 
 /// The tensors under the names by which a graph takes them.

@@ -325,10 +325,12 @@ pub fn survivors(standings: &[Standing], most: usize) -> Vec<usize> {
     order
 }
 
-/// The standard error of a share of `examples`.
+/// The standard error of a share of `examples`, to which one that counts and one that does not are added: a share of none or
+/// all has one too (Laplace's rule of succession).
 pub fn standard_error(share: f64, examples: usize) -> f64 {
-    let share = share.clamp(0.0, 1.0);
-    (share * (1.0 - share) / examples.max(1) as f64).sqrt()
+    let examples = examples as f64;
+    let share = (share.clamp(0.0, 1.0) * examples + 1.0) / (examples + 2.0);
+    (share * (1.0 - share) / (examples + 2.0)).sqrt()
 }
 
 /// The smallest of those whose figure is within a standard error of the best; of equally large ones the better.
@@ -551,7 +553,8 @@ mod tests {
                 "{pairs:?} {examples}"
             );
         }
-        assert!((standard_error(0.9, 100) - 0.03).abs() < 1e-12);
+        assert!((standard_error(0.9, 10_000) - 0.003).abs() < 1e-5);
+        assert!((0.009..0.011).contains(&standard_error(1.0, 100)));
     }
 
     fn finished(rung: usize, design: &Design, trials: &[(f32, f64, usize)]) -> Finished {

@@ -4,7 +4,7 @@
 //! of real tokens, Li and Liang 2021, section 7.4.
 
 use preface_graph::{
-    Base, Kind, LayerGeometry,
+    Base, LayerGeometry,
     attention::{Layout, Site},
     hidden,
     onnx::{TensorProto, ValueInfoProto},
@@ -222,9 +222,6 @@ impl<'a> Seedbed<'a> {
             ));
         }
         let description = &self.base.description;
-        if description.kind == Kind::EncoderDecoder {
-            return Err(Error::Options("hidden prompts stand before the layers of one stack; an encoder-decoder takes prefix-tuning at all its attentions".into()));
-        }
         let graph = self.base.model.graph.as_ref().ok_or_else(other_form)?;
         let wiring = Wiring::of(graph);
         let sites = description

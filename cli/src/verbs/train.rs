@@ -77,6 +77,7 @@ pub fn run(arguments: Arguments, output: &Output) -> anyhow::Result<ExitCode> {
             )
         }
         None => {
+            search::Lines::forget(&arguments.output);
             let outcomes = learn(&arguments, &inputs, &options, &checkpoints, output)?;
             let kept = best(&outcomes, |_| true).unwrap_or(0);
             (options, outcomes, kept, None)

@@ -44,9 +44,10 @@ pub fn read(text: &str, delimiter: Delimiter) -> Result<Vec<Example>, (usize, St
     refuse_missing(&names)?;
     let column = |name: &str| names.iter().position(|header| header == name);
     let mut examples = Vec::new();
+    let mut lines = Lines::of(text);
     for record in reader.records() {
-        let line = |position: Option<&csv::Position>| {
-            position.map_or(1, |position| position.line() as usize)
+        let mut line = |position: Option<&csv::Position>| {
+            position.map_or(1, |position| lines.at(position.byte() as usize))
         };
         let record = record.map_err(|error| (line(error.position()), reason(&error)))?;
         let cell = |name: &str| Some(record.get(column(name)?)?.to_owned());
@@ -62,6 +63,34 @@ pub fn read(text: &str, delimiter: Delimiter) -> Result<Vec<Example>, (usize, St
         examples.push(row.example(line).map_err(|reason| (line, reason))?);
     }
     Ok(examples)
+}
+
+/// Which line a record is on, for one record after the other.
+struct Lines<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    line: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn of(text: &'a str) -> Self {
+        Self {
+            bytes: text.as_bytes(),
+            at: 0,
+            line: 1,
+        }
+    }
+
+    /// The line of the record that begins at `byte`, or behind the ends of lines there: blank ones are no records.
+    fn at(&mut self, byte: usize) -> usize {
+        let ends = self.bytes.iter().skip(byte);
+        let blank = ends.take_while(|byte| matches!(byte, b'\n' | b'\r'));
+        let begin = (byte + blank.count()).min(self.bytes.len());
+        let before = &self.bytes[self.at.min(begin)..begin];
+        self.line += before.iter().filter(|&&byte| byte == b'\n').count();
+        self.at = begin;
+        self.line
+    }
 }
 
 /// Refuses a header without the columns of an example.
@@ -235,5 +264,18 @@ mod tests {
             reason.starts_with("3 cells under a header of 2"),
             "{reason}"
         );
+    }
+
+    #[test]
+    fn a_record_is_on_its_line_behind_all_ends_of_lines() {
+        for (text, expected) in [
+            ("text,label\nx,a\n,b\n", 3),
+            ("text,label\r\nx,a\r\ny z,b\r\n,c\r\n", 4),
+            ("text,label\n\nx,a\n\n\n,c\n", 6),
+            ("text,label\r\n\"x\r\ny\",a\r\n,c\r\n", 4),
+        ] {
+            let (line, reason) = read(text, Delimiter::Comma).unwrap_err();
+            assert_eq!(line, expected, "{text:?}: {reason}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Per-layer hidden prompts: rows `[tokens, hidden]` before each layer, of which the frozen projections make its keys
 //! and values (Petals' deep prompt tuning, Borzunov et al. 2023, section 2.2): half the numbers of a prefix.
 
-use preface_graph::{FormKind, builder::Attribute, hidden};
+use preface_graph::{FormKind, Kind, builder::Attribute, hidden};
 
 use super::{Method, Parameter};
 use crate::{Error, form::Form};
@@ -30,6 +30,10 @@ pub(super) const METHOD: Method = Method {
                 "hidden prompts become keys and values".into(),
             ));
         };
+        if canvas.base.description.kind == Kind::EncoderDecoder {
+            let reason = "hidden prompts stand before the layers of one stack; an encoder-decoder takes prefix-tuning at all its attentions";
+            return Err(Error::Options(reason.into()));
+        }
         let sites: Vec<_> = canvas.base.description.prefix_sites().collect();
         let mut tensors = Vec::new();
         for (index, _) in layers.iter().enumerate() {

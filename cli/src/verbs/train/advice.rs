@@ -7,13 +7,14 @@ use preface_trainer::{
     advice::{is_stuck, underfit},
     budget::Rates,
     data::{Dataset, Example, Target},
+    encode::{MASK, TEXT},
     heads::{Reads, head, usual},
     options::Options,
     search::standard_error,
     training::{self, Outcome},
 };
 
-use super::{Bar, Inputs, arguments::spelled};
+use super::{Bar, Inputs, arguments::spelled, best};
 use crate::output::Output;
 
 /// Takes `count` examples out of the training data, of as many labels as there are, the shortest first, and writes them
@@ -22,7 +23,13 @@ pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String
     if count == 0 {
         return Ok(String::new());
     }
-    let mut order: Vec<usize> = (0..train.examples.len()).collect();
+    // In a template these would stand for something else.
+    let is_plain = |example: &Example| {
+        let written = shown(example);
+        !written.contains(TEXT) && !written.contains(MASK)
+    };
+    let order = (0..train.examples.len()).filter(|&index| is_plain(&train.examples[index]));
+    let mut order: Vec<usize> = order.collect();
     order.sort_by_key(|&index| train.examples[index].text.len());
     let mut taken: Vec<usize> = Vec::new();
     while taken.len() < count {
@@ -36,18 +43,14 @@ pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String
             }
         }
         if taken.len() == before {
-            bail!("--few-shot {count}: there are only {before} training examples");
+            bail!(
+                "--few-shot {count}: there are only {before} training examples, those with {TEXT} or {MASK} left out"
+            );
         }
     }
-    let line = |example: &Example| {
-        let second = example.text2.iter().map(|text2| format!(" | {text2}"));
-        let second: String = second.collect();
-        let answer = spelled(&example.target);
-        format!("{}{second} => {answer}\n", example.text)
-    };
     let text = taken
         .iter()
-        .map(|&index| line(&train.examples[index]))
+        .map(|&index| shown(&train.examples[index]))
         .collect();
     let mut index = 0;
     train.examples.retain(|_| {
@@ -58,6 +61,14 @@ pub fn take_examples(train: &mut Dataset, count: usize) -> anyhow::Result<String
         bail!("--few-shot {count} leaves no example to learn from");
     }
     Ok(text)
+}
+
+/// An example as a line of a template.
+fn shown(example: &Example) -> String {
+    let second = example.text2.iter().map(|text2| format!(" | {text2}"));
+    let second: String = second.collect();
+    let answer = spelled(&example.target);
+    format!("{}{second} => {answer}\n", example.text)
 }
 
 /// What keeps a bundle with this head from running, which is better known before it is trained.
@@ -136,7 +147,6 @@ pub fn of_examples(
     }
     let without = Options {
         examples: String::new(),
-        candidates: options.candidates.iter().take(1).copied().collect(),
         ..options.clone()
     };
     let mut bar = Bar::new(output, "without the examples");
@@ -149,7 +159,7 @@ pub fn of_examples(
         None,
         &mut bar,
     )?;
-    let Some(without) = outcomes.first() else {
+    let Some(without) = best(&outcomes, |_| true).map(|kept| &outcomes[kept]) else {
         return Ok(None);
     };
     let card = &with.adapter.card;
@@ -166,11 +176,13 @@ pub fn of_examples(
         with.dev.main,
         with.dev.score()
     );
-    Ok(Some(match gain > error {
-        true => format!("{figures}, more than its standard error of {error:.4}"),
-        false => format!(
-            "{figures}, no more than its standard error of {error:.4}: they cost more than they bring; leave --few-shot out"
-        ),
+    let cost = "they cost more than they bring; leave --few-shot out";
+    Ok(Some(if gain > error {
+        format!("{figures}, up by more than its standard error of {error:.4}")
+    } else if gain < 0.0 {
+        format!("{figures}, down: {cost}")
+    } else {
+        format!("{figures}, up by no more than its standard error of {error:.4}: {cost}")
     }))
 }
 
@@ -238,5 +250,24 @@ mod tests {
             .map(|example| example.text.as_str())
             .collect();
         assert_eq!(left, ["aa", "dddd"]);
+    }
+
+    #[test]
+    fn an_example_with_a_place_of_the_template_is_not_shown() {
+        let example = |(line, text): (usize, &&str)| Example {
+            text: (*text).into(),
+            text2: None,
+            target: Target::Label("x".into()),
+            line,
+        };
+        let texts = ["{text}", "a {mask}", "longer text"];
+        let mut data = Dataset {
+            path: "t".into(),
+            examples: texts.iter().enumerate().map(example).collect(),
+            sha256: String::new(),
+            begun: None,
+        };
+        assert!(take_examples(&mut data.clone(), 2).is_err());
+        assert_eq!(take_examples(&mut data, 1).unwrap(), "longer text => x\n");
     }
 }

@@ -14,12 +14,9 @@ use preface_trainer::{
     training::Outcome,
 };
 
-pub use summary::Search;
+pub use {lines::Lines, summary::Search};
 
-use self::{
-    lines::Lines,
-    race::{Race, Racer},
-};
+use self::race::{Race, Racer};
 use super::{Arguments, Inputs};
 use crate::output::Output;
 

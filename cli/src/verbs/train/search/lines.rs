@@ -41,6 +41,11 @@ impl Lines {
         Ok(Self { path, finished })
     }
 
+    /// Removes those of an earlier search, of which `output` holds no more.
+    pub fn forget(output: &Path) {
+        let _ = fs::remove_file(output.join(LINES));
+    }
+
     /// What became of that training, where its line is there.
     pub fn find(&self, training: &str) -> Option<&Finished> {
         self.finished
