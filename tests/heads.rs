@@ -244,7 +244,12 @@ fn a_verbaliser_refuses_labels_without_tokens_of_their_own() {
         };
         let cases = [
             (["w5", "unheard"], "no tokens for the label \"unheard\""),
-            (["w5", "w5"], "\"w5\" and \"w5\" have the same tokens"),
+            (
+                ["w5", "w5"],
+                "\"w5\" and \"w5\" of two labels have the same",
+            ),
+            (["w5 w6", "w6 w5"], "have the same tokens"),
+            (["w5", "w5 w5"], "have the same tokens"),
         ];
         for (words, part) in cases {
             let error = refusal(&base, &data, &with(words));
@@ -403,6 +408,85 @@ fn long_texts_are_refused_or_cut_and_counted() {
         (1, 61)
     );
     assert_eq!(train(&scene.base, &data, &cut).0.truncated, 1);
+}
+
+#[test]
+fn the_longer_text_of_a_pair_is_cut() {
+    let Some(scene) = Scene::new() else { return };
+    let long = "w40 ".repeat(80);
+    let pair = |text: &str, text2: &str, label: &str| json!({"text": text.trim(), "text2": text2.trim(), "label": label});
+    let lines = vec![
+        pair("w5 w6", &long, "a"),
+        pair(&long, "w5 w6", "b"),
+        pair(&long, &long, "a"),
+    ];
+    let data = scene.pair(lines.clone(), lines);
+    let cut = Options {
+        overlength: Overlength::Truncate,
+        ..options()
+    };
+    let task = scene.task(&data, &cut);
+    let counts =
+        |row: &Encoded| [5, 6, 40].map(|id| row.ids.iter().filter(|&&of| of == id).count());
+    for row in &task.train.rows {
+        assert_eq!(row.ids.len(), 61, "{row:?}");
+    }
+    assert_eq!(counts(&task.train.rows[0])[..2], [1, 1]);
+    assert_eq!(counts(&task.train.rows[1])[..2], [1, 1]);
+}
+
+#[test]
+fn what_runs_away_is_stopped_and_two_draws_of_nothing_are_refused() {
+    let Some(scene) = Scene::new() else { return };
+    let data = scene.labelled();
+    let candidates = vec![Candidate {
+        learning_rate: Some(1e30),
+        ..Candidate::default()
+    }];
+    let cases = [
+        (
+            Options {
+                candidates,
+                ..options()
+            },
+            "in epoch 1, step 1, a number of it is above 10000",
+        ),
+        (
+            Options {
+                consistency: 1.0,
+                ..options()
+            },
+            "pass --dropout 0.1",
+        ),
+        (
+            Options {
+                consistency: -1.0,
+                ..options()
+            },
+            "not below 0, not -1",
+        ),
+    ];
+    for (options, part) in cases {
+        let error = refusal(&scene.base, &data, &options);
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn an_encoder_decoder_reads_label_names_as_it_reads_texts() {
+    let Some(export) = speaking("t5.sdpa.legacy.op17.onnx") else {
+        return;
+    };
+    let base = Base::open(export.folder()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let data = data(folder.path(), AnswerKind::Label);
+    let options = Options {
+        head: Some("label-text".into()),
+        epochs: 1,
+        ..options()
+    };
+    let (outcome, _) = train(&base, &data, &options);
+    assert!(outcome.dev.loss.is_finite());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 use preface_graph::{Base, FormKind, LayerGeometry};
 use preface_trainer::{
@@ -286,25 +286,31 @@ struct Bench {
     given: Vec<(String, Array)>,
 }
 
+/// Takes every tenth number.
+fn without_tenths(index: usize) -> f32 {
+    match index.is_multiple_of(10) {
+        true => 0.0,
+        false => 1.0 / 0.9,
+    }
+}
+
 impl Bench {
     /// The first `batch` rows, and the next so many for each further candidate; dropout takes every tenth number.
     fn new(task: &Task, candidates: usize, from: usize) -> Self {
-        let factor = |index: usize| {
-            if index.is_multiple_of(10) {
-                0.0
-            } else {
-                1.0 / 0.9
-            }
-        };
-        Self::of(task, (candidates, from), Some(factor), Precision::F32)
+        Self::of(
+            task,
+            (candidates, from),
+            Some(without_tenths),
+            Manner::default(),
+        )
     }
 
-    /// As [`Bench::new`], with these factors of dropout, and products that read numbers of that precision.
+    /// As [`Bench::new`], with these factors of dropout, in that manner.
     fn of(
         task: &Task,
         (candidates, from): (usize, usize),
         factor: Option<fn(usize) -> f32>,
-        precision: Precision,
+        manner: Manner,
     ) -> Self {
         let extent = Extent {
             candidates,
@@ -312,7 +318,7 @@ impl Bench {
         };
         let manner = Manner {
             drops: factor.is_some(),
-            precision,
+            ..manner
         };
         let purpose = Purpose::Training(task.reader(), manner);
         let step = Step::build(task.base, task.method, &task.sizes, extent, purpose).unwrap();
@@ -321,7 +327,10 @@ impl Bench {
             .unwrap();
         let each = task.options.batch;
         let rows: Vec<Vec<&Encoded>> = (from..from + candidates)
-            .map(|at| task.train.rows[at * each..(at + 1) * each].iter().collect())
+            .map(|at| {
+                let rows = task.train.rows[at * each..(at + 1) * each].iter();
+                iter::repeat_n(rows, manner.copies()).flatten().collect()
+            })
             .collect();
         let given = step.given.iter().zip(&task.given.tensors);
         let given = given
@@ -329,7 +338,9 @@ impl Bench {
         let batch = Batch::of(&rows, task.layout(), &step);
         let kept = factor.map(|factor| {
             let seen = batch.tokens + task.options.tokens;
-            let count = step.dropout.numbers(each, batch.tokens, seen);
+            let count = step
+                .dropout
+                .numbers(each * manner.copies(), batch.tokens, seen);
             let factors = (0..candidates).flat_map(|_| (0..count).map(factor));
             let factors = Array::floats(&[candidates, count], factors.collect());
             (step.input(KEPT).to_owned(), factors)
@@ -394,14 +405,18 @@ const STEPS: [f32; 5] = [3e-2, 1e-2, 3e-3, 1e-3, 3e-4];
 #[test]
 fn gradients_of_the_training_loss_agree_with_finite_differences() {
     with_every_method(&[BERT, GPT2, LLAMA], |name, scene, method| {
-        for candidates in [1, 2] {
+        for (candidates, consistency) in [(1, 0.0), (2, 0.0), (2, 3.0)] {
             let options = Options {
                 candidates: (0..candidates).map(candidate).collect(),
                 ..options(method.name)
             };
             let task = scene.task(&options).unwrap();
             let candidates = candidates as usize;
-            let mut bench = Bench::new(&task, candidates, 0);
+            let manner = Manner {
+                consistency,
+                ..Manner::default()
+            };
+            let mut bench = Bench::of(&task, (candidates, 0), Some(without_tenths), manner);
             let all: Vec<Vec<f32>> = (0..candidates as u64)
                 .flat_map(|seed| values(&task, seed))
                 .collect();
@@ -464,7 +479,14 @@ fn products_of_16_bits_change_losses_and_gradients_a_little() {
         let options = options(method.name);
         let task = scene.task(&options).unwrap();
         let values = values(&task, 0);
-        let run = |precision| Bench::of(&task, (1, 0), None, precision).run(&values);
+        let run = |precision| {
+            let manner = Manner {
+                precision,
+                emulated: true,
+                ..Manner::default()
+            };
+            Bench::of(&task, (1, 0), None, manner).run(&values)
+        };
         let (losses, gradients) = run(Precision::F32);
         let (halved_losses, halved) = run(Precision::F16);
         let apart = (halved_losses[0] / losses[0] - 1.0).abs();
@@ -476,13 +498,40 @@ fn products_of_16_bits_change_losses_and_gradients_a_little() {
 }
 
 #[test]
+fn answers_that_are_apart_cost_more_and_those_that_agree_nothing() {
+    for name in [BERT, GPT2, LLAMA] {
+        let Some(scene) = Scene::of(name) else { return };
+        let options = options("prompt-tuning");
+        let task = scene.task(&options).unwrap();
+        let values = values(&task, 0);
+        let loss = |factor, consistency| {
+            let manner = Manner {
+                consistency,
+                ..Manner::default()
+            };
+            Bench::of(&task, (1, 0), Some(factor), manner)
+                .run(&values)
+                .0[0]
+        };
+        let kept: fn(usize) -> f32 = |_| 1.0;
+        let (once, twice) = (loss(kept, 0.0), loss(kept, 5.0));
+        assert!((once - twice).abs() < 1e-5, "{name}: {once} and {twice}");
+        let [little, much] = [1.0, 3.0].map(|weight| loss(without_tenths, weight));
+        assert!(
+            little > 0.0 && much > little + 1e-4,
+            "{name}: {little} and {much}"
+        );
+    }
+}
+
+#[test]
 fn dropout_that_takes_nothing_changes_nothing() {
     for name in [BERT, GPT2, LLAMA] {
         let Some(scene) = Scene::of(name) else { return };
         let options = options("prompt-tuning");
         let task = scene.task(&options).unwrap();
         let values = values(&task, 0);
-        let run = |factor| Bench::of(&task, (1, 0), factor, Precision::F32).run(&values);
+        let run = |factor| Bench::of(&task, (1, 0), factor, Manner::default()).run(&values);
         let without = run(None);
         assert_eq!(without, run(Some(|_| 1.0)), "{name}");
         let drawn = run(Some(|index| if index % 3 == 0 { 0.0 } else { 1.5 }));

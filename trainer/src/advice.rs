@@ -217,6 +217,7 @@ impl Beside<'_> {
                 Error::Options(_)
                 | Error::TooLong { .. }
                 | Error::Diverged { .. }
+                | Error::RanAway { .. }
                 | Error::Graph(_),
             ) => Ok(None),
             Err(error) => Err(error),

@@ -1,6 +1,7 @@
 //! What can go wrong while a prompt is trained.
 
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     path::PathBuf,
 };
@@ -69,7 +70,7 @@ pub enum Error {
     },
     /// The loss or a gradient is no number any more.
     #[error(
-        "the loss is no number in epoch {epoch}, step {step} (lines {}); pass {}a smaller --learning-rate or --clip, or look at those lines",
+        "the loss is no number in epoch {epoch}, step {step} (lines {}); pass {}a smaller --learning-rate, --head-learning-rate or --clip, or look at those lines",
         listed(lines),
         if *precision == Precision::F16 { "--precision f32, " } else { "" }
     )]
@@ -79,9 +80,19 @@ pub enum Error {
         /// The step, counted from 1 over the whole run.
         step: usize,
         /// Lines of the training file in the step's batch.
-        lines: Vec<usize>,
+        lines: BTreeSet<usize>,
         /// What the step's products read.
         precision: Precision,
+    },
+    /// A number of the prompt or the head is larger than any that a bundle holds.
+    #[error(
+        "the prompt or the head runs away: in epoch {epoch}, step {step}, a number of it is above 10000, which no bundle holds; pass a smaller --learning-rate or --head-learning-rate"
+    )]
+    RanAway {
+        /// The epoch, counted from 1.
+        epoch: usize,
+        /// The step, counted from 1 over the whole run.
+        step: usize,
     },
     /// A line of a data file is not an example.
     #[error("{path}, line {line}: {reason}")]
@@ -124,7 +135,7 @@ pub enum Error {
 }
 
 /// Lines of a file in one text.
-fn listed(lines: &[usize]) -> String {
+fn listed(lines: &BTreeSet<usize>) -> String {
     let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
     lines.join(", ")
 }

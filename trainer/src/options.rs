@@ -60,6 +60,9 @@ pub struct Options {
     pub weight_decay: f32,
     /// Part of the numbers that dropout takes, from 0 up to but not including 1; what suits the base where `None`.
     pub dropout: Option<f32>,
+    /// What the answers of two draws of dropout count by how far they are apart, for which every row is taken twice (R-Drop,
+    /// Wu et al. 2021); 0 where each is drawn for once.
+    pub consistency: f32,
     /// What products of a step read.
     pub precision: Precision,
     /// How classes count in the loss.
@@ -111,6 +114,7 @@ impl Default for Options {
             clip: 1.0,
             weight_decay: 0.01,
             dropout: None,
+            consistency: 0.0,
             precision: Precision::F32,
             class_weights: ClassWeights::Equal,
             out_of_scope: None,

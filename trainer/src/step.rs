@@ -103,12 +103,28 @@ pub enum Purpose<'a> {
 }
 
 /// How a step trains.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Manner {
     /// Whether it has dropout.
     pub drops: bool,
+    /// What the two answers that each row has under two draws of dropout count by how far they are apart (R-Drop, Wu et al.
+    /// 2021, section 2.1): a candidate's rows are there twice, first all of them, then all again. 0 where they are there
+    /// once.
+    pub consistency: f32,
     /// What products read.
     pub precision: Precision,
+    /// Whether the processor runs it, whose products are of 32 bits.
+    pub emulated: bool,
+}
+
+impl Manner {
+    /// How often each row is there.
+    pub fn copies(self) -> usize {
+        match self.consistency > 0.0 {
+            true => 2,
+            false => 1,
+        }
+    }
 }
 
 /// How many candidates a graph holds, and what it may leave out.
@@ -172,6 +188,9 @@ impl Step {
         purpose: Purpose,
     ) -> Result<Self, Error> {
         let mut assembly = Assembly::begin(base, sizes, extent);
+        if let Purpose::Training(_, manner) = purpose {
+            assembly.copies = manner.copies();
+        }
         let tensors = assembly.methods(method)?;
         assembly.splice(tensors)?;
         order::sort(assembly.graph());
@@ -241,6 +260,8 @@ struct Assembly<'a> {
     base: &'a Base,
     sizes: &'a Sizes,
     extent: Extent,
+    /// How often each row is there.
+    copies: usize,
     model: ModelProto,
     builder: Builder,
     parameters: Vec<(usize, Parameter, String)>,
@@ -262,6 +283,7 @@ impl<'a> Assembly<'a> {
             base,
             sizes,
             extent,
+            copies: 1,
             model,
             builder,
             parameters: Vec::new(),
@@ -415,9 +437,9 @@ impl<'a> Assembly<'a> {
                 if manner.drops {
                     self.drop_out(reader.head.reads, &features);
                 }
-                let outputs = self.training(reader, &logits, manner.precision)?;
+                let outputs = self.training(reader, &logits, manner)?;
                 if manner.precision == Precision::F16 {
-                    self.halve_products();
+                    self.halve_products(manner.emulated);
                 }
                 outputs
             }
@@ -562,7 +584,7 @@ impl<'a> Assembly<'a> {
     /// The sizes at which shapes are found, with room for prompts and candidates.
     fn enlarged(&self) -> [Size; 2] {
         SIZES.map(|size| Size {
-            batch: size.batch * self.extent.candidates as i64,
+            batch: size.batch * (self.extent.candidates * self.copies) as i64,
             sequence: size.sequence + self.sizes.form.slots() as i64,
             decoder_sequence: size.decoder_sequence + self.sizes.form.decoder_slots() as i64,
             past: if self.extent.cached > 0 && self.after() {

@@ -106,6 +106,11 @@ impl<'a> Task<'a> {
             given,
             tokens,
         };
+        if options.consistency > 0.0 && task.dropout() == 0.0 {
+            return Err(Error::Options(
+                "--consistency compares answers under two draws of dropout, and there is none here; pass --dropout 0.1, or leave it out".into(),
+            ));
+        }
         task.cache_lower_layers(library)?;
         task.cache_texts(library)?;
         Ok(task)
@@ -379,6 +384,12 @@ pub(crate) fn refuse_unfit(
     {
         return refuse(format!(
             "dropout takes a part from 0 up to but not including 1, not {rate}"
+        ));
+    }
+    if !(options.consistency.is_finite() && options.consistency >= 0.0) {
+        return refuse(format!(
+            "what answers count by how far they are apart is not below 0, not {}",
+            options.consistency
         ));
     }
     if options.rank == 0 || options.bottleneck == 0 || options.head_rank == 0 {

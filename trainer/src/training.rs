@@ -4,8 +4,9 @@ mod dropout;
 mod keep;
 mod start;
 
-use std::{path::Path, time::Instant};
+use std::{collections::BTreeSet, iter, path::Path, time::Instant};
 
+use preface_bundle::MAX_VALUE;
 use preface_graph::Base;
 use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 use sha2::{Digest, Sha256};
@@ -18,7 +19,7 @@ use crate::{
     checkpoint::{Checkpoint, Checkpoints, Start, State},
     data::Dataset,
     encode::{Encoded, Truth},
-    engine::{Array, Library, Session},
+    engine::{Array, Library, Place, Session},
     evaluation::Evaluator,
     given::fed,
     methods::Parameter,
@@ -119,6 +120,8 @@ struct Run<'a> {
     best: Vec<Vec<Vec<f32>>>,
     state: State,
     steps: usize,
+    /// How often each row is there in a step.
+    copies: usize,
     dropout: Dropout,
     before: f64,
     begun: Instant,
@@ -143,7 +146,9 @@ impl<'a> Run<'a> {
         let begun = Instant::now();
         let manner = Manner {
             drops: task.dropout() > 0.0,
+            consistency: options.consistency,
             precision: options.precision,
+            emulated: library.place() == Place::Cpu,
         };
         let purpose = Purpose::Training(task.reader(), manner);
         let step = Step::build(base, method, sizes, *extent, purpose)?;
@@ -172,6 +177,7 @@ impl<'a> Run<'a> {
                 best_scores: vec![(-1.0, 0.0); options.candidates.len()],
                 ..State::default()
             },
+            copies: manner.copies(),
             dropout: Dropout::new(task.dropout()),
             before: 0.0,
             begun,
@@ -219,15 +225,13 @@ impl<'a> Run<'a> {
             let rows: Vec<Vec<&Encoded>> = orders
                 .iter()
                 .map(|order| {
-                    order[index]
-                        .iter()
-                        .map(|&row| &self.task.train.rows[row])
-                        .collect()
+                    let rows = order[index].iter().map(|&row| &self.task.train.rows[row]);
+                    iter::repeat_n(rows, self.copies).flatten().collect()
                 })
                 .collect();
             let found = self.step(epoch, index, &rows, progress)?;
-            for ((sum, loss), rows) in losses.iter_mut().zip(found).zip(&rows) {
-                *sum += f64::from(loss) * rows.len() as f64;
+            for ((sum, loss), order) in losses.iter_mut().zip(found).zip(&orders) {
+                *sum += f64::from(loss) * order[index].len() as f64;
             }
         }
         self.state.epoch = epoch;
@@ -274,7 +278,7 @@ impl<'a> Run<'a> {
             .chain(gradients.iter().flatten())
             .all(|number| number.is_finite());
         if !finite {
-            let lines = rows.iter().flatten().map(|row| row.line).collect();
+            let lines: BTreeSet<usize> = rows.iter().flatten().map(|row| row.line).collect();
             return Err(Error::Diverged {
                 epoch,
                 step: number + 1,
@@ -300,7 +304,14 @@ impl<'a> Run<'a> {
             });
         }
         self.optimizer.update(&mut self.values, &gradients, factor);
-        Ok(losses)
+        let mut numbers = self.values.iter().flatten();
+        match numbers.all(|number| number.abs() <= MAX_VALUE) {
+            true => Ok(losses),
+            false => Err(Error::RanAway {
+                epoch,
+                step: number + 1,
+            }),
+        }
     }
 
     /// Measures a candidate on the dev data and keeps it where it is the best so far.

@@ -12,7 +12,9 @@ const PRODUCTS: [&str; 3] = ["MatMul", "Gemm", "com.microsoft:FusedMatMul"];
 
 impl Assembly<'_> {
     /// Rounds what products read, and what they give, to 16 bits. Weights are rounded once, when ONNX Runtime folds constants.
-    pub(super) fn halve_products(&mut self) {
+    /// Where they are `emulated`, it computes products in 32 bits and takes rounding that nothing reads for idle: a node that
+    /// leaves the numbers as they are reads them there.
+    pub(super) fn halve_products(&mut self, emulated: bool) {
         let facts = self.facts();
         let is_float = |name: &String| {
             let fact = facts.get(name);
@@ -27,15 +29,27 @@ impl Assembly<'_> {
             }
             for input in node.input.iter_mut().filter(|input| !input.is_empty()) {
                 let half = halves.entry(input.clone());
-                let half = half.or_insert_with(|| self.builder.cast(input, data_type::FLOAT16));
+                let half = half.or_insert_with(|| {
+                    let half = self.builder.cast(input, data_type::FLOAT16);
+                    self.read(half, emulated)
+                });
                 input.clone_from(half);
             }
             let half = self.builder.fresh();
             let whole = mem::replace(&mut node.output[0], half.clone());
             self.builder.nodes.push(node);
+            let half = self.read(half, emulated);
             let to = ("to", Attribute::Int(data_type::FLOAT.into()));
             self.builder.write("Cast", &[&half], &[&whole], &[to]);
         }
         self.flush();
+    }
+    /// The value, behind a node that reads it where that `is_wanted`.
+    fn read(&mut self, value: String, is_wanted: bool) -> String {
+        if !is_wanted {
+            return value;
+        }
+        let one = self.builder.ints(&[1]);
+        self.builder.apply("Expand", &[&value, &one], &[])
     }
 }

@@ -6,7 +6,7 @@ use preface_graph::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Assembly, LABELS, Reader, Reading, TARGETS, WEIGHTS};
+use super::{Assembly, LABELS, Manner, Reader, Reading, TARGETS, WEIGHTS};
 use crate::{Error, data::AnswerKind, options::Precision};
 
 /// What gradients are multiplied by on their way through products of 16 bits, which would round the small ones to zero
@@ -41,8 +41,9 @@ impl Assembly<'_> {
         &mut self,
         reader: Reader,
         logits: &[String],
-        precision: Precision,
+        manner: Manner,
     ) -> Result<Vec<String>, Error> {
+        let precision = manner.precision;
         let scale = match precision {
             Precision::F32 => 1.0,
             Precision::F16 => GRADIENT_SCALE,
@@ -51,9 +52,18 @@ impl Assembly<'_> {
         let weights = self.per_reading(WEIGHTS, data_type::FLOAT, reader.reading);
         let weights = self.parts(&weights, None);
         let mut losses = Vec::new();
-        for (rows, weights) in rows.iter().zip(&weights) {
+        for ((rows, weights), logits) in rows.iter().zip(&weights).zip(logits) {
             let weighted = self.builder.apply("Mul", &[rows, weights], &[]);
-            losses.push(self.builder.reduce("ReduceSum", &weighted, &[0], true));
+            let loss = self.builder.reduce("ReduceSum", &weighted, &[0], true);
+            losses.push(match manner.copies() {
+                1 => loss,
+                _ => {
+                    let apart = apart(&mut self.builder, reader, logits, weights);
+                    let weight = self.builder.floats(&[manner.consistency]);
+                    let apart = self.builder.apply("Mul", &[&apart, &weight], &[]);
+                    self.builder.apply("Add", &[&loss, &apart], &[])
+                }
+            });
         }
         let seed = self.builder.floats(&[scale]);
         let names: Vec<&str> = losses.iter().map(String::as_str).collect();
@@ -137,6 +147,48 @@ impl Assembly<'_> {
         let shapes = [0, 1].map(|at| vec![sizes[at].batch * readings[at]]);
         self.take(part, element, &["readings_in_all"], shapes)
     }
+}
+
+/// How far the answers of the first half of `logits` are from those of the second, `[1]`: the mean over readings of half the
+/// sum of both Kullback-Leibler divergences, by the `weights` of the losses; with sigmoids the mean over classes.
+fn apart(builder: &mut Builder, reader: Reader, logits: &str, weights: &str) -> String {
+    let (scores, chances) = match reader.loss {
+        Loss::Softmax => {
+            let scores = builder.apply("LogSoftmax", &[logits], &[LAST]);
+            let chances = builder.apply("Exp", &[&scores], &[]);
+            (scores, chances)
+        }
+        Loss::Sigmoid => (logits.to_owned(), builder.apply("Sigmoid", &[logits], &[])),
+    };
+    let [scores, chances] = [scores, chances].map(|value| {
+        let [one, other] = halves(builder, &value);
+        builder.apply("Sub", &[&one, &other], &[])
+    });
+    let products = builder.apply("Mul", &[&scores, &chances], &[]);
+    let classes = builder.ints(&[-1, reader.size.classes as i64]);
+    let products = builder.apply("Reshape", &[&products, &classes], &[]);
+    let over = match reader.loss {
+        Loss::Softmax => "ReduceSum",
+        Loss::Sigmoid => "ReduceMean",
+    };
+    let divergences = builder.reduce(over, &products, &[-1], false);
+    // The weights of both halves sum to 1, those of one to the half that is wanted.
+    let [weights, _] = halves(builder, weights);
+    let flat = builder.ints(&[-1]);
+    let weights = builder.apply("Reshape", &[&weights, &flat], &[]);
+    let weighted = builder.apply("Mul", &[&divergences, &weights], &[]);
+    builder.reduce("ReduceSum", &weighted, &[0], true)
+}
+
+/// Both halves of a value, each in one row.
+fn halves(builder: &mut Builder, value: &str) -> [String; 2] {
+    let (rows, sizes) = (builder.ints(&[2, -1]), builder.ints(&[1, 1]));
+    let rows = builder.apply("Reshape", &[value, &rows], &[]);
+    let halves = [builder.fresh(), builder.fresh()];
+    let outputs = [halves[0].as_str(), &halves[1]];
+    let axis = ("axis", Attribute::Int(0));
+    builder.write("Split", &[&rows, &sizes], &outputs, &[axis]);
+    halves
 }
 
 /// `-log softmax(logits)[truth]`.

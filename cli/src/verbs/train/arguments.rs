@@ -8,7 +8,7 @@ use preface_graph::{Base, FormKind};
 use preface_trainer::{
     adapter::Adapter,
     checkpoint::{Checkpoints, Start},
-    data::{Dataset, Target},
+    data::{AnswerKind, Dataset, Target},
     encode::{Overlength, TEXT},
     form::Place,
     heads::Pooling,
@@ -156,6 +156,10 @@ pub struct Arguments {
     /// learn all of their own, 0 elsewhere
     #[arg(long, value_name = "PART")]
     pub dropout: Option<f32>,
+    /// What two answers to each text under two draws of dropout count by how far they are apart (R-Drop): a step
+    /// takes twice as long; 1 to 3 helps where labels are many and examples few
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
+    pub consistency: f32,
     /// What matrix products of training steps read: f32, or f16 for GPUs with units for it; the rest, dev and
     /// test stay in 32 bits
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = precision)]
@@ -268,6 +272,7 @@ impl Arguments {
             clip: self.clip,
             weight_decay: self.weight_decay,
             dropout: self.dropout,
+            consistency: self.consistency,
             precision: self.precision,
             class_weights: if self.balance_classes {
                 ClassWeights::Balanced
@@ -306,6 +311,10 @@ impl Arguments {
         let Some(label) = &self.out_of_scope else {
             return Ok(());
         };
+        ensure!(
+            inputs.dev.kind() == AnswerKind::Label,
+            "--out-of-scope is for texts with one label each"
+        );
         let mut examples = inputs.dev.examples.iter();
         ensure!(
             examples.any(|example| example.target.names() == [label.as_str()]),

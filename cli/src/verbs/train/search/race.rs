@@ -359,6 +359,7 @@ fn is_the_designs(error: &Error) -> bool {
     matches!(
         error,
         Error::Diverged { .. }
+            | Error::RanAway { .. }
             | Error::Options(_)
             | Error::TooLong { .. }
             | Error::NoRule { .. }
