@@ -449,7 +449,7 @@ fn what_runs_away_is_stopped_and_two_draws_of_nothing_are_refused() {
                 candidates,
                 ..options()
             },
-            "in epoch 1, step 1, a number of it is above 10000",
+            "in epoch 1, step 2, a number of it is above 10000",
         ),
         (
             Options {

@@ -210,12 +210,12 @@ fn another_training_does_not_go_on_from_a_checkpoint() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_with_its_place_and_leaves_the_checkpoint() {
+fn a_training_that_runs_away_stops_with_its_place_and_leaves_the_checkpoint() {
     let Some(scene) = Scene::new() else { return };
     let output = scene.run("at-once", &["--head-learning-rate", "1e30"]);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    for part in ["epoch 1, step", "lines", "smaller --learning-rate"] {
+    for part in ["epoch 1, step", "runs away", "smaller --learning-rate"] {
         assert!(stderr.contains(part), "no {part:?} in {stderr}");
     }
     assert!(!scene.out("at-once").join("preface.json").exists());
