@@ -41,7 +41,7 @@ fn pair(text: OsString) -> Result<(PathBuf, PathBuf), &'static str> {
     let path = |bytes| PathBuf::from(OsStr::from_bytes(bytes));
     let signs = || (0..bytes.len()).filter(|&at| bytes[at] == b'=');
     let at = signs().find(|&at| path(&bytes[..at]).is_file());
-    let at = at.or_else(|| signs().last());
+    let at = at.or_else(|| signs().next_back());
     let at = at.ok_or("give a bundle and its data, parted by =")?;
     Ok((path(&bytes[..at]), path(&bytes[at + 1..])))
 }
