@@ -12,8 +12,8 @@ const PRODUCTS: [&str; 3] = ["MatMul", "Gemm", "com.microsoft:FusedMatMul"];
 
 impl Assembly<'_> {
     /// Rounds what products read, and what they give, to 16 bits. Weights are rounded once, when ONNX Runtime folds constants.
-    /// Where they are `emulated`, it computes products in 32 bits and takes rounding that nothing reads for idle: a node that
-    /// leaves the numbers as they are reads them there.
+    /// Where they are `emulated`, it computes products in 32 bits and leaves rounding out that nothing else reads: there a
+    /// node does that leaves the numbers as they are.
     pub(super) fn halve_products(&mut self, emulated: bool) {
         let facts = self.facts();
         let is_float = |name: &String| {
@@ -44,12 +44,12 @@ impl Assembly<'_> {
         }
         self.flush();
     }
+
     /// The value, behind a node that reads it where that `is_wanted`.
     fn read(&mut self, value: String, is_wanted: bool) -> String {
         if !is_wanted {
             return value;
         }
-        let one = self.builder.ints(&[1]);
-        self.builder.apply("Expand", &[&value, &one], &[])
+        self.builder.apply("Max", &[&value, &value], &[])
     }
 }
