@@ -25,6 +25,7 @@ DESIGNS = {
     "prefix top 2 x 4": ["--method", "prefix-tuning", "--layers", "top:2", "--tokens", "4"],
     "gated prefix top 2 x 4": ["--method", "gated-prefix-tuning", "--layers", "top:2", "--tokens", "4"],
     "prefix all x 2": ["--method", "prefix-tuning", "--tokens", "2"],
+    "prefix all x 2, R-Drop": ["--method", "prefix-tuning", "--tokens", "2", "--consistency", "1"],
     "hidden prompts all x 2": ["--method", "hidden-prompts", "--tokens", "2"],
     "prefix all x 8": ["--method", "prefix-tuning", "--tokens", "8"],
     "prefix top 2 x 2": ["--method", "prefix-tuning", "--layers", "top:2", "--tokens", "2"],
