@@ -41,6 +41,7 @@ mod id;
 mod index;
 mod key;
 mod manifest;
+mod shorten;
 mod tags;
 mod tensor;
 mod text;
@@ -69,6 +70,7 @@ pub use index::{
 };
 pub use key::{PublicKey, read_signature};
 pub use manifest::{CORE_BYTES, Form, Manifest, TASK_BYTES, is_task_id, is_task_pattern};
+pub use shorten::shorten;
 pub use tags::{Before, Tag, likeliest};
 pub use tensor::{Dtype, MAX_RANK, Role, TensorSpec, TensorTable};
 pub use time::UtcTime;

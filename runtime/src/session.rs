@@ -9,7 +9,7 @@ mod room;
 
 use std::{cell::OnceCell, panic::resume_unwind, thread};
 
-use preface_bundle::{AnswerKind, AnswerPlan, Before, Inputs, Pooling};
+use preface_bundle::{AnswerKind, AnswerPlan, Before, Inputs, Pooling, shorten};
 
 use generate::Generation;
 use history::History;
@@ -269,7 +269,7 @@ impl Session {
         }
     }
 
-    /// As much of the beginning of a text as fits `limit`; `encoded` is all of it.
+    /// As much of the beginnings of a text or a pair as fits `limit`; `encoded` is all of it.
     fn cut(
         &self,
         task: &Task,
@@ -277,15 +277,20 @@ impl Session {
         (text, second): (&str, Option<&str>),
         limit: usize,
     ) -> Result<Encoded, Error> {
-        let ends = self.encoder()?.ends(text)?;
-        let mut kept = ends.len();
+        let ends = |text: &str| self.encoder()?.ends(text);
+        let ends = [ends(text)?, second.map_or(Ok(Vec::new()), ends)?];
+        let mut kept = [ends[0].len(), ends[1].len()];
         while encoded.len() > limit {
-            kept = kept.saturating_sub(encoded.len() - limit);
-            let end = ends.iter().take(kept).max().copied().unwrap_or(0);
-            if kept == 0 {
+            kept = shorten(kept, encoded.len() - limit);
+            if kept[0] == 0 {
                 break;
             }
-            encoded = self.written(task, text.get(..end).unwrap_or(text), second)?;
+            let beginning = |which: usize, text| -> &str {
+                let end = ends[which].iter().take(kept[which]).max();
+                str::get(text, ..end.copied().unwrap_or(0)).unwrap_or(text)
+            };
+            let second = second.map(|second| beginning(1, second));
+            encoded = self.written(task, beginning(0, text), second)?;
         }
         encoded.check(limit)?;
         Ok(encoded)

@@ -1,5 +1,6 @@
 //! Examples as token ids, with what the model should answer and where it is read.
 
+use preface_bundle::shorten;
 use preface_graph::{Description, Kind};
 use serde::{Deserialize, Serialize};
 
@@ -264,11 +265,7 @@ impl<'a> Encoder<'a> {
         let mut keep = [count(&example.text)?, text2.map_or(Ok(0), count)?];
         let mut row = whole.clone();
         while row.length() > room {
-            // The longer of the two loses tokens, down to the other.
-            let longer = usize::from(keep[1] > keep[0]);
-            let apart = keep[longer] - keep[1 - longer];
-            let over = (row.length() - room).min(apart.max(1));
-            keep[longer] = keep[longer].saturating_sub(over);
+            keep = shorten(keep, row.length() - room);
             if keep[0] == 0 {
                 return Err(dataset.at(
                     example.line,

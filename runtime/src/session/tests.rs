@@ -431,16 +431,26 @@ fn what_is_around_a_text_is_not_cut() {
     };
     with_session(options, |image, mut session| {
         let base = session.description().clone();
-        let pair = Task {
-            answer: AnswerPlan::new(AnswerKind::Label, Inputs::Pair, None),
-            template: Template::parse("turn {text} light").unwrap(),
-            ..task("pair", embeddings(&image, &[1]), &base)
-        };
-        let handle = session.add(pair).unwrap();
+        let [handle, wide] =
+            ["turn {text} light", "turn turn turn {text} light light"].map(|text| {
+                let pair = Task {
+                    answer: AnswerPlan::new(AnswerKind::Label, Inputs::Pair, None),
+                    template: Template::parse(text).unwrap(),
+                    ..task(text, embeddings(&image, &[1]), &base)
+                };
+                session.add(pair).unwrap()
+            });
         session.activate(handle).unwrap();
-        let encoded = session.encode("on off heat", Some("heat")).unwrap();
-        assert_eq!(encoded.ids(), [1, 2, 3, 4, 5]);
-        let error = session.encode("on", Some("heat heat heat heat"));
+        for (text, second, ids) in [
+            ("on off heat", "heat", [1, 2, 3, 4, 5]),
+            ("on", "heat heat heat heat", [1, 2, 4, 5, 5]),
+            ("on off heat", "heat off on", [1, 2, 4, 5, 3]),
+        ] {
+            let encoded = session.encode(text, Some(second)).unwrap();
+            assert_eq!(encoded.ids(), ids, "{text}, {second}");
+        }
+        session.activate(wide).unwrap();
+        let error = session.encode("on", Some("heat"));
         let whole = Error::TooLong {
             tokens: 7,
             limit: 5,
