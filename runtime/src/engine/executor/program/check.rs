@@ -113,6 +113,9 @@ impl Logits {
 /// More rows than this are refused.
 const MOST_ROWS: usize = 1 << 20;
 
+/// Slots and scratch space of more numbers a row than this are refused.
+const MOST_COLUMNS: usize = 1 << 26;
+
 /// An arena of more numbers than this is refused.
 const MOST_NUMBERS: usize = 1 << 36;
 
@@ -148,7 +151,7 @@ impl Bounds<'_> {
     ) -> Result<(), String> {
         let widths = self.slots.iter().chain([&self.scratch]);
         let total = widths.fold(0usize, |sum, &width| sum.saturating_add(width));
-        if total.saturating_mul(self.rows) > MOST_NUMBERS {
+        if total > MOST_COLUMNS || total.saturating_mul(self.rows) > MOST_NUMBERS {
             return Err(format!("{of} needs more room than any model"));
         }
         let mut written = Written::new(self.base, self.slots, self.scratch);
@@ -481,11 +484,14 @@ mod tests {
                 _ => unreachable!(),
             }
         }
-        let table: [(&str, Change); 43] = [
+        let table: [(&str, Change); 44] = [
             ("no slot for embedding rows", |program| program.slots[0] = 5),
             ("no slot for embedding rows", |program| program.max_rows = 0),
             ("more room than any model", |program| {
                 program.scratch = usize::MAX
+            }),
+            ("more room than any model", |program| {
+                program.scratch = MOST_COLUMNS
             }),
             ("no whole slot", |program| program.output.slot = 1),
             ("no whole slot", |program| program.output.first = 1),
