@@ -62,9 +62,8 @@ impl<'a> Written<'a> {
     }
 
     fn has_heads(&self, at: Heads, (count, length): (usize, usize)) -> bool {
-        let first = (0..count).map(|head| at.first + head * at.step);
         let slot = &self.slots[at.slot];
-        first.into_iter().all(|first| all(&slot[first..][..length]))
+        (0..count).all(|head| all(&slot[at.first + head * at.step..][..length]))
     }
 
     fn has_keys(&self, at: &KeyHeads, shape: (usize, usize)) -> bool {
