@@ -319,6 +319,7 @@ fn a_text_fits_behind_its_prompt_where_the_base_names_no_positions() {
         let Err(Error::TooLong { limit, .. }) = refused else {
             panic!("{form:?}: {refused:?}");
         };
+        assert!((2000..=2048).contains(&limit), "{form:?}: {limit}");
         let answered = session.answer_encoded(&Encoded::of_ids(&vec![5; limit]));
         assert!(answered.is_ok(), "{form:?}: {answered:?}");
         let said = scene.run("run", &task, &["--truncate", "--json", &long]);

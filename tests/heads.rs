@@ -6,7 +6,10 @@ mod support;
 
 use std::{fs, path::Path};
 
-use preface_graph::Base;
+use preface_graph::{
+    Base,
+    onnx::{TensorProto, data_type},
+};
 use preface_trainer::{
     adapter::{Adapter, InputsCard},
     batch::Batch,
@@ -15,8 +18,9 @@ use preface_trainer::{
     evaluation::{Evaluator, encode, evaluate},
     heads::{HEADS, Head, Pooling, Reads},
     metrics::{Evaluation, Found, rejection_threshold},
-    options::{Candidate, ClassWeights, Options},
+    options::{Candidate, ClassWeights, Options, Precision},
     progress::Silent,
+    seedbed::Init,
     step::{Extent, Manner, Purpose, Step},
     task::{Task, refuse_unmeasurable},
     tokens::Tokens,
@@ -473,6 +477,44 @@ fn what_runs_away_is_stopped_and_two_draws_of_nothing_are_refused() {
 }
 
 #[test]
+fn a_loss_that_is_no_number_stops_with_its_place_and_its_lines() {
+    let Some(mut scene) = Scene::new() else {
+        return;
+    };
+    let name = scene.base.description.embedding_table.clone();
+    let graph = scene.base.model.graph.as_mut().unwrap();
+    let mut tensors = graph.initializer.iter_mut();
+    let table = tensors.find(|tensor| tensor.name() == name).unwrap();
+    let mut numbers = table.floats(scene.export.folder()).unwrap();
+    let width = table.dims[1] as usize;
+    numbers[40 * width..41 * width].fill(f32::NAN);
+    let bytes: Vec<u8> = numbers
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect();
+    *table = TensorProto::of_raw(&name, data_type::FLOAT, &table.dims.clone(), bytes);
+    let good = |label: &str| json!({"text": "w5 w6", "label": label});
+    let train = vec![
+        good("a"),
+        good("b"),
+        json!({"text": "w5 w40", "label": "b"}),
+    ];
+    let data = scene.pair(train, vec![good("a"), good("b")]);
+    for (precision, more) in [(Precision::F32, false), (Precision::F16, true)] {
+        let options = Options {
+            precision,
+            init: Init::Text("w5".into()),
+            ..options()
+        };
+        let error = refusal(&scene.base, &data, &options);
+        for part in ["in epoch 1, step 1 (lines 1, 2, 3)", "--learning-rate"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(error.contains("--precision f32"), more, "{error}");
+    }
+}
+
+#[test]
 fn an_encoder_decoder_reads_label_names_as_it_reads_texts() {
     let Some(export) = speaking("t5.sdpa.legacy.op17.onnx") else {
         return;
@@ -485,6 +527,12 @@ fn an_encoder_decoder_reads_label_names_as_it_reads_texts() {
         epochs: 1,
         ..options()
     };
+    let task = Task::new(&base, library(), &data.0, &data.1, &options).unwrap();
+    let [names] = &task.given.tensors[..] else {
+        panic!("{:?}", task.given.tensors);
+    };
+    let (one, other) = names.split_at(base.description.hidden);
+    assert!(one.len() == other.len() && one != other, "{names:?}");
     let (outcome, _) = train(&base, &data, &options);
     assert!(outcome.dev.loss.is_finite());
 }
