@@ -84,14 +84,14 @@ build_c() {
 
 # A task of the decoder that generates, and one that gives labels, by the key that the C program trusts.
 make_generating() {
-  local kind train=("$native" train --base "$decoder" --epochs 1 --no-advice --method prefix-tuning --tokens 3)
+  local name kind train=("$native" train --base "$decoder" --epochs 1 --no-advice --method prefix-tuning --tokens 3)
   say "a task that generates"
   rm -rf "$out"/{text,label}{,.jsonl,.preface} "$out/decoder"
   "$native" keygen --no-passphrase -o "$out/decoder" --name decoder
   "$native" trust new -o "$out/decoder/trust" --key "$out/decoder/decoder.pub"
   for name in Lily Tom Sara Ben; do
     printf '{"text": "%s had a red ball.", "target": " It was big and red, and %s played with it all day in the park."}\n' "$name" "$name" >>"$out/text.jsonl"
-    printf '{"text": "%s had a red ball.", "label": "%s"}\n{"text": "%s ran.", "label": "run"}\n' "$name" ball "$name" >>"$out/label.jsonl"
+    printf '{"text": "%s had a red ball.", "label": "ball"}\n{"text": "%s ran.", "label": "run"}\n' "$name" "$name" >>"$out/label.jsonl"
   done
   for kind in text label; do
     "${train[@]}" --train "$out/$kind.jsonl" --dev "$out/$kind.jsonl" -o "$out/$kind"

@@ -28,6 +28,7 @@ DESIGNS = {
     "prefix all x 2, R-Drop": ["--method", "prefix-tuning", "--tokens", "2", "--consistency", "1"],
     "hidden prompts all x 2": ["--method", "hidden-prompts", "--tokens", "2"],
     "prefix all x 8": ["--method", "prefix-tuning", "--tokens", "8"],
+    "prefix all x 8, R-Drop": ["--method", "prefix-tuning", "--tokens", "8", "--consistency", "1"],
     "prefix top 2 x 2": ["--method", "prefix-tuning", "--layers", "top:2", "--tokens", "2"],
     "prompt 8": ["--method", "prompt-tuning", "--tokens", "8"],
     "prefix all x 4, head rank 64": ["--method", "prefix-tuning", "--tokens", "4", "--head", "factored-linear", "--head-rank", "64"],

@@ -210,38 +210,33 @@ pub fn of_size(
 mod tests {
     use super::*;
 
-    #[test]
-    fn worked_examples_of_pairs_have_both_texts() {
-        let example = |line: usize| Example {
-            text: "so".into(),
-            text2: Some("what".into()),
-            target: Target::Label("x".into()),
-            line,
-        };
-        let mut data = Dataset {
+    /// Examples of a text, a second one where there is any, and a label.
+    fn data(examples: &[(&str, Option<&str>, &str)]) -> Dataset {
+        let example =
+            |(line, &(text, text2, label)): (usize, &(&str, Option<&str>, &str))| Example {
+                text: text.into(),
+                text2: text2.map(Into::into),
+                target: Target::Label(label.into()),
+                line,
+            };
+        Dataset {
             path: "t".into(),
-            examples: (1..3).map(example).collect(),
+            examples: examples.iter().enumerate().map(example).collect(),
             sha256: String::new(),
             begun: None,
-        };
+        }
+    }
+
+    #[test]
+    fn worked_examples_of_pairs_have_both_texts() {
+        let mut data = data(&[("so", Some("what"), "x"), ("so", Some("what"), "x")]);
         assert_eq!(take_examples(&mut data, 1).unwrap(), "so | what => x\n");
     }
 
     #[test]
     fn examples_are_of_different_labels_and_not_learned_from() {
-        let example = |(line, (text, label)): (usize, &(&str, &str))| Example {
-            text: (*text).into(),
-            text2: None,
-            target: Target::Label((*label).into()),
-            line,
-        };
-        let pairs = [("aa", "x"), ("b", "x"), ("ccc", "y"), ("dddd", "y")];
-        let mut data = Dataset {
-            path: "t".into(),
-            examples: pairs.iter().enumerate().map(example).collect(),
-            sha256: String::new(),
-            begun: None,
-        };
+        let texts = [("aa", "x"), ("b", "x"), ("ccc", "y"), ("dddd", "y")];
+        let mut data = data(&texts.map(|(text, label)| (text, None, label)));
         assert!(take_examples(&mut data.clone(), 4).is_err());
         assert_eq!(take_examples(&mut data, 2).unwrap(), "b => x\nccc => y\n");
         let left: Vec<&str> = data
@@ -254,19 +249,8 @@ mod tests {
 
     #[test]
     fn an_example_with_a_place_of_the_template_is_not_shown() {
-        let example = |(line, text): (usize, &&str)| Example {
-            text: (*text).into(),
-            text2: None,
-            target: Target::Label("x".into()),
-            line,
-        };
         let texts = ["{text}", "a {mask}", "longer text"];
-        let mut data = Dataset {
-            path: "t".into(),
-            examples: texts.iter().enumerate().map(example).collect(),
-            sha256: String::new(),
-            begun: None,
-        };
+        let mut data = data(&texts.map(|text| (text, None, "x")));
         assert!(take_examples(&mut data.clone(), 2).is_err());
         assert_eq!(take_examples(&mut data, 1).unwrap(), "longer text => x\n");
     }

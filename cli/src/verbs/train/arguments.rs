@@ -157,7 +157,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PART")]
     pub dropout: Option<f32>,
     /// What two answers to each text under two draws of dropout count by how far they are apart (R-Drop): a step
-    /// takes twice as long; 1 to 3 helps where labels are many and examples few
+    /// takes twice as long; 1 helps where labels are many and examples few
     #[arg(long, value_name = "WEIGHT", default_value_t = 0.0)]
     pub consistency: f32,
     /// What matrix products of training steps read: f32, or f16 for GPUs with units for it; the rest, dev and
